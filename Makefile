@@ -1,0 +1,36 @@
+# make install | quickstart | test | check
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install quickstart test check format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/echostill run --config examples/quickstart/config.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# mypy reads the package as a user gets it: built and installed beside, not the source folders.
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/site .
+	cd build && MYPYPATH=site ../$(BIN)/mypy --config-file ../pyproject.toml \
+		-p echostill.platform -p echostill.curation -p echostill.distill -p echostill.eval -p echostill.jobs
+
+format:
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

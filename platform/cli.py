@@ -1,0 +1,237 @@
+"""The command line: one command per stage, and the questions people ask of a store.
+
+This module and ``jobs`` are the only ones that know every folder; both import them when needed, so
+that ``echostill --help`` does not wait for Ray and torch.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import click
+import typer
+
+from echostill.platform.config import STAGES
+from echostill.platform.errors import EchostillError, nearest
+from echostill.platform.progress import console
+
+SUMMARIES = {
+    "ingest": "Read images and DICOM cines into the pool: ids, groups, one decode, quarantine.",
+    "pretrain": "Pretrain a teacher with the USFM recipe (block and band-stop mask on one input).",
+    "score": "Train the proxy, then compute teacher features and gradient norms over the pool.",
+    "select": "Pick the coreset: cluster, rank by distance and by gradient, fill the quotas.",
+    "distill": "Distil the teacher into the student on a coreset (or train it without a teacher).",
+    "evaluate": "Compare teacher and students on labelled benchmarks, split by group.",
+    "report": "Write the self-contained HTML report.",
+}
+EXAMPLES = {
+    "ingest": "echostill ingest store=runs/mine source=/data/ultrasound",
+    "pretrain": "echostill pretrain --config config.yaml training.steps=20000",
+    "score": "echostill score --config config.yaml workers=8",
+    "select": "echostill select --config config.yaml budget=200000",
+    "distill": "echostill distill --config config.yaml training.workers=4",
+    "evaluate": "echostill evaluate --config config.yaml",
+    "report": "echostill report --config config.yaml",
+}
+
+app = typer.Typer(
+    name="echostill",
+    help="Turn an ultrasound pool into a small coreset, and a large teacher into a tiny student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Set configuration keys.")
+]
+ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML configuration.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show plan, resources, sizes and what is already done.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a result that was made from something else.")
+]
+StoreOption = Annotated[str, typer.Option("--store", "-s", help="The store.")]
+CoresetOption = Annotated[str, typer.Option("--coreset", help="Name of the coreset.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _add_stage(name: str) -> None:
+    def command(
+        overrides: Overrides = None,
+        config: ConfigFile = None,
+        dry_run: DryRun = False,
+        overwrite: Overwrite = False,
+    ) -> None:
+        from echostill.jobs.stages import run_stage
+
+        print(run_stage(name, config, overrides or [], dry_run=dry_run, overwrite=overwrite))
+
+    text = f"{SUMMARIES[name]}\n\n\b\nExample:\n  {EXAMPLES[name]}"
+    app.command(name, help=text, short_help=SUMMARIES[name])(command)
+
+
+for _stage in STAGES:
+    _add_stage(_stage)
+
+
+@app.command("run")
+def run_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Pretrain a teacher instead of loading one.")
+    ] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run the main job: ingest, score, select, distill, evaluate, report.
+
+    \b
+    Example:
+      echostill run --config examples/quickstart/config.yaml
+    """
+    from echostill.jobs.pipeline import run_pipeline
+
+    run_pipeline(
+        config, overrides or [], from_scratch=from_scratch, dry_run=dry_run, overwrite=overwrite
+    )
+
+
+@app.command("why")
+def why_command(
+    image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
+    store: StoreOption = "runs/default",
+    coreset: CoresetOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Say why an image is, or is not, in the coreset.
+
+    \b
+    Example:
+      echostill why 3f9a --store runs/quickstart
+    """
+    from echostill.curation import why
+
+    answer = why(store, coreset, image)
+    print(json.dumps(answer.as_dict(), indent=1) if as_json else answer.text)
+
+
+@app.command("models")
+def models_command(as_json: JsonOption = False) -> None:
+    """List the model zoo: parameters and GFLOPs, as the paper counts them and in full.
+
+    \b
+    Example:
+      echostill models --json
+    """
+    from echostill.platform.models import describe_models
+
+    rows = describe_models()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'name':<16}{'parameters':>12}{'GFLOPs (paper)':>16}{'GFLOPs (all)':>14}{'input':>7}")
+    for row in rows:
+        print(
+            f"{row['name']:<16}{row['parameters']:>12,}{row['gflops_paper']:>16.2f}"
+            f"{row['gflops']:>14.2f}{row['image_size']:>7}"
+        )
+
+
+@app.command("verify")
+def verify_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Re-read every manifest and table of a store: checksums, row accounting, fingerprints.
+
+    \b
+    Example:
+      echostill verify runs/quickstart
+    """
+    from echostill.platform.verify import verify_store
+
+    result = verify_store(store)
+    print(json.dumps(result.as_dict(), indent=1) if as_json else result.describe())
+    if not result.sound:
+        raise typer.Exit(1)
+
+
+@app.command(
+    "submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def submit_command(
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(help="A stage's name, or run.")],
+    address: Annotated[
+        str | None, typer.Option("--address", help="Address of the Ray dashboard.")
+    ] = None,
+    working_dir: Annotated[
+        str, typer.Option("--working-dir", help="Folder the job runs in.")
+    ] = ".",
+    submission_id: Annotated[
+        str | None, typer.Option("--submission-id", help="Id of the job; made when left out.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the logs.")] = False,
+) -> None:
+    """Submit a stage to a Ray cluster, stream its logs and exit as it exits.
+
+    \b
+    Example:
+      echostill submit select --address http://127.0.0.1:8265 --config config.yaml budget=20000
+    """
+    from echostill.platform.submit import submit
+
+    code = submit(
+        stage,
+        context.args,
+        address=address,
+        working_dir=working_dir,
+        submission_id=submission_id,
+        wait=not no_wait,
+    )
+    raise typer.Exit(code)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` ends a run as Ctrl-C does
+    command: Callable[..., Any] = typer.main.get_command(app)
+    code = 0
+    try:
+        result = command(args=list(arguments or sys.argv[1:]), standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except EchostillError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = _interrupted()
+    except KeyboardInterrupt:
+        code = _interrupted()
+    except click.UsageError as error:
+        names = getattr(command, "commands", {})
+        word = next((w for w in (arguments or sys.argv[1:]) if not w.startswith("-")), "")
+        hint = nearest(word, names) if "No such command" in error.format_message() else ""
+        console.print(f"error: {error.format_message()}{hint}", markup=False, soft_wrap=True)
+        code = 2
+    except BrokenPipeError:
+        sys.stderr.close()
+    sys.exit(code)
+
+
+def _interrupted() -> int:
+    console.print("interrupted: what was finished is kept; the same command continues from there.")
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Configuration: frozen models, one file for all stages, unknown keys refused with the nearest name.
+
+A configuration file is YAML. Either it has a section per stage, with the shared keys outside the
+sections, or it is flat and belongs to one stage. On the command line ``key=value`` sets a key of
+the stage that runs, and ``stage.key=value`` names the stage.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from echostill.platform.errors import UsageError, nearest
+
+STAGES = ("ingest", "pretrain", "score", "select", "distill", "evaluate", "report")
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, strictly typed, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def execution(default: Any, description: str, **constraints: Any) -> Any:
+    """Declare a field that changes how a stage runs but not what it computes.
+
+    Such fields stay out of the fingerprint: a run may be resumed with more workers.
+    """
+    return Field(
+        default, description=description, json_schema_extra={"execution": True}, **constraints
+    )
+
+
+class TeacherSettings(Config):
+    """The teacher: a model of the zoo and its weights."""
+
+    model: str = "usfm"
+    weights: str | None = Field(
+        None, description="Weights file; None takes the one that `echostill pretrain` made."
+    )
+
+
+class StageConfig(Config):
+    """What every stage shares."""
+
+    store: str = execution("runs/default", "Folder or URI (s3://, gs://) that holds all tables.")
+    seed: int = Field(0, description="Seed of every random choice.", ge=0)
+    address: str | None = execution(None, "Ray address; default RAY_ADDRESS, else a local Ray.")
+    tracking: str | None = execution(
+        None, "MLflow tracking URI; default an sqlite file in the store."
+    )
+    progress: bool = execution(True, "Show progress bars.")
+
+
+class ModelsConfig(StageConfig):
+    """What the stages that use teacher and student share."""
+
+    teacher: TeacherSettings = TeacherSettings()
+    student: str = Field("tinyusfm", description="A model of the zoo.")
+
+
+# Keys that may stand outside a stage's section; a stage takes those that it knows.
+SHARED_KEYS = tuple(ModelsConfig.model_fields)
+ConfigType = TypeVar("ConfigType", bound=StageConfig)
+
+
+def read_document(path: str | None) -> dict[str, Any]:
+    """Read a YAML configuration file; no path is an empty document.
+
+    Raises:
+        UsageError: The file is missing, is not YAML, or is not a mapping.
+    """
+    if path is None:
+        return {}
+    file = Path(path)
+    if not file.is_file():
+        folder = file.parent
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        raise UsageError(f"no configuration file '{path}'.{nearest(file.name, names)}")
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(f"'{path}' must hold 'key: value' pairs, not a {type(document).__name__}.")
+    return document
+
+
+def apply_overrides(
+    document: Mapping[str, Any], overrides: Iterable[str], stage: str | None
+) -> dict[str, Any]:
+    """Return the document with ``key=value`` texts applied; values are read as YAML.
+
+    A key without a stage in front belongs to ``stage`` where one is given.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(document))
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UsageError(f"'{text}' is not of the form key=value.")
+        path = key.split(".")
+        if stage is not None and path[0] not in STAGES and path[0] not in SHARED_KEYS:
+            sectioned = any(name in result for name in STAGES)
+            path = [stage, *path] if sectioned or not result else path
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"'{value}' (for key '{key}') is not a YAML value.") from None
+        node = result
+        for part in path[:-1]:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise UsageError(f"'{key}' goes into '{part}', which is a value, not a section.")
+            node = child
+        node[path[-1]] = parsed
+    return result
+
+
+def resolve(
+    config_class: type[ConfigType], stage: str, document: Mapping[str, Any]
+) -> ConfigType:
+    """Build a stage's configuration from a document: shared keys, then the stage's own section.
+
+    Raises:
+        UsageError: An unknown key (with the nearest valid one) or a value of the wrong type.
+    """
+    values: dict[str, Any] = dict(document)
+    if any(key in STAGES for key in document):
+        for key in document:
+            if key not in STAGES and key not in SHARED_KEYS:
+                valid = [*STAGES, *SHARED_KEYS]
+                own = nearest(key, valid) or nearest(key, config_class.model_fields)
+                raise UsageError(
+                    f"unknown key '{key}' outside the stages' sections.{own} "
+                    f"Allowed there: {', '.join(valid)}."
+                )
+        section = document.get(stage)
+        if section is not None and not isinstance(section, dict):
+            raise UsageError(f"section '{stage}' must hold 'key: value' pairs.")
+        known = config_class.model_fields
+        values = {key: document[key] for key in document if key in SHARED_KEYS and key in known}
+        values.update(section or {})
+    return validate(config_class, values)
+
+
+def validate(config_class: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
+    """Validate plain values into a configuration, with errors in words."""
+    try:
+        return config_class.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UsageError(_describe(config_class, error)) from None
+    except TypeError as error:
+        raise UsageError(f"a configuration holds plain values only: {error}") from None
+
+
+def load(
+    config_class: type[ConfigType],
+    stage: str,
+    path: str | None = None,
+    overrides: Sequence[str] = (),
+) -> ConfigType:
+    """Read, override and validate the configuration of one stage."""
+    return resolve(config_class, stage, apply_overrides(read_document(path), overrides, stage))
+
+
+def result_relevant(config: BaseModel) -> dict[str, Any]:
+    """Return the configuration as plain values without the fields that only steer execution."""
+    result: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("execution"):
+            continue
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            result[name] = result_relevant(value)
+        else:
+            result[name] = json.loads(json.dumps(value, default=_plain))
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return result_relevant(value)
+    raise TypeError(f"{type(value).__name__} is not a plain configuration value")
+
+
+def _describe(config_class: type[BaseModel], error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        location = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            fields = _fields_at(config_class, item["loc"][:-1])
+            key = str(item["loc"][-1])
+            hint = nearest(key, fields)
+            listing = "" if hint else f" Valid keys: {', '.join(sorted(fields))}."
+            lines.append(f"unknown key '{location}'.{hint}{listing}")
+        elif item["type"] == "missing":
+            lines.append(f"key '{location}' is required and missing")
+        else:
+            got = item.get("input")
+            message = item["msg"].removeprefix("Value error, ")
+            hint = ""
+            if isinstance(got, str) and "number" in message and _looks_numeric(got):
+                hint = f" (YAML reads '{got}' as text: write {float(got)!r})"
+            if item["type"] == "literal_error" and isinstance(got, str):
+                expected = str(item.get("ctx", {}).get("expected", ""))
+                hint = nearest(got, expected.replace("'", "").replace(" or ", ", ").split(", "))
+            where = f"key '{location}': " if location else ""
+            lines.append(f"{where}{message}, got {got!r}{hint}")
+    return "; ".join(lines)
+
+
+def _looks_numeric(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    current: type[BaseModel] = model
+    for part in location:
+        if isinstance(part, int) or part not in current.model_fields:
+            continue
+        annotation = current.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if nested:
+            current = nested[0]
+    return list(current.model_fields)

@@ -1,0 +1,104 @@
+"""Masked image modelling as a training task: the recipe of the teacher and of the proxy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from echostill.platform.masks import MaskSettings, draw_masks
+from echostill.platform.mim import (
+    DecoderSettings,
+    MaskedImageModel,
+    ReconstructionSettings,
+    joint_reconstruction,
+    separated_reconstruction,
+)
+from echostill.platform.models import create_encoder
+from echostill.platform.staging import StagedImages, stage_images
+from echostill.platform.store import Store
+from echostill.platform.training import Batch, TrainingSettings, TrainingState, TrainingTask
+
+Views = Literal["joint", "separated"]
+
+
+class MaskedImageTask(TrainingTask):
+    """Reconstruct images from one jointly corrupted view (USFM) or from two separate ones."""
+
+    def __init__(
+        self,
+        model: MaskedImageModel,
+        masks: MaskSettings,
+        reconstruction: ReconstructionSettings,
+        views: Views,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.masks, self.reconstruction = masks, reconstruction
+        self.views, self.seed = views, seed
+        self.image_size = model.encoder.image_size
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the mean reconstruction loss."""
+        masks = draw_masks(
+            self.masks, self.seed, batch.epochs, batch.image_ids, batch.pixels.device
+        )
+        reconstruct = joint_reconstruction if self.views == "joint" else separated_reconstruction
+        losses = reconstruct(self.model, batch.pixels, masks, self.reconstruction)
+        return losses.mean, {
+            "reconstruction_spatial": losses.spatial.detach().mean(),
+            "reconstruction_frequency": losses.frequency.detach().mean(),
+        }
+
+
+@dataclass(frozen=True)
+class MaskedImageJob:
+    """A masked image modelling run: which model, on which images of the pool."""
+
+    store: str
+    model: str
+    image_ids: tuple[str, ...] | None
+    settings: TrainingSettings
+    decoder: DecoderSettings
+    masks: MaskSettings
+    reconstruction: ReconstructionSettings
+    views: Views
+    seed: int
+    snapshot_folder: str | None = None
+
+    def build(self) -> tuple[TrainingTask, StagedImages]:
+        """Build the model with seeded weights and open the staged images."""
+        encoder = create_encoder(self.model)
+        images = stage_images(
+            Store(self.store).open_pool(), self.store, encoder.image_size, self.image_ids
+        )
+        return self.task(), images
+
+    def task(self) -> MaskedImageTask:
+        """Build the task alone, its weights set by the seed."""
+        torch.manual_seed(self.seed)
+        encoder = create_encoder(self.model)
+        model = MaskedImageModel(encoder, self.decoder)
+        masks = self.masks.scaled_to(encoder.image_size, encoder.patch_size)
+        return MaskedImageTask(model, masks, self.reconstruction, self.views, self.seed)
+
+    def on_checkpoint(self, task: TrainingTask, state: TrainingState) -> None:
+        """Keep the weights of every checkpoint for good, where a folder is given."""
+        if self.snapshot_folder is not None:
+            save_snapshot(self.snapshot_folder, task, state.step)
+
+
+def snapshot_name(step: int) -> str:
+    """File name of the weights kept at a step."""
+    return f"snapshot-{step:06d}.safetensors"
+
+
+def save_snapshot(folder: str, task: TrainingTask, step: int) -> None:
+    """Write the task's weights into a folder or URI, atomically."""
+    from safetensors.torch import save
+
+    from echostill.platform.storage import Storage
+
+    tensors = {name: value.detach().cpu() for name, value in task.state_dict().items()}
+    Storage(folder).write(snapshot_name(step), save(tensors))

@@ -1,0 +1,176 @@
+"""The model zoo: which encoders there are by name, and how each is built."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+
+TIMM_PREFIX = "timm:"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The shape of one of our own encoders."""
+
+    family: str  # "beit" (the published teacher's class) or "vit" (the published student's)
+    image_size: int
+    dim: int
+    depth: int
+    heads: int
+    patch_size: int = 16
+
+
+# usfm: openmedlab/USFM configs/model/Cls/vit.yaml. tinyusfm: MacDunno/TinyUSFM; twelve heads of 16
+# channels, not the three of the usual ViT-Tiny. The micro presets are ours, for a laptop.
+PRESETS: dict[str, Preset] = {
+    "usfm": Preset("beit", image_size=224, dim=768, depth=12, heads=12),
+    "tinyusfm": Preset("vit", image_size=224, dim=192, depth=12, heads=12),
+    "usfm-micro": Preset("beit", image_size=128, dim=128, depth=6, heads=4),
+    "tinyusfm-micro": Preset("vit", image_size=128, dim=64, depth=6, heads=4),
+}
+
+
+def model_names() -> list[str]:
+    """Return the names of our own encoders; besides them `timm:NAME` names any timm model."""
+    return list(PRESETS)
+
+
+def create_encoder(name: str, *, image_size: int | None = None) -> Encoder:
+    """Build an encoder with fresh weights, drawn from torch's global generator (seed it first).
+
+    Args:
+        name: one of `model_names()`, or `timm:NAME`.
+        image_size: side of the input in pixels; the model's own by default.
+
+    Raises:
+        UsageError: there is no such model, or it cannot take such images.
+    """
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"image_size must be a positive number of pixels, not {image_size}.")
+    if name.startswith(TIMM_PREFIX):
+        return _create_timm(name, image_size)
+    if name not in PRESETS:
+        hint = nearest(name, [*PRESETS, *(TIMM_PREFIX + name for name in _timm_namesakes(name))])
+        raise UsageError(
+            f"There is no model '{name}' in the zoo.{hint} "
+            f"The models are {', '.join(PRESETS)}, or timm:NAME for any timm model."
+        )
+    preset = PRESETS[name]
+    size = image_size or preset.image_size
+    if size % preset.patch_size:
+        fitting = max(1, round(size / preset.patch_size)) * preset.patch_size
+        raise UsageError(
+            f"image_size {size} does not fit '{name}': it must be a multiple of its patch size "
+            f"{preset.patch_size}, such as {fitting}."
+        )
+    backbone = _beit(preset, size) if preset.family == "beit" else _vit(preset, size)
+    return Encoder(backbone, name=name, image_size=size)
+
+
+def sincos_position_embedding(dim: int, grid: int) -> Tensor:
+    """Return the fixed 2-D sine-cosine position embedding of MAE, zero for the class token.
+
+    Half of the channels code the column, half the row; each half holds the sines, then the
+    cosines, of the position times 10000^(-2k/(dim/2)) for k = 0 .. dim/4 - 1 (He et al. 2022,
+    arXiv 2111.06377, the released pos_embed.py; patches are numbered row by row).
+
+    Args:
+        dim: channels, a multiple of four.
+        grid: patches along a side.
+
+    Returns:
+        (1, 1 + grid * grid, dim) float32.
+    """
+    if dim % 4:
+        raise ValueError(f"dim must be a multiple of 4, not {dim}")
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies  # (grid, dim / 4)
+    axis = torch.cat((angles.sin(), angles.cos()), dim=1)  # (grid, dim / 2)
+    columns = axis[None, :, :].expand(grid, grid, -1)
+    rows = axis[:, None, :].expand(grid, grid, -1)
+    patches = torch.cat((columns, rows), dim=2).reshape(grid * grid, dim)
+    return torch.cat((torch.zeros(1, dim, dtype=torch.float64), patches))[None].float()
+
+
+def _beit(preset: Preset, image_size: int) -> nn.Module:
+    # qkv_bias=True matters: without it the published q_bias and v_bias have nowhere to go, and a
+    # lenient loader drops them in silence.
+    backbone: nn.Module = Beit(
+        img_size=image_size,
+        patch_size=preset.patch_size,
+        num_classes=0,
+        global_pool="avg",
+        embed_dim=preset.dim,
+        depth=preset.depth,
+        num_heads=preset.heads,
+        qkv_bias=True,
+        init_values=0.1,
+        use_abs_pos_emb=False,
+        use_rel_pos_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    return backbone
+
+
+def _vit(preset: Preset, image_size: int) -> nn.Module:
+    # global_pool="avg" puts the one norm behind the mean (fc_norm), as TinyUSFM does downstream.
+    backbone: Any = VisionTransformer(
+        img_size=image_size,
+        patch_size=preset.patch_size,
+        num_classes=0,
+        global_pool="avg",
+        embed_dim=preset.dim,
+        depth=preset.depth,
+        num_heads=preset.heads,
+        qkv_bias=True,
+        class_token=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    embedding = sincos_position_embedding(preset.dim, image_size // preset.patch_size)
+    with torch.no_grad():
+        backbone.pos_embed.copy_(embedding)
+    module: nn.Module = backbone
+    return module
+
+
+def _create_timm(name: str, image_size: int | None) -> Encoder:
+    architecture = name.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(architecture):
+        hint = nearest(name, [TIMM_PREFIX + known for known in timm.list_models()])
+        raise UsageError(
+            f"timm has no model '{architecture}'.{hint} "
+            "timm.list_models() in Python lists what it has."
+        )
+    options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
+    # Only a model with a fixed token grid takes a size (and refuses any other at run time); a
+    # fully convolutional one has no such option and takes every size.
+    try:
+        sized = {} if image_size is None else {"img_size": image_size}
+        backbone = timm.create_model(architecture, **options, **sized)
+    except TypeError:
+        backbone = timm.create_model(architecture, **options)
+    except (ValueError, AssertionError) as error:
+        raise UsageError(
+            f"'{name}' cannot be built for image_size {image_size}: {error}"
+        ) from error
+    published = backbone.pretrained_cfg
+    return Encoder(
+        backbone,
+        name=name,
+        image_size=image_size or int(published["input_size"][-1]),
+        mean=published.get("mean") or IMAGENET_MEAN,
+        std=published.get("std") or IMAGENET_STD,
+    )
+
+
+def _timm_namesakes(name: str) -> list[str]:
+    """Return `name` if timm knows it: the likeliest slip is to leave the prefix away."""
+    return [name] if timm.is_model(name) else []

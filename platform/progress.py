@@ -1,0 +1,115 @@
+"""Progress of long work: a bar on a terminal, sparse lines elsewhere (logs, submitted jobs)."""
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+console = Console(stderr=True, highlight=False)
+LINE_EVERY_SECONDS = 15.0
+
+
+class Progress:
+    """Counts units of work done out of a known total."""
+
+    def __init__(self, title: str, total: int, *, enabled: bool = True) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self.note = ""
+        self._first = 0
+        self._bar: RichProgress | None = None
+        self._enabled = enabled
+        self._started = self._last_line = time.monotonic()
+        self._poll: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "Progress":
+        if self._enabled and sys.stderr.isatty():
+            self._bar = RichProgress(
+                TextColumn("{task.description:>12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task(self.title, total=self.total, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self._poll is not None:
+            self._poll.join(timeout=2)
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Set how much is done."""
+        if self.done == 0:  # the first units pay for start-up and would mislead the estimate
+            self._started, self._first = time.monotonic(), done
+        self.done, self.note = done, note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if self._enabled and now - self._last_line >= LINE_EVERY_SECONDS:
+            self._last_line = now
+            counted = done - self._first
+            pace = (now - self._started) / counted if counted else 0.0
+            left = f", about {pace * (self.total - done):.0f} s left" if counted else ""
+            console.print(f"{self.title}: {done}/{self.total}{left} {note}".rstrip())
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Add to what is done."""
+        self.update(self.done + amount, note)
+
+    def channel(self) -> "Channel":
+        """Return a channel through which a remote process moves this bar."""
+        from ray.util.queue import Empty, Queue
+
+        messages = Queue(actor_options={"num_cpus": 0})
+
+        def poll() -> None:
+            while not self._stop.is_set():
+                try:
+                    done, note = messages.get(timeout=0.5)
+                except Empty:
+                    continue
+                except Exception:  # the cluster is going away: the bar is not worth an error
+                    return
+                self.update(done, note)
+
+        self._poll = threading.Thread(target=poll, daemon=True, name="echostill-progress")
+        self._poll.start()
+        return Channel(messages)
+
+
+class Channel:
+    """The far end of a progress bar; sending never fails and never waits."""
+
+    def __init__(self, messages: Any) -> None:
+        self._messages = messages
+
+    def send(self, done: int, note: str = "") -> None:
+        """Report how much is done."""
+        try:
+            self._messages.put_nowait((done, note))
+        except Exception:  # a full queue or a dead driver must not stop training
+            return

@@ -1,0 +1,66 @@
+"""Columns of the tables: the contract between the stages."""
+
+import pyarrow as pa
+
+POOL_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),  # 128 bits, hexadecimal, from content and origin
+        ("group_id", pa.string()),  # patient, study or clip: splits never cut through one
+        ("source", pa.string()),  # path relative to the source's root, with #frame for cines
+        ("organ", pa.string()),
+        ("device", pa.string()),
+        ("label", pa.string()),  # empty where unknown
+        ("frame", pa.int32()),
+        ("image", pa.large_binary()),  # staged PNG, grey or RGB
+        ("width", pa.int32()),  # of the staged image, in pixels
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("colour", pa.bool_()),  # whether the staged image is RGB
+        ("content_hash", pa.string()),  # of the staged pixels
+        ("mean", pa.float32()),  # brightness, 0..1
+        ("contrast", pa.float32()),  # standard deviation of brightness, 0..1
+    ]
+)
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("id", pa.string()),  # image id where one is known, else the source
+        ("source", pa.string()),
+        ("error_class", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+
+
+def scores_schema(dimension: int, checkpoints: int) -> pa.Schema:
+    """Columns of the scores: teacher features and gradient norms of the proxy."""
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("feature", pa.list_(pa.float16(), dimension)),  # L2-normalised
+            ("gradient_mean", pa.float32()),
+            ("gradient_std", pa.float32()),
+            ("gradient", pa.list_(pa.float32(), checkpoints)),  # one norm per proxy checkpoint
+            ("reconstruction_error", pa.float32()),  # at the last checkpoint
+        ]
+    )
+
+
+COLUMN_OF_CORESET = [
+    ("image_id", pa.string()),
+    ("group_id", pa.string()),
+    ("cluster", pa.int32()),
+    ("cluster_size", pa.int32()),
+    ("distance", pa.float32()),  # to the own centroid
+    ("distance_rank", pa.int32()),  # in the cluster, 1 = nearest
+    ("gradient", pa.float32()),  # the quality score
+    ("gradient_rank", pa.int32()),  # in the cluster, 1 = largest
+    ("dual_rank", pa.float64()),
+    ("cluster_rank", pa.int32()),  # in the cluster, 1 = taken first
+    ("quota", pa.int32()),  # of the cluster
+    ("selected", pa.bool_()),
+    ("reason", pa.string()),
+]
+CORESET_SCHEMA = pa.schema(COLUMN_OF_CORESET)

@@ -1,0 +1,121 @@
+"""Training images as one memory-mapped array: decoded once, read in any order without parsing.
+
+The array is square (the whole image, as evaluation sees it) and a little larger than the model's
+input, so that crops keep their sharpness. It is a cache: named by what it holds, made again when
+missing.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from echostill.platform.errors import EchostillError
+from echostill.platform.images import decode_image, to_square
+from echostill.platform.storage import Storage, sha256
+from echostill.platform.tables import Table
+
+MARGIN = 8 / 7  # 256 pixels for a model of 224
+
+
+@dataclass(frozen=True)
+class StagedImages:
+    """Images by row: ``pixels`` (N, C, side, side) uint8 with C 1 (all grey) or 3, and their ids."""
+
+    pixels: np.ndarray
+    image_ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def staged_side(image_size: int) -> int:
+    """Side in pixels at which images for a model of ``image_size`` are staged."""
+    return round(image_size * MARGIN)
+
+
+def cache_folder(store: str) -> Path:
+    """Folder for staged arrays: in a local store, else on this node's own disk."""
+    override = os.environ.get("ECHOSTILL_CACHE")
+    if override:
+        return Path(override)
+    storage = Storage(store)
+    if storage.is_local:
+        return Path(storage.local_path("cache"))
+    return Path(tempfile.gettempdir()) / "echostill-cache"
+
+
+def stage_images(
+    pool: Table, store: str, image_size: int, image_ids: Sequence[str] | None = None
+) -> StagedImages:
+    """Stage the pool's images (or the named ones), in the order of their ids.
+
+    Args:
+        pool: The pool table.
+        store: Store whose cache folder is used.
+        image_size: Input side of the model.
+        image_ids: Ids to stage; all where None.
+
+    Raises:
+        EchostillError: A named id is not in the pool.
+    """
+    side = staged_side(image_size)
+    wanted = sorted(image_ids if image_ids is not None else _ids(pool))
+    key = sha256("\n".join([pool.digest, str(side), *wanted]).encode())[:20]
+    folder = cache_folder(store)
+    array_path, ids_path = folder / f"{key}.npy", folder / f"{key}.json"
+    if not (array_path.exists() and ids_path.exists()):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(pool, wanted, side, array_path)
+        _replace(ids_path, json.dumps(wanted).encode())
+    return StagedImages(np.load(array_path, mmap_mode="r"), wanted)
+
+
+def _ids(pool: Table) -> list[str]:
+    return list(pool.read(["image_id"])["image_id"].to_pylist())
+
+
+def _write(pool: Table, wanted: list[str], side: int, target: Path) -> None:
+    position = {image_id: row for row, image_id in enumerate(wanted)}
+    channels = 3 if _any_colour(pool, position) else 1
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    array = np.lib.format.open_memmap(
+        temporary, mode="w+", dtype=np.uint8, shape=(len(wanted), channels, side, side)
+    )
+    found = 0
+    for part in pool.parts(["image_id", "image"]):
+        for image_id, data in zip(
+            part["image_id"].to_pylist(), part["image"].to_pylist(), strict=True
+        ):
+            row = position.get(image_id)
+            if row is not None:
+                array[row] = to_square(decode_image(data), side)[:channels]
+                found += 1
+    array.flush()
+    del array
+    if found != len(wanted):
+        temporary.unlink()
+        raise EchostillError(
+            f"{len(wanted) - found} of {len(wanted)} images are not in the pool "
+            f"'{pool.storage.root}': select again from this pool."
+        )
+    os.replace(temporary, target)
+
+
+def _any_colour(pool: Table, position: dict[str, int]) -> bool:
+    for part in pool.parts(["image_id", "colour"]):
+        coloured = part.filter(pc.field("colour"))["image_id"].to_pylist()
+        if any(image_id in position for image_id in coloured):
+            return True
+    return False
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

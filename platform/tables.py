@@ -1,0 +1,139 @@
+"""Tables: Parquet parts with a manifest that is written last.
+
+A table exists when its ``manifest.json`` does. The manifest names every part with its rows, size
+and checksum, the schema, and the fingerprint of the run that made it.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.storage import Storage, sha256
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+def encode_parquet(table: pa.Table) -> bytes:
+    """Serialise a table; the same table always gives the same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=8192, store_schema=True)
+    return sink.getvalue()
+
+
+def part_record(name: str, rows: int, data: bytes) -> dict[str, Any]:
+    """Return the manifest's entry for one part."""
+    return {"file": name, "rows": rows, "bytes": len(data), "sha256": sha256(data)}
+
+
+def write_manifest(
+    storage: Storage,
+    *,
+    stage: str,
+    schema: pa.Schema,
+    parts: Sequence[dict[str, Any]],
+    fingerprint: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the manifest, which makes the table exist, and return it."""
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "stage": stage,
+        "rows": sum(part["rows"] for part in parts),
+        "schema": [[field.name, str(field.type)] for field in schema],
+        "parts": list(parts),
+        "fingerprint": fingerprint,
+        **(extra or {}),
+    }
+    storage.write(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    return manifest
+
+
+def write_table(
+    storage: Storage,
+    table: pa.Table,
+    *,
+    stage: str,
+    fingerprint: dict[str, Any],
+    rows_per_part: int = 1_000_000,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a whole table as parts and then its manifest."""
+    parts = []
+    for index, start in enumerate(range(0, max(table.num_rows, 1), rows_per_part)):
+        piece = table.slice(start, rows_per_part)
+        data = encode_parquet(piece)
+        name = f"part-{index:05d}.parquet"
+        storage.write(name, data)
+        parts.append(part_record(name, piece.num_rows, data))
+    return write_manifest(
+        storage, stage=stage, schema=table.schema, parts=parts, fingerprint=fingerprint, extra=extra
+    )
+
+
+class Table:
+    """A finished table, read by parts or as a whole."""
+
+    def __init__(self, storage: Storage, manifest: dict[str, Any]) -> None:
+        self.storage = storage
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, storage: Storage, made_by: str) -> "Table":
+        """Open a finished table.
+
+        Args:
+            storage: The table's folder.
+            made_by: The command that makes such a table, for the error message.
+
+        Raises:
+            UsageError: The table is missing or unfinished.
+        """
+        if not storage.exists(MANIFEST):
+            state = "is not finished" if storage.exists() else "does not exist"
+            raise UsageError(f"the table '{storage.root}' {state}: run `echostill {made_by}` first.")
+        manifest = json.loads(storage.read(MANIFEST))
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise EchostillError(
+                f"'{storage.locate(MANIFEST)}' has format {manifest.get('format_version')}; "
+                f"this version reads format {FORMAT_VERSION}."
+            )
+        return cls(storage, manifest)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows over all parts."""
+        return int(self.manifest["rows"])
+
+    @property
+    def digest(self) -> str:
+        """A digest of the table's content: the parts' checksums in order."""
+        return sha256("".join(part["sha256"] for part in self.manifest["parts"]).encode())
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts' file names in order."""
+        return [part["file"] for part in self.manifest["parts"]]
+
+    def read_part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one part."""
+        return pq.read_table(
+            self.storage.arrow_path(name),
+            columns=list(columns) if columns is not None else None,
+            filesystem=self.storage.filesystem,
+            partitioning=None,
+        )
+
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Read part after part."""
+        for name in self.part_names:
+            yield self.read_part(name, columns)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the whole table, or the named columns of it."""
+        return pa.concat_tables(list(self.parts(columns)))

@@ -1,0 +1,67 @@
+"""Finding the teacher's weights: a file the configuration names, or what `pretrain` made."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from echostill.platform.config import ModelsConfig
+from echostill.platform.errors import UsageError
+from echostill.platform.models import Encoder, create_encoder, load_weights, weights_digest
+from echostill.platform.storage import Storage, sha256
+from echostill.platform.store import Store
+from echostill.platform.training_run import WEIGHTS, is_finished
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model of the zoo with a weights file; picklable, loaded where it is needed."""
+
+    model: str
+    path: str
+    digest: str
+
+    def load(self) -> Encoder:
+        """Build the encoder and load the weights strictly; frozen, in evaluation mode."""
+        encoder = create_encoder(self.model)
+        load_weights(encoder, local_copy(self.path, self.digest))
+        return encoder.eval().requires_grad_(False)
+
+
+def find_teacher(config: ModelsConfig) -> Weights:
+    """Find the teacher's weights.
+
+    Raises:
+        UsageError: The named file is missing, or none is named and none was pretrained.
+    """
+    named = config.teacher.weights
+    if named is not None:
+        return find_weights(config.teacher.model, named)
+    storage = Store(config.store).run("teacher")
+    if not is_finished(storage):
+        raise UsageError(
+            f"no teacher: name its weights (teacher.weights=FILE), or make one with "
+            f"`echostill pretrain` (looked in '{storage.root}')."
+        )
+    return find_weights(config.teacher.model, storage.locate(WEIGHTS))
+
+
+def find_weights(model: str, path: str) -> Weights:
+    """Find a weights file and take its digest."""
+    if "://" in path:
+        folder, _, name = path.rpartition("/")
+        storage = Storage(folder)
+        if storage.size(name) is None:
+            raise UsageError(f"no weights file '{path}'.")
+        return Weights(model, path, sha256(storage.read(name)))
+    return Weights(model, str(Path(path).resolve()), weights_digest(path))
+
+
+def local_copy(path: str, digest: str) -> str:
+    """Return a local path of a weights file, fetching a remote one once per node."""
+    if "://" not in path:
+        return path
+    folder, _, name = path.rpartition("/")
+    target = Path(tempfile.gettempdir()) / "echostill-weights" / digest / name
+    if not target.exists():
+        Storage(str(target.parent)).write(name, Storage(folder).read(name))
+    return str(target)

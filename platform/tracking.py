@@ -1,0 +1,134 @@
+"""The record of runs in MLflow: one MLflow run per run, whatever restarts happen.
+
+The MLflow run id is kept beside the run, so that a restart continues the same record.
+"""
+
+import json
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train import UserCallback
+
+from echostill.platform.errors import UsageError
+from echostill.platform.progress import Channel
+from echostill.platform.runs import flatten
+from echostill.platform.storage import Storage
+
+RUN_FILE = "mlflow.json"
+EXPERIMENT = "echostill"
+MAX_PARAMETERS = 100  # MLflow's limit per call
+
+
+def default_uri(store: str) -> str:
+    """The tracking URI used where none is given: an sqlite file in the store."""
+    storage = Storage(store)
+    if not storage.is_local:
+        raise UsageError(
+            f"the store '{store}' is remote, and MLflow's sqlite file cannot live there: "
+            "give tracking=http://SERVER:5000 (an MLflow server)."
+        )
+    os.makedirs(storage.local_path(), exist_ok=True)
+    return f"sqlite:///{storage.local_path('mlflow.db')}"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """Writes one run's record. Picklable: it holds the URI and the id, not a connection."""
+
+    uri: str
+    run_id: str
+
+    @classmethod
+    def start(
+        cls, uri: str | None, store: str, storage: Storage, name: str, parameters: dict[str, Any]
+    ) -> "Tracker":
+        """Open the run's record, making it when the run is new.
+
+        Args:
+            uri: Tracking URI, or None for the store's own sqlite file.
+            store: The store.
+            storage: The run's folder, where the record's id is kept.
+            name: Name shown in MLflow.
+            parameters: Nested configuration; flattened to dotted keys.
+        """
+        resolved = uri or default_uri(store)
+        client = _client(resolved)
+        if storage.exists(RUN_FILE):
+            known = json.loads(storage.read(RUN_FILE))
+            if known["uri"] == resolved:
+                with suppress(Exception):  # a deleted record is made anew below
+                    client.get_run(known["run_id"])
+                    client.update_run(known["run_id"], status="RUNNING")
+                    return cls(resolved, known["run_id"])
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            location = None
+            if resolved.startswith("sqlite"):
+                location = f"file://{Storage(store).local_path('mlartifacts')}"
+            experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        run = client.create_run(experiment_id, run_name=name, tags={"store": store})
+        tracker = cls(resolved, run.info.run_id)
+        storage.write(RUN_FILE, json.dumps({"uri": resolved, "run_id": tracker.run_id}).encode())
+        tracker.parameters(parameters)
+        return tracker
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        """Record parameters, flattened to dotted keys."""
+        from mlflow.entities import Param
+
+        items = [Param(key, str(value)[:500]) for key, value in flatten(values).items()]
+        for start in range(0, len(items), MAX_PARAMETERS):
+            _client(self.uri).log_batch(self.run_id, params=items[start : start + MAX_PARAMETERS])
+
+    def metrics(self, rows: list[dict[str, float]]) -> None:
+        """Record rows of metrics; each row names its step."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        items = [
+            Metric(key, float(value), now, int(row["step"]))
+            for row in rows
+            for key, value in row.items()
+            if key != "step"
+        ]
+        for start in range(0, len(items), 1000):
+            _client(self.uri).log_batch(self.run_id, metrics=items[start : start + 1000])
+
+    def artifact(self, path: str, folder: str | None = None) -> None:
+        """Record a local file."""
+        _client(self.uri).log_artifact(self.run_id, path, folder)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Close the record with a status."""
+        _client(self.uri).set_terminated(self.run_id, status)
+
+
+def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    from mlflow.tracking import MlflowClient
+
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):  # its set-up chatter
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri)
+
+
+class TrackingCallback(UserCallback):
+    """Runs on Ray Train's controller: passes each report on to MLflow and to the progress bar."""
+
+    def __init__(self, tracker: Tracker, channel: Channel) -> None:
+        self._tracker, self._channel = tracker, channel
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Record the first worker's new rows of metrics."""
+        first = metrics[0]
+        self._tracker.metrics(first["rows"])
+        note = f"loss {first['rows'][-1]['loss']:.4f}" if first["rows"] else ""
+        self._channel.send(int(first["step"]), note)

@@ -1,0 +1,59 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echostill.platform.sampling import draw, worker_share
+from echostill.platform.seeding import stream, unit_uniforms
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 9),
+    count=st.integers(1, 30),
+    batch=st.integers(1, 17),
+    workers=st.integers(1, 4),
+)
+def test_each_image_once_per_epoch_whatever_the_batch_and_workers(seed, count, batch, workers):
+    steps = 3 * count // batch + 1
+    seen = []
+    for step in range(steps):
+        whole = draw(seed, count, step * batch, batch)
+        shares = [worker_share(whole, rank, workers) for rank in range(workers)]
+        assert sorted(np.concatenate([s.rows for s in shares])) == sorted(whole.rows)
+        seen += list(zip(whole.epochs, whole.rows, strict=True))
+    for epoch in range(3):
+        rows = [row for e, row in seen if e == epoch]
+        if len(rows) == count:
+            assert sorted(rows) == list(range(count))
+        assert len(set(rows)) == len(rows)
+
+
+def test_the_stream_does_not_depend_on_where_it_is_cut():
+    whole = np.concatenate([draw(5, 13, start, 4).rows for start in range(0, 40, 4)])
+    cut = np.concatenate([draw(5, 13, 0, 7).rows, draw(5, 13, 7, 33).rows])
+    assert (whole == cut).all()
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    first, second = draw(1, 50, 0, 50).rows, draw(1, 50, 50, 50).rows
+    assert (first != second).any()
+    assert (draw(2, 50, 0, 50).rows != first).any()
+
+
+def test_uniforms_belong_to_the_image_not_to_the_batch():
+    together = unit_uniforms(3, 1, ["a", "b", "c"], "crop", 4)
+    assert (unit_uniforms(3, 1, ["c", "a"], "crop", 4) == together[[2, 0]]).all()
+    assert (together >= 0).all()
+    assert (together < 1).all()
+    assert len(np.unique(together)) == together.size
+    others = [
+        unit_uniforms(4, 1, ["a"], "crop", 4),
+        unit_uniforms(3, 2, ["a"], "crop", 4),
+        unit_uniforms(3, 1, ["a"], "mask", 4),
+    ]
+    assert all((other != together[0]).all() for other in others)
+
+
+def test_keys_of_different_types_name_different_streams():
+    assert stream(0, "1").random() != stream(0, 1).random()
+    assert stream(0, "a", "b").random() != stream(0, "ab").random()

@@ -1,0 +1,85 @@
+import json
+
+import pyarrow as pa
+import pytest
+
+from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.runs import Fingerprint, claim, difference
+from echostill.platform.storage import Storage
+from echostill.platform.tables import Table, encode_parquet, write_table
+
+
+def fingerprint(**configuration):
+    return Fingerprint(configuration, "1", {}, {})
+
+
+def test_a_table_is_read_back_in_parts_and_whole(tmp_path):
+    storage = Storage(str(tmp_path / "t"))
+    table = pa.table({"a": list(range(10)), "b": [str(i) for i in range(10)]})
+    write_table(storage, table, stage="x", fingerprint={}, rows_per_part=4)
+    found = Table.open(storage, "x")
+    assert found.rows == 10
+    assert [part.num_rows for part in found.parts()] == [4, 4, 2]
+    assert found.read().equals(table)
+    assert found.read(["b"]).column_names == ["b"]
+
+
+def test_an_unfinished_table_is_not_opened(tmp_path):
+    storage = Storage(str(tmp_path / "t"))
+    with pytest.raises(UsageError, match="does not exist: run `echostill ingest`"):
+        Table.open(storage, "ingest")
+    storage.write("part-00000.parquet", b"half")
+    with pytest.raises(UsageError, match="is not finished"):
+        Table.open(storage, "ingest")
+
+
+def test_a_format_of_another_version_is_refused(tmp_path):
+    storage = Storage(str(tmp_path))
+    write_table(storage, pa.table({"a": [1]}), stage="x", fingerprint={})
+    manifest = json.loads(storage.read("manifest.json"))
+    storage.write("manifest.json", json.dumps(manifest | {"format_version": 99}).encode())
+    with pytest.raises(EchostillError, match="format 99"):
+        Table.open(storage, "x")
+
+
+def test_equal_tables_have_equal_bytes():
+    one = encode_parquet(pa.table({"a": [1, 2, 3], "b": ["x", None, "z"]}))
+    assert one == encode_parquet(pa.table({"a": [1, 2, 3], "b": ["x", None, "z"]}))
+
+
+def test_writes_leave_no_halves(tmp_path):
+    storage = Storage(str(tmp_path))
+    storage.write("a/b.txt", b"one")
+    storage.write("a/b.txt", b"two")
+    assert storage.read("a/b.txt") == b"two"
+    assert storage.list("a") == ["a/b.txt"]
+    (tmp_path / "a" / "c.txt.1234.tmp").write_bytes(b"half")
+    assert storage.list("a") == ["a/b.txt"]
+    assert storage.size("a/none") is None
+    storage.delete("a")
+    assert not storage.exists("a")
+
+
+def test_unknown_schemes_are_refused():
+    with pytest.raises(UsageError, match="ftp"):
+        Storage("ftp://somewhere/x")
+
+
+def test_a_folder_belongs_to_one_fingerprint(tmp_path):
+    storage = Storage(str(tmp_path / "scores"))
+    claim(storage, fingerprint(seed=1, deep={"x": 2}), "scores", overwrite=False)
+    storage.write("part", b"done")
+    claim(storage, fingerprint(seed=1, deep={"x": 2}), "scores", overwrite=False)
+    with pytest.raises(UsageError, match=r"configuration\.deep\.x: 2 -> 3"):
+        claim(storage, fingerprint(seed=1, deep={"x": 3}), "scores", overwrite=False)
+    assert storage.exists("part")
+    claim(storage, fingerprint(seed=1, deep={"x": 3}), "scores", overwrite=True)
+    assert not storage.exists("part")
+
+
+def test_differences_name_added_and_removed_keys():
+    old, new = fingerprint(a=1, b=2).as_dict(), fingerprint(b=2, c=3).as_dict()
+    assert difference(old, new) == [
+        "configuration.a: 1 -> absent",
+        "configuration.c: absent -> 3",
+    ]
