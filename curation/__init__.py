@@ -1,0 +1,17 @@
+"""From raw files to a coreset: ingest, score, select, and questions about the result."""
+
+from echostill.curation.coreset import SelectConfig, select
+from echostill.curation.ingestion import IngestConfig, ingest
+from echostill.curation.questions import Answer, why
+from echostill.curation.scoring import ScoreConfig, score
+
+__all__ = [
+    "Answer",
+    "IngestConfig",
+    "ScoreConfig",
+    "SelectConfig",
+    "ingest",
+    "score",
+    "select",
+    "why",
+]

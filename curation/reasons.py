@@ -1,0 +1,86 @@
+"""Why a row is in the coreset or not, in one short sentence per row, written a column at a time."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+GROUP_LIMIT = "group limit"  # stands in the reason of every row that the limit held back
+
+# Outcomes of a selection, one per row.
+WITHIN_QUOTA = 0  # selected
+REFILLED = 1  # selected beyond the cluster's quota, because the group limit left places open
+OUTRANKED = 2  # the quota was filled by better rows
+TIED = 3  # the quota was filled by rows that are as good and have smaller ids
+NO_QUOTA = 4  # the cluster is too small to get a place
+HELD_BACK = 5  # the group limit
+
+
+def ordinals(numbers: np.ndarray) -> pa.Array:
+    """Write numbers as '1st', '2nd', '3rd', '4th', '11th', ...
+
+    Args:
+        numbers: (N,) integers from 0.
+
+    Returns:
+        (N,) strings.
+    """
+    numbers = np.asarray(numbers, dtype=np.int64)
+    last = numbers % 10
+    teen = (numbers // 10) % 10 == 1
+    suffix = pa.array(["th", "st", "nd", "rd"]).take(pa.array(np.where(teen | (last > 3), 0, last)))
+    return pc.binary_join_element_wise(pa.array(numbers).cast(pa.string()), suffix, "")
+
+
+def ordinal(number: int) -> str:
+    """Write one number as an ordinal."""
+    return ordinals(np.array([number]))[0].as_py()
+
+
+def reasons(
+    outcome: np.ndarray,
+    cluster_rank: np.ndarray,
+    cluster: np.ndarray,
+    cluster_size: np.ndarray,
+    quota: np.ndarray,
+    *,
+    better: str,
+    equal: str,
+    max_per_group: int | None,
+) -> pa.Array:
+    """Write the reason of every row.
+
+    Args:
+        outcome: (N,) one of the outcomes above.
+        cluster_rank: (N,) place in the cluster, 1 = first to be taken.
+        cluster: (N,) cluster of the row.
+        cluster_size: (N,) size of that cluster.
+        quota: (N,) quota of that cluster.
+        better: what fills a quota first, such as 'better dual ranks'.
+        equal: what fills it where rows tie.
+        max_per_group: the group limit, where there is one.
+
+    Returns:
+        (N,) strings, such as 'selected: 3rd of 41 in cluster 7, quota 12'.
+    """
+    images = "image" if max_per_group == 1 else "images"
+    sentences = [
+        ("selected: ", ", quota ", ""),
+        ("selected: ", ", beyond quota ", f", in a place that the {GROUP_LIMIT} left open"),
+        ("not selected: ", ", quota ", f" was filled by {better}"),
+        ("not selected: ", ", quota ", f" was filled by {equal}"),
+        ("not selected: ", ", quota ", " leaves it no place"),
+        (
+            "not selected: ",
+            ", quota ",
+            f", {GROUP_LIMIT}: its group already has {max_per_group} {images} selected",
+        ),
+    ]
+    which = pa.array(outcome)
+    lead, middle, end = (pa.array(column).take(which) for column in zip(*sentences, strict=True))
+
+    def text(numbers: np.ndarray) -> pa.Array:
+        return pa.array(numbers).cast(pa.string())
+
+    place = ordinals(cluster_rank)
+    pieces = (lead, place, " of ", text(cluster_size), " in cluster ", text(cluster), middle)
+    return pc.binary_join_element_wise(*pieces, text(quota), end, "")
