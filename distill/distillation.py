@@ -1,0 +1,219 @@
+"""Distilling the teacher into the student on a coreset, on Ray Train."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from echostill.distill.objective import DistillationObjective, ObjectiveSettings
+from echostill.distill.reconstructions import draw_reconstructions
+from echostill.platform import runtime
+from echostill.platform.config import Config, ModelsConfig
+from echostill.platform.errors import UsageError
+from echostill.platform.masks import MaskSettings, apply_frequency, apply_spatial, draw_masks
+from echostill.platform.mim import DecoderSettings, MaskedImageModel
+from echostill.platform.models import create_encoder, save_weights
+from echostill.platform.progress import console
+from echostill.platform.ray_training import plan
+from echostill.platform.runs import fingerprint
+from echostill.platform.staging import StagedImages, stage_images
+from echostill.platform.store import Plan, Store
+from echostill.platform.tables import Table
+from echostill.platform.teacher import Weights, find_teacher
+from echostill.platform.training import Batch, TrainingSettings, TrainingState, TrainingTask
+from echostill.platform.training_run import WEIGHTS, RunResult, is_finished, train_run
+
+INERT_SPREAD = 0.02  # below this the consistency weight does nothing (method.md, section 2.3)
+
+
+class StudentSettings(Config):
+    """A student to train: its name and its objective."""
+
+    name: str = Field("distilled", pattern=r"^[A-Za-z0-9_.-]+$")
+    objective: ObjectiveSettings = ObjectiveSettings()
+
+
+class DistillConfig(ModelsConfig):
+    """Distillation on a coreset; one run per student and seed."""
+
+    coreset: str = Field("default", description="Name of the coreset.")
+    students: tuple[StudentSettings, ...] = Field((StudentSettings(),), min_length=1)
+    seeds: tuple[int, ...] = Field((), description="Seeds of the runs; default the one seed.")
+    training: TrainingSettings = TrainingSettings(steps=20_000, batch_size=1024)
+    decoder: DecoderSettings = DecoderSettings()
+    masks: MaskSettings = MaskSettings()
+
+    def runs(self) -> list[tuple[StudentSettings, int, str]]:
+        """List the runs: student, seed and name."""
+        seeds = self.seeds or (self.seed,)
+        return [
+            (student, seed, f"{student.name}-{seed}") for student in self.students for seed in seeds
+        ]
+
+
+class DistillationTask(TrainingTask):
+    """The objective fed with the two views of each image."""
+
+    def __init__(self, objective: DistillationObjective, masks: MaskSettings, seed: int) -> None:
+        super().__init__()
+        self.objective = objective
+        self.masks, self.seed = masks, seed
+        self.image_size = objective.student.encoder.image_size
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch."""
+        masks = draw_masks(
+            self.masks, self.seed, batch.epochs, batch.image_ids, batch.pixels.device
+        )
+        output = self.objective(
+            batch.pixels,
+            apply_spatial(batch.pixels, masks.spatial),
+            apply_frequency(batch.pixels, masks.frequency),
+            masks.spatial,
+            masks.frequency,
+        )
+        return output.loss, output.parts
+
+
+@dataclass(frozen=True)
+class DistillationJob:
+    """One student's training run."""
+
+    store: str
+    student: str
+    teacher: Weights | None
+    image_ids: tuple[str, ...]
+    objective: ObjectiveSettings
+    settings: TrainingSettings
+    decoder: DecoderSettings
+    masks: MaskSettings
+    seed: int
+
+    def build(self) -> tuple[TrainingTask, StagedImages]:
+        """Build the task and open the staged coreset."""
+        task = self.task()
+        pool = Store(self.store).open_pool()
+        return task, stage_images(pool, self.store, task.image_size, self.image_ids)
+
+    def task(self) -> DistillationTask:
+        """Build the task, its weights set by the seed alone, whatever the objective."""
+        torch.manual_seed(self.seed)
+        encoder = create_encoder(self.student)
+        student = MaskedImageModel(encoder, self.decoder)
+        teacher = self.teacher.load() if self.teacher else None
+        objective = DistillationObjective(student, teacher, self.objective)
+        masks = self.masks.scaled_to(encoder.image_size, encoder.patch_size)
+        return DistillationTask(objective, masks, self.seed)
+
+    def on_checkpoint(self, task: TrainingTask, state: TrainingState) -> None:
+        """Nothing is kept besides the checkpoint."""
+
+
+def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
+    """Train every student of the configuration, one run per seed.
+
+    Returns:
+        What was done, in words. Each run's student is ``runs/<name>-<seed>/model.safetensors``.
+    """
+    store = Store(config.store)
+    coreset = store.open_coreset(config.coreset)
+    ids = selected_ids(coreset)
+    needs_teacher = any(student.objective.distil for student in config.students)
+    teacher = find_teacher(config) if needs_teacher else None
+    lines = []
+    for student, seed, name in config.runs():
+        result = _train_one(config, store, coreset, ids, student, seed, name, teacher, overwrite)
+        lines.append(_summary(name, result))
+    return f"{len(ids)} images, {config.training.steps} steps; " + "; ".join(lines)
+
+
+def plan_distill(config: DistillConfig) -> Plan:
+    """Say what :func:`distill` would do."""
+    store = Store(config.store)
+    coreset = store.open_coreset(config.coreset)
+    count = len(selected_ids(coreset))
+    out = Plan("distill")
+    out.add("coreset", f"{count} images of {coreset.rows}, {coreset.storage.root}")
+    if any(student.objective.distil for student in config.students):
+        teacher = find_teacher(config)
+        out.add("teacher", f"{teacher.model}, {teacher.path}")
+    out.add("student", config.student)
+    out.add("steps", config.training.describe(count))
+    out.add("resources", plan(config.training, *runtime.local_resources()).describe())
+    for student, _, name in config.runs():
+        done = "done" if is_finished(store.run(name)) else "to do"
+        out.add(name, f"{student.objective.preset}, {done}")
+    return out
+
+
+def selected_ids(coreset: Table) -> tuple[str, ...]:
+    """Return the ids that a coreset holds, sorted."""
+    table = coreset.read(["image_id", "selected"])
+    return tuple(sorted(table.filter(pc.field("selected"))["image_id"].to_pylist()))
+
+
+def _train_one(
+    config: DistillConfig,
+    store: Store,
+    coreset: Table,
+    ids: tuple[str, ...],
+    student: StudentSettings,
+    seed: int,
+    name: str,
+    teacher: Weights | None,
+    overwrite: bool,
+) -> RunResult:
+    own = teacher if student.objective.distil else None
+    if student.objective.distil and own is None:
+        raise UsageError(f"student '{student.name}' follows a teacher and none is given.")
+    single = config.model_copy(update={"students": (student,), "seeds": (seed,), "seed": seed})
+    wanted = fingerprint(
+        single,
+        weights={"teacher": own.digest} if own else {},
+        inputs={"coreset": coreset.digest, "pool": store.open_pool().digest},
+        without=("teacher", "coreset"),
+    )
+    job = DistillationJob(
+        store=store.root,
+        student=config.student,
+        teacher=own,
+        image_ids=ids,
+        objective=student.objective,
+        settings=config.training,
+        decoder=config.decoder,
+        masks=config.masks,
+        seed=seed,
+    )
+
+    def export(task: TrainingTask, folder: Path) -> None:
+        assert isinstance(task, DistillationTask)
+        encoder = task.objective.student.encoder
+        save_weights(encoder, str(folder / WEIGHTS), {"objective": student.objective.preset})
+        draw_reconstructions(task, job.build()[1], folder / "reconstructions.png")
+
+    return train_run(
+        job, store.run(name), wanted, config, stage="distill", export=export, overwrite=overwrite
+    )
+
+
+def weight_spread(history: list[dict[str, float]]) -> float | None:
+    """Mean over the run of the consistency weight's spread over a batch; None without a teacher."""
+    spreads = [row["weight_std"] for row in history if "weight_std" in row]
+    return sum(spreads) / len(spreads) if spreads else None
+
+
+def _summary(name: str, result: RunResult) -> str:
+    spread = weight_spread(result.history)
+    if spread is not None and spread < INERT_SPREAD:
+        console.print(
+            f"warning: {name}: the consistency weight's spread is {spread:.4f}, below "
+            f"{INERT_SPREAD}: it is inert and the run is plain distillation. Use centring, level "
+            "'token' or weighting 'batch-normalised'.",
+            markup=False,
+        )
+    state = "already done, " if result.was_finished else ""
+    told = "" if spread is None else f", weight spread {spread:.3f}"
+    return f"{name}: {state}{result.losses()}{told}"

@@ -1,0 +1,87 @@
+"""Pretraining a teacher with the USFM recipe: both masks on one input, pixels and spectrum back."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from echostill.platform import runtime
+from echostill.platform.config import StageConfig
+from echostill.platform.masks import MaskSettings
+from echostill.platform.mim import DecoderSettings, ReconstructionSettings
+from echostill.platform.mim_training import MaskedImageJob, MaskedImageTask
+from echostill.platform.models import save_weights
+from echostill.platform.ray_training import plan
+from echostill.platform.runs import fingerprint
+from echostill.platform.store import Plan, Store
+from echostill.platform.training import TrainingSettings, TrainingTask
+from echostill.platform.training_run import WEIGHTS, is_finished, train_run
+
+
+class PretrainConfig(StageConfig):
+    """Pretraining of a teacher on the pool."""
+
+    name: str = Field("teacher", description="Name of the run; stages look for 'teacher'.")
+    model: str = Field("usfm", description="A model of the zoo.")
+    training: TrainingSettings = TrainingSettings(steps=100_000, batch_size=256)
+    decoder: DecoderSettings = DecoderSettings()
+    masks: MaskSettings = MaskSettings()
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+
+
+def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> str:
+    """Pretrain a teacher on the whole pool and export it in the published key layout.
+
+    Returns:
+        What was done, in words. The weights are ``runs/<name>/model.safetensors`` in the store.
+    """
+    store = Store(config.store)
+    pool = store.open_pool()
+    wanted = fingerprint(config, inputs={"pool": pool.digest})
+    result = train_run(
+        _job(config),
+        store.run(config.name),
+        wanted,
+        config,
+        stage="pretrain",
+        export=_export,
+        overwrite=overwrite,
+    )
+    state = "already done" if result.was_finished else "trained"
+    return (
+        f"{state}: {config.model} on {pool.rows} images, {config.training.steps} steps, "
+        f"{result.losses()}: {result.storage.locate(WEIGHTS)}"
+    )
+
+
+def plan_pretrain(config: PretrainConfig) -> Plan:
+    """Say what :func:`pretrain` would do."""
+    store = Store(config.store)
+    pool = store.open_pool()
+    out = Plan("pretrain")
+    out.add("images", f"{pool.rows} in {pool.storage.root}")
+    out.add("model", config.model)
+    out.add("steps", config.training.describe(pool.rows))
+    out.add("resources", plan(config.training, *runtime.local_resources()).describe())
+    storage = store.run(config.name)
+    out.add("result", storage.locate(WEIGHTS))
+    out.add("already done", "yes" if is_finished(storage) else "no")
+    return out
+
+
+def _export(task: TrainingTask, folder: Path) -> None:
+    assert isinstance(task, MaskedImageTask)
+    save_weights(task.model.encoder, str(folder / WEIGHTS), {"recipe": "usfm-pretrain"})
+
+
+def _job(config: PretrainConfig) -> MaskedImageJob:
+    return MaskedImageJob(
+        store=Store(config.store).root,
+        model=config.model,
+        image_ids=None,
+        settings=config.training,
+        decoder=config.decoder,
+        masks=config.masks,
+        reconstruction=config.reconstruction,
+        views="joint",
+        seed=config.seed,
+    )

@@ -1,0 +1,56 @@
+"""A picture of what a student reconstructs: both views of a few images and what it makes of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from echostill.platform.masks import apply_frequency, apply_spatial, draw_masks
+from echostill.platform.mim import to_pixels
+from echostill.platform.staging import StagedImages
+
+if TYPE_CHECKING:
+    from echostill.distill.distillation import DistillationTask
+
+ROWS = 6
+COLUMNS = ("image", "blocks hidden", "reconstructed", "bands stopped", "reconstructed")
+
+
+@torch.no_grad()
+def draw_reconstructions(task: "DistillationTask", images: StagedImages, path: Path) -> None:
+    """Draw a few evenly spaced images, their two views and the student's reconstructions.
+
+    Where blocks are hidden only the hidden part is the student's; the rest is shown as it is.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = np.unique(np.linspace(0, len(images) - 1, ROWS).astype(int))
+    student = task.objective.student
+    settings = task.objective.settings.reconstruction
+    square = torch.from_numpy(images.pixels[rows].astype(np.float32) / 255)
+    pixels = torch.nn.functional.interpolate(square, task.image_size, mode="area")
+    pixels = pixels.expand(-1, 3, -1, -1)
+    ids = [images.image_ids[row] for row in rows]
+    masks = draw_masks(task.masks, task.seed, np.zeros(len(rows), dtype=np.int64), ids)
+    spatial = apply_spatial(pixels, masks.spatial)
+    frequency = apply_frequency(pixels, masks.frequency)
+    made = []
+    for view in (spatial, frequency):
+        patches = student(view).prediction
+        made.append(to_pixels(patches, pixels, student.patch_size, settings.pixel).clamp(0, 1))
+    filled = torch.where(masks.spatial[:, None], made[0], pixels)
+    columns = (pixels, spatial, filled, frequency.clamp(0, 1), made[1])
+    figure, axes = pyplot.subplots(len(rows), len(columns), figsize=(10, 2 * len(rows)))
+    for row, line in enumerate(np.atleast_2d(axes)):
+        for axis, title, column in zip(line, COLUMNS, columns, strict=True):
+            axis.imshow(column[row].permute(1, 2, 0).numpy())
+            axis.axis("off")
+            if row == 0:
+                axis.set_title(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
