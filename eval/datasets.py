@@ -1,0 +1,307 @@
+"""Labelled benchmarks: a CSV manifest becomes pixels, labels or masks, and groups.
+
+The manifest has a row per image. Columns: ``file``, and the group column (patient, examination or
+clip); ``label`` for classification; ``mask`` for segmentation; optionally ``split`` with ``train``
+or ``test``. Relative paths start at the manifest's folder.
+
+Images are squashed to S x S (bilinear), masks follow (nearest), as the published downstream
+protocol does; all metrics are taken at that size.
+"""
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field, model_validator
+
+from echostill.platform.config import Config
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.storage import Storage
+
+SPLITS = ("train", "test")
+BINARY_THRESHOLD = 127  # grey / 255 > 0.5, as published
+
+Row = dict[str, str]
+
+
+class TaskSettings(Config):
+    """One benchmark task."""
+
+    name: str = Field(min_length=1, description="Name of the task in the report.")
+    kind: Literal["classification", "segmentation"]
+    manifest: str = Field(description="CSV manifest, local path or URI.")
+    classes: tuple[str, ...] = Field(
+        (), description="Labels to keep, in this order; none keeps every label, sorted."
+    )
+    exclude_labels: tuple[str, ...] = Field((), description="Labels whose rows are left out.")
+    min_groups: int = Field(2, ge=2, description="Fewest groups a class may have.")
+    mask_classes: int | dict[str, int] = Field(
+        1,
+        description="Foreground classes of the masks: 1 is grey above half; a number n is raw grey "
+        "values 1..n; a mapping names each class and its raw grey value (other values are "
+        "background).",
+    )
+    group_column: str = Field("group", description="Column that names the patient or clip.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TaskSettings":
+        both = set(self.classes) & set(self.exclude_labels)
+        if both:
+            raise ValueError(f"label '{min(both)}' is both in classes and in exclude_labels")
+        values = self.mask_classes
+        if isinstance(values, dict):
+            if not values or min(values.values()) < 1 or max(values.values()) > 255:
+                raise ValueError("mask_classes maps each class name to a grey value in 1..255")
+            if len(set(values.values())) < len(values):
+                raise ValueError("mask_classes gives two classes the same grey value")
+        elif not 1 <= values <= 255:
+            raise ValueError("mask_classes must be in 1..255")
+        return self
+
+
+@dataclass(frozen=True)
+class LabelledDataset:
+    """A task's images in memory."""
+
+    name: str
+    kind: Literal["classification", "segmentation"]
+    files: tuple[str, ...]
+    groups: np.ndarray  # (N,) str
+    pixels: np.ndarray  # (N, 3, S, S) uint8
+    labels: np.ndarray | None  # (N,) int64, index into class_names; classification
+    masks: np.ndarray | None  # (N, S, S) uint8, 0 background, k is class_names[k - 1]; segmentation
+    class_names: tuple[str, ...]  # classes; for segmentation the foreground classes
+    official_split: np.ndarray | None  # (N,) 'train' or 'test'
+    notes: tuple[str, ...]  # what was left out and why, for the report
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the images in pixels."""
+        return int(self.pixels.shape[-1])
+
+
+def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
+    """Read a task's manifest and its images.
+
+    Args:
+        task: The task.
+        image_size: Side S of the images in pixels.
+
+    Raises:
+        UsageError: A file, column or label is missing, an image cannot be read, a mask does not fit
+            its image, or a class has too few groups to stand on both sides of a split.
+    """
+    folder, rows = _read_manifest(task)
+    official = _official_split(task, rows)
+    rows, notes = _chosen_rows(task, rows)
+    class_names: tuple[str, ...]
+    labels: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    if task.kind == "classification":
+        class_names = task.classes or tuple(sorted({row["label"] for row in rows}))
+        position = {name: index for index, name in enumerate(class_names)}
+        labels = np.array([position[row["label"]] for row in rows], dtype=np.int64)
+        groups = [row[task.group_column] for row in rows]
+        _require_groups(task, class_names, labels, groups)
+    else:
+        class_names = _mask_names(task)
+        masks = np.empty((len(rows), image_size, image_size), dtype=np.uint8)
+    pixels = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
+    raw_values: set[int] = set()
+    for index, row in enumerate(rows):
+        image = _decode(folder, row["file"], task)
+        resized = image.convert("RGB").resize((image_size,) * 2, Image.Resampling.BILINEAR)
+        pixels[index] = np.asarray(resized).transpose(2, 0, 1)
+        if masks is not None:
+            mask = _decode(folder, row["mask"], task)
+            if mask.size != image.size:
+                raise UsageError(
+                    f"task '{task.name}': mask '{row['mask']}' is {mask.size[0]} x {mask.size[1]} "
+                    f"pixels, its image {image.size[0]} x {image.size[1]}. They must be equal."
+                )
+            raw = _grey_values(mask)
+            raw_values.update(np.unique(raw).tolist())
+            small = Image.fromarray(raw).resize((image_size,) * 2, Image.Resampling.NEAREST)
+            masks[index] = _class_indices(task, np.asarray(small), row["mask"])
+    if masks is not None and not masks.any():
+        listing = ", ".join(str(value) for value in sorted(raw_values)[:12])
+        raise UsageError(
+            f"task '{task.name}': no mask has foreground; their grey values are {listing}. "
+            "Set mask_classes to the values that mean something, e.g. {lesion: 1}."
+        )
+    notes += _doubles(pixels, [row[task.group_column] for row in rows])
+    return LabelledDataset(
+        name=task.name,
+        kind=task.kind,
+        files=tuple(row["file"] for row in rows),
+        groups=np.array([row[task.group_column] for row in rows]),
+        pixels=pixels,
+        labels=labels,
+        masks=masks,
+        class_names=class_names,
+        official_split=np.array([row["split"] for row in rows]) if official else None,
+        notes=tuple(notes),
+    )
+
+
+def _read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
+    path = task.manifest
+    folder_name, _, name = path.rpartition("/")
+    folder = Storage(folder_name or ("/" if path.startswith("/") else "."))
+    if folder.size(name) is None:
+        names = [entry for entry in folder.list() if entry.endswith(".csv")]
+        raise UsageError(f"task '{task.name}': no manifest '{path}'.{nearest(name, names)}")
+    try:
+        text = folder.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"task '{task.name}': '{path}' is not UTF-8 text.") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    columns = list(reader.fieldnames or [])
+    needed = ["file", task.group_column, "label" if task.kind == "classification" else "mask"]
+    if task.kind == "segmentation" and (task.classes or task.exclude_labels):
+        needed.append("label")
+    for column in needed:
+        if column not in columns:
+            raise UsageError(
+                f"task '{task.name}': manifest '{path}' has no column '{column}'."
+                f"{nearest(column, columns)} It has: {', '.join(columns)}."
+            )
+    rows = []
+    for line, row in enumerate(reader, start=2):
+        if None in row:
+            raise UsageError(f"task '{task.name}': '{path}' row {line} has too many values.")
+        for column in ("file", task.group_column):
+            if not row[column]:
+                raise UsageError(f"task '{task.name}': '{path}' row {line} has no '{column}'.")
+        rows.append(row)
+    return folder, rows
+
+
+def _official_split(task: TaskSettings, rows: list[Row]) -> bool:
+    """Return whether the manifest splits its rows; then every row must say where it belongs."""
+    values = {row.get("split", "") for row in rows}
+    if values <= {""}:
+        return False
+    for value in sorted(values):
+        if value not in SPLITS:
+            raise UsageError(
+                f"task '{task.name}': split '{value}' in '{task.manifest}' is neither 'train' nor "
+                f"'test'.{nearest(value, SPLITS)} Name one of them in every row, or in none."
+            )
+    return True
+
+
+def _chosen_rows(task: TaskSettings, rows: list[Row]) -> tuple[list[Row], list[str]]:
+    present = {row.get("label", "") for row in rows}
+    for label in (*task.classes, *task.exclude_labels):
+        if label not in present:
+            raise UsageError(
+                f"task '{task.name}': no row of '{task.manifest}' has the label '{label}'."
+                f"{nearest(label, present)}"
+            )
+    kept = [
+        row
+        for row in rows
+        if (not task.classes or row["label"] in task.classes)
+        and (not task.exclude_labels or row["label"] not in task.exclude_labels)
+    ]
+    notes = []
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept)} rows left out by their label")
+    wanted = "label" if task.kind == "classification" else "mask"
+    complete = [row for row in kept if row[wanted]]
+    if len(complete) < len(kept):
+        notes.append(f"{len(kept) - len(complete)} rows left out: no {wanted}")
+    if not complete:
+        raise UsageError(
+            f"task '{task.name}': no row of '{task.manifest}' is left with a {wanted}."
+        )
+    return complete, notes
+
+
+def _require_groups(
+    task: TaskSettings, class_names: tuple[str, ...], labels: np.ndarray, groups: list[str]
+) -> None:
+    if len(class_names) < 2:
+        raise UsageError(
+            f"task '{task.name}' has the one class '{class_names[0]}': two are needed."
+        )
+    for index, name in enumerate(class_names):
+        own = {group for group, label in zip(groups, labels, strict=True) if label == index}
+        if len(own) < task.min_groups:
+            raise UsageError(
+                f"task '{task.name}': class '{name}' has {len(own)} group(s), at least "
+                f"{task.min_groups} are needed. Put it in exclude_labels or add images of it."
+            )
+
+
+def _doubles(pixels: np.ndarray, groups: list[str]) -> list[str]:
+    """Say so where one image stands in two groups, which a split by group cannot keep together."""
+    first: dict[bytes, str] = {}
+    count = 0
+    for image, group in zip(pixels, groups, strict=True):
+        digest = hashlib.sha256(image.tobytes()).digest()
+        count += first.setdefault(digest, group) != group
+    return [f"{count} images are identical to one of another group"] if count else []
+
+
+def _mask_names(task: TaskSettings) -> tuple[str, ...]:
+    values = task.mask_classes
+    if isinstance(values, dict):
+        return tuple(values)
+    return ("foreground",) if values == 1 else tuple(f"class {k}" for k in range(1, values + 1))
+
+
+def _class_indices(task: TaskSettings, raw: np.ndarray, file: str) -> np.ndarray:
+    values = task.mask_classes
+    if isinstance(values, dict):
+        table = np.zeros(256, dtype=np.uint8)
+        for index, value in enumerate(values.values(), start=1):
+            table[value] = index
+        return table[raw]
+    if values == 1:
+        return (raw > BINARY_THRESHOLD).astype(np.uint8)
+    if int(raw.max()) > values:
+        raise UsageError(
+            f"task '{task.name}': mask '{file}' holds the grey value {int(raw.max())}, but "
+            f"mask_classes is {values}. Map class names to grey values instead."
+        )
+    return raw
+
+
+def _grey_values(mask: Image.Image) -> np.ndarray:
+    """Raw grey values of a mask, (H, W) uint8; of a palette the indices, not the colours."""
+    if mask.mode == "1":
+        return np.asarray(mask.convert("L"))
+    if mask.mode in ("L", "P"):
+        return np.array(mask)
+    if mask.mode.startswith("I"):
+        values = np.asarray(mask)
+        # A 16-bit mask that is only a scaled binary one keeps its meaning.
+        return (values if int(values.max()) <= 255 else values // 257).astype(np.uint8)
+    return np.asarray(mask.convert("RGB").convert("L"))
+
+
+def _decode(folder: Storage, file: str, task: TaskSettings) -> Image.Image:
+    """Read an image; the only place that knows how images are decoded."""
+    place, name = folder, file
+    if file.startswith("/") or "://" in file:
+        parent, _, name = file.rpartition("/")
+        place = Storage(parent or "/")
+    if place.size(name) is None:
+        parent, _, last = name.rpartition("/")
+        hint = nearest(last, [entry.rpartition("/")[2] for entry in place.list(parent)])
+        raise UsageError(f"task '{task.name}': '{file}' of '{task.manifest}' is missing.{hint}")
+    try:
+        image = Image.open(io.BytesIO(place.read(name)))
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"task '{task.name}': '{file}' is not a readable image: {error}") from None
+    return image

@@ -1,0 +1,318 @@
+"""The evaluate stage: teacher and students on labelled benchmarks, split by group, seed by seed.
+
+Each (candidate, task, seed) is a Ray task whose result is kept as soon as it is there, so that an
+interrupted evaluation goes on where it stopped. Within a seed every candidate sees the same split,
+the same order and the same number of steps.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from echostill.eval.datasets import LabelledDataset, TaskSettings, load_dataset
+from echostill.eval.efficiency import efficiency
+from echostill.eval.finetune import FineTuneSettings, finetune
+from echostill.eval.probes import (
+    knn_probe,
+    linear_probe,
+    linear_probe_segmentation,
+    pooled_features,
+    token_features,
+)
+from echostill.eval.splits import split_dataset
+from echostill.platform import runtime
+from echostill.platform.config import Config, ModelsConfig, execution
+from echostill.platform.errors import EchostillError, UsageError, nearest
+from echostill.platform.models import Encoder, create_encoder
+from echostill.platform.progress import Progress
+from echostill.platform.runs import claim, fingerprint
+from echostill.platform.storage import Storage, sha256
+from echostill.platform.store import Plan, Store, read_manifest, save_configuration
+from echostill.platform.teacher import Weights, find_teacher, find_weights
+from echostill.platform.tracking import Tracker
+from echostill.platform.training_run import WEIGHTS
+
+RESULT = "evaluation.json"
+
+
+class Candidate(Config):
+    """A model to evaluate: the teacher, training runs of one student, or the untrained student."""
+
+    label: str
+    kind: Literal["teacher", "runs", "untrained"] = "runs"
+    runs: tuple[str, ...] = Field((), description="Runs, one per training seed, used in turn.")
+
+
+class EvaluateConfig(ModelsConfig):
+    """Evaluation on labelled benchmarks."""
+
+    name: str = Field("default", description="Name of the evaluation and its report.")
+    tasks: tuple[TaskSettings, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    test_share: float = Field(0.4, gt=0, lt=1, description="Share of each task that is tested on.")
+    neighbours: int = Field(10, ge=1, description="Neighbours of the k-NN probe.")
+    finetune: FineTuneSettings = FineTuneSettings()
+    candidates: tuple[Candidate, ...] = Field(
+        (), description="Default: the teacher, every distilled student, the untrained student."
+    )
+    workers: int | None = execution(None, "Evaluations at a time; default one per CPU.", ge=1)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One candidate on one task with one seed."""
+
+    candidate: str
+    task: str
+    seed: int
+    run: str
+    weights: Weights | None  # None is the untrained model
+    model: str
+
+    @property
+    def file(self) -> str:
+        """Where the unit's results are kept."""
+        key = f"{self.candidate}\n{self.task}\n{self.seed}"
+        return f"units/{sha256(key.encode())[:16]}.json"
+
+    def encoder(self) -> Encoder:
+        """Load the model; untrained it is drawn from the seed, as a student's start is."""
+        if self.weights is not None:
+            return self.weights.load().requires_grad_(True)
+        torch.manual_seed(self.seed)
+        return create_encoder(self.model)
+
+
+def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> str:
+    """Evaluate every candidate on every task with every seed.
+
+    Returns:
+        What was done, in words. The results are ``reports/<name>/evaluation.json`` in the store.
+    """
+    store = Store(config.store)
+    storage = store.report(config.name)
+    units = _units(config, store)
+    sizes = {unit.model: create_encoder(unit.model).image_size for unit in units}
+    datasets = {
+        (task.name, size): load_dataset(task, size)
+        for task in config.tasks
+        for size in sorted(set(sizes.values()))
+    }
+    wanted = fingerprint(
+        config,
+        weights={f"{u.candidate}/{u.run}": u.weights.digest for u in units if u.weights},
+        inputs={f"{name}@{size}": _digest(data) for (name, size), data in datasets.items()},
+        without=("teacher",),
+    )
+    claim(storage, wanted, "an evaluation", overwrite)
+    if storage.exists(RESULT):
+        return f"already done: {storage.locate(RESULT)}"
+    save_configuration(storage, config)
+    todo = [unit for unit in units if not storage.exists(unit.file)]
+    if todo:
+        runtime.connect(config.address)
+        _run_units(config, storage, todo, sizes, datasets)
+    results = [row for unit in units for row in json.loads(storage.read(unit.file))]
+    evaluation = {
+        "tasks": [_describe(config.tasks, datasets, task.name) for task in config.tasks],
+        "seeds": list(config.seeds),
+        "finetune_steps": config.finetune.steps,
+        "test_share": config.test_share,
+        "candidates": _candidates_with_costs(units),
+        "results": results,
+    }
+    _track(config, storage, evaluation)
+    storage.write(RESULT, json.dumps(evaluation, indent=1).encode())
+    return f"{len(units)} evaluations on {len(config.tasks)} tasks: {storage.locate(RESULT)}"
+
+
+def plan_evaluate(config: EvaluateConfig) -> Plan:
+    """Say what :func:`evaluate` would do."""
+    store = Store(config.store)
+    storage = store.report(config.name)
+    units = _units(config, store)
+    cpus, _ = runtime.local_resources()
+    out = Plan("evaluate")
+    out.add("candidates", ", ".join(dict.fromkeys(unit.candidate for unit in units)))
+    out.add("tasks", ", ".join(f"{task.name} ({task.kind})" for task in config.tasks))
+    out.add("seeds", ", ".join(str(seed) for seed in config.seeds))
+    out.add("workers", runtime.plan_workers(config.workers, len(units), cpus).describe())
+    done = sum(storage.exists(unit.file) for unit in units)
+    out.add("already done", f"{done} of {len(units)} evaluations")
+    out.add("result", storage.locate(RESULT))
+    return out
+
+
+def find_candidates(config: EvaluateConfig, store: Store) -> tuple[Candidate, ...]:
+    """Return the configured candidates, or the default ones found in the store."""
+    if config.candidates:
+        return config.candidates
+    students: dict[str, list[str]] = {}
+    for run in store.run_names():
+        manifest = read_manifest(store.run(run))
+        if manifest is not None and manifest["stage"] == "distill":
+            students.setdefault(run.rpartition("-")[0], []).append(run)
+    return (
+        Candidate(label="teacher", kind="teacher"),
+        *(Candidate(label=f"{name} student", runs=tuple(r)) for name, r in students.items()),
+        Candidate(label="untrained student", kind="untrained"),
+    )
+
+
+def _units(config: EvaluateConfig, store: Store) -> list[Unit]:
+    units = []
+    for candidate in find_candidates(config, store):
+        known: dict[str, Weights | None] = {}
+        model = config.teacher.model if candidate.kind == "teacher" else config.student
+        if candidate.kind == "teacher":
+            known[""] = find_teacher(config)
+        elif candidate.kind == "untrained":
+            known[""] = None
+        elif not candidate.runs:
+            raise UsageError(f"candidate '{candidate.label}' names no runs.")
+        for run in candidate.runs:
+            storage = store.run(run)
+            if read_manifest(storage) is None:
+                names = store.run_names()
+                raise UsageError(
+                    f"no finished run '{run}' in '{store.root}'.{nearest(run, names)} "
+                    "Run `echostill distill` first."
+                )
+            known[run] = find_weights(model, storage.locate(WEIGHTS))
+        runs = list(known)
+        units += [
+            Unit(candidate.label, task.name, seed, run, known[run], model)
+            for task in config.tasks
+            for index, seed in enumerate(config.seeds)
+            for run in [runs[index % len(runs)]]
+        ]
+    return units
+
+
+def evaluate_unit(
+    unit: Unit, dataset: LabelledDataset, config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    """Run the probes and the fine-tuning of one unit; a row of metrics per method."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = unit.encoder()
+    split = split_dataset(dataset, unit.seed, config.test_share)
+    measured: dict[str, dict[str, float]] = {}
+    if dataset.kind == "classification":
+        features = pooled_features(encoder, dataset.pixels, device=device)
+        measured["k-NN"] = knn_probe(features, dataset, split, neighbours=config.neighbours).metrics
+        measured["linear probe"] = linear_probe(features, dataset, split, seed=unit.seed).metrics
+    else:
+        tokens = token_features(encoder, dataset.pixels, device=device)
+        measured["linear probe"] = linear_probe_segmentation(
+            tokens, dataset, split, seed=unit.seed
+        ).metrics
+    tuned = finetune(encoder, dataset, split, config.finetune, unit.seed, device)
+    measured["fine-tuned"] = tuned.metrics
+    return [
+        {
+            "candidate": unit.candidate,
+            "task": unit.task,
+            "method": method,
+            "seed": unit.seed,
+            "run": unit.run,
+            "metrics": metrics,
+        }
+        for method, metrics in measured.items()
+    ]
+
+
+def _run_units(
+    config: EvaluateConfig,
+    storage: Storage,
+    todo: list[Unit],
+    sizes: dict[str, int],
+    datasets: dict[tuple[str, int], LabelledDataset],
+) -> None:
+    import ray
+
+    cpus, gpus = runtime.cluster_resources()
+    where = runtime.plan_workers(config.workers, len(todo), cpus, gpus)
+
+    @ray.remote(num_cpus=where.cpus_per_worker, num_gpus=where.gpus_per_worker, max_retries=3)
+    def work(unit: Unit, dataset: LabelledDataset) -> list[dict[str, Any]]:
+        torch.set_num_threads(where.threads)
+        return evaluate_unit(unit, dataset, config)
+
+    shared = {key: ray.put(value) for key, value in datasets.items()}
+    waiting = list(reversed(todo))
+    running: dict[Any, Unit] = {}
+    with Progress("evaluate", len(todo), enabled=config.progress) as bar:
+        while waiting or running:
+            while waiting and len(running) < where.workers:
+                unit = waiting.pop()
+                running[work.remote(unit, shared[unit.task, sizes[unit.model]])] = unit
+            ready, _ = ray.wait(list(running), num_returns=1)
+            unit = running.pop(ready[0])
+            try:
+                rows = ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                raise EchostillError(
+                    f"evaluating {unit.candidate} on {unit.task}, seed {unit.seed}: "
+                    f"{str(cause).strip().splitlines()[-1]} What was evaluated is kept."
+                ) from error
+            storage.write(unit.file, json.dumps(rows).encode())
+            bar.advance(note=f"{unit.candidate}, {unit.task}")
+
+
+def _candidates_with_costs(units: list[Unit]) -> list[dict[str, Any]]:
+    """Describe each candidate with what it costs; a model is timed once, whatever its weights."""
+    costs: dict[str, dict[str, Any]] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for unit in units:
+        if unit.model not in costs:
+            costs[unit.model] = efficiency(create_encoder(unit.model))
+        entry = described.setdefault(
+            unit.candidate,
+            {"label": unit.candidate, "model": unit.model, "runs": [], **costs[unit.model]},
+        )
+        if unit.run and unit.run not in entry["runs"]:
+            entry["runs"].append(unit.run)
+    return list(described.values())
+
+
+def _describe(
+    tasks: tuple[TaskSettings, ...], datasets: dict[tuple[str, int], LabelledDataset], name: str
+) -> dict[str, Any]:
+    data = next(value for (task, _), value in datasets.items() if task == name)
+    return {
+        "name": name,
+        "kind": data.kind,
+        "images": len(data),
+        "groups": len(set(data.groups.tolist())),
+        "classes": list(data.class_names),
+        "notes": list(data.notes),
+    }
+
+
+def _digest(data: LabelledDataset) -> str:
+    targets = data.labels if data.labels is not None else data.masks
+    assert targets is not None
+    parts = [data.pixels.tobytes(), targets.tobytes(), "\n".join(data.groups.tolist()).encode()]
+    return sha256("".join(sha256(part) for part in parts).encode())
+
+
+def _track(config: EvaluateConfig, storage: Storage, evaluation: dict[str, Any]) -> None:
+    sums: dict[str, list[float]] = {}
+    for row in evaluation["results"]:
+        for metric, value in row["metrics"].items():
+            key = f"{row['candidate']}/{row['task']}/{row['method']}/{metric}"
+            sums.setdefault(key, []).append(value)
+    tracker = Tracker.start(
+        config.tracking,
+        config.store,
+        storage,
+        f"evaluate-{config.name}",
+        {"seeds": str(config.seeds), "finetune_steps": config.finetune.steps},
+    )
+    means = {key: sum(values) / len(values) for key, values in sums.items()}
+    tracker.metrics([{"step": 0, **means}])
+    tracker.finish()

@@ -1,0 +1,223 @@
+"""Fine-tuning: a head on an encoder, both trained for the same number of steps for every model.
+
+Batches and augmentation are a pure function of (seed, step, image); the head's start is one of the
+seed. The encoder that is passed in stays as it is: a copy is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from echostill.eval.datasets import LabelledDataset
+from echostill.eval.heads import ClassificationTask, SegmentationTask
+from echostill.eval.metrics import classification_metrics, segmentation_metrics
+from echostill.eval.probes import pooled_features, require_size
+from echostill.eval.splits import Split
+from echostill.platform.augment import uniforms_per_image
+from echostill.platform.config import Config
+from echostill.platform.errors import EchostillError
+from echostill.platform.sampling import draw
+
+if TYPE_CHECKING:
+    from echostill.platform.models import Encoder
+
+
+class FineTuneSettings(Config):
+    """How heads are trained.
+
+    The published run is AdamW, 1e-4, batch 8, no weight decay, 400 to 1000 epochs. In the few steps
+    of a laptop run plain cross-entropy ends at the most frequent class, or at no foreground at all,
+    for every model alike; so the loss is class-balanced and half of it is Dice by default.
+    """
+
+    steps: int = Field(100, ge=1, description="Optimiser steps, the same for every model.")
+    batch_size: int = Field(16, ge=2)
+    head_learning_rate: float = Field(1e-2, gt=0, description="Peak rate of the new head.")
+    encoder_learning_rate: float = Field(2e-4, gt=0, description="Peak rate of the encoder.")
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps with a rising rate.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    class_balanced: bool = Field(
+        True, description="Weigh classes so that each counts alike in the loss; false as published."
+    )
+    dice_weight: float = Field(
+        0.5, ge=0, le=1, description="Share of the soft Dice loss in segmentation; 0 as published."
+    )
+    frozen: bool = Field(False, description="Train the head only.")
+    flip: float = Field(0.5, ge=0, le=1, description="Share of images flipped left to right.")
+    rotation: float = Field(15.0, ge=0, le=180, description="Largest rotation in degrees.")
+    head_width: int = Field(32, ge=1, description="Channels of the pyramid; 128 as published.")
+
+    def rate_share(self, step: int) -> float:
+        """Share of the peak rate at a step: linear warm-up, then linear decay towards zero."""
+        rising = self.warmup * self.steps
+        if step < rising:
+            return min((step + 1) / rising, 1.0)
+        return (self.steps - step) / max(self.steps - rising, 1.0)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Result of a fine-tuning run."""
+
+    metrics: dict[str, float]  # on the test side
+    predictions: np.ndarray  # classification: probabilities (M, C); segmentation: masks (M, S, S)
+    losses: np.ndarray  # (steps,) float64
+
+
+def finetune(
+    encoder: Encoder,
+    dataset: LabelledDataset,
+    split: Split,
+    settings: FineTuneSettings,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> FineTuned:
+    """Fine-tune a copy of an encoder with a new head on the training side; test on the other.
+
+    Raises:
+        UsageError: The images do not have the encoder's size.
+        EchostillError: The loss stopped being a finite number.
+    """
+    require_size(encoder, dataset.pixels)
+    targets = dataset.labels if dataset.labels is not None else dataset.masks
+    assert targets is not None
+    classes = len(dataset.class_names)
+    kind = torch.device(device).type
+    # Drop path and initialisation draw from torch's own generator: seed it here, restore it after.
+    with torch.random.fork_rng(enabled=True, devices=None if kind == "cuda" else []):
+        torch.manual_seed(seed)
+        own = copy.deepcopy(encoder)
+        task: ClassificationTask | SegmentationTask
+        if dataset.labels is not None:
+            weights = None
+            if settings.class_balanced:
+                counts = np.bincount(dataset.labels[split.train], minlength=classes)
+                weights = torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1)))
+            task = ClassificationTask(own, classes, weights)
+        else:
+            task = SegmentationTask(own, classes, settings.head_width, settings.dice_weight)
+        task.to(device)
+        ids = [dataset.files[row] for row in split.train]
+        losses = train_head(
+            task, dataset.pixels[split.train], targets[split.train], ids, settings, seed
+        )
+    if isinstance(task, ClassificationTask):
+        features = pooled_features(own, dataset.pixels[split.train], device=device)
+        task.head.set_statistics(torch.from_numpy(features))
+    predictions = predict(task, dataset.pixels[split.test])
+    if dataset.labels is not None:
+        metrics = classification_metrics(targets[split.test], predictions)
+    else:
+        metrics = segmentation_metrics(targets[split.test], predictions, dataset.class_names)
+    return FineTuned(metrics, predictions, losses)
+
+
+def train_head(
+    task: ClassificationTask | SegmentationTask,
+    pixels: np.ndarray,
+    targets: np.ndarray,
+    image_ids: list[str],
+    settings: FineTuneSettings,
+    seed: int,
+) -> np.ndarray:
+    """Train a task in place.
+
+    Args:
+        task: Encoder and head, on the device to train on.
+        pixels: (n, 3, S, S) uint8.
+        targets: (n,) int64 labels or (n, S, S) uint8 masks.
+        image_ids: A name per image, for its augmentation.
+        settings: Optimiser, schedule, augmentation.
+        seed: Seed of order and augmentation.
+
+    Returns:
+        (steps,) float64 training losses.
+    """
+    device = next(task.head.parameters()).device
+    task.train()
+    groups = [{"params": list(task.head.parameters()), "peak": settings.head_learning_rate}]
+    if settings.frozen:
+        task.encoder.requires_grad_(False)
+        task.encoder.eval()
+    else:
+        body = [parameter for parameter in task.encoder.parameters() if parameter.requires_grad]
+        groups.append({"params": body, "peak": settings.encoder_learning_rate})
+    optimiser = torch.optim.AdamW(groups, lr=1.0, weight_decay=settings.weight_decay)
+    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    losses = np.empty(settings.steps)
+    for step in range(settings.steps):
+        picked = draw(seed, len(pixels), step * settings.batch_size, settings.batch_size)
+        uniforms = uniforms_per_image(
+            seed, picked.epochs, [image_ids[row] for row in picked.rows], "finetune", 2
+        )
+        images = torch.from_numpy(pixels[picked.rows]).to(device).float() / 255
+        wanted = torch.from_numpy(targets[picked.rows]).to(device)
+        images, wanted = augment_pair(images, wanted, uniforms, settings)
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * settings.rate_share(step)
+        loss = task.training_step(images, wanted)
+        losses[step] = loss.item()
+        if not np.isfinite(losses[step]):
+            raise EchostillError(
+                f"fine-tuning: the loss became {losses[step]} at step {step + 1}. Lower "
+                "head_learning_rate and encoder_learning_rate."
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, settings.gradient_clip)
+        optimiser.step()
+    return losses
+
+
+def augment_pair(
+    images: Tensor, targets: Tensor, uniforms: np.ndarray, settings: FineTuneSettings
+) -> tuple[Tensor, Tensor]:
+    """Flip and rotate images, and their masks with them.
+
+    Args:
+        images: (B, 3, S, S) float in [0, 1].
+        targets: (B,) labels, returned as they are, or (B, S, S) masks.
+        uniforms: (B, 2) in [0, 1): flip, angle.
+        settings: Share of flips, largest angle.
+
+    Returns:
+        Images (bilinear) and targets (masks nearest); what rotates in from outside is black, and
+        background in the mask.
+    """
+    angle = torch.from_numpy((2 * uniforms[:, 1] - 1) * np.deg2rad(settings.rotation)).to(images)
+    mirror = torch.from_numpy(np.where(uniforms[:, 0] < settings.flip, -1.0, 1.0)).to(images)
+    theta = torch.zeros(len(images), 2, 3, dtype=images.dtype, device=images.device)
+    theta[:, 0, 0] = mirror * torch.cos(angle)
+    theta[:, 0, 1] = -mirror * torch.sin(angle)
+    theta[:, 1, 0] = torch.sin(angle)
+    theta[:, 1, 1] = torch.cos(angle)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    turned = functional.grid_sample(images, grid, mode="bilinear", align_corners=False)
+    if targets.ndim == 3:
+        planes = targets[:, None].to(images.dtype)
+        planes = functional.grid_sample(planes, grid, mode="nearest", align_corners=False)
+        targets = planes[:, 0].round().to(targets.dtype)
+    return turned.clamp_(0, 1), targets
+
+
+@torch.inference_mode()
+def predict(
+    task: ClassificationTask | SegmentationTask, pixels: np.ndarray, batch_size: int = 32
+) -> np.ndarray:
+    """Return a trained task's predictions for pixels (N, 3, S, S) uint8, batch by batch."""
+    device = next(task.head.parameters()).device
+    task.eval()
+    parts = []
+    for start in range(0, len(pixels), batch_size):
+        images = torch.from_numpy(pixels[start : start + batch_size]).to(device).float() / 255
+        parts.append(task.predict(images).cpu().numpy())
+    return np.concatenate(parts)

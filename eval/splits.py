@@ -1,0 +1,171 @@
+"""Splits that never put one group (patient, examination, clip) on both sides.
+
+A split is a pure function of (seed, group names, labels): the order of the rows does not matter.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from echostill.eval.datasets import LabelledDataset
+from echostill.platform.errors import UsageError
+from echostill.platform.seeding import stream
+
+
+class Split(NamedTuple):
+    """Row numbers of the two sides, each ascending."""
+
+    train: np.ndarray  # (n,) int64
+    test: np.ndarray  # (m,) int64
+
+
+def split_dataset(dataset: LabelledDataset, seed: int, test_share: float = 0.3) -> Split:
+    """Split a dataset: its official split where it has one, else by group with the seed.
+
+    Raises:
+        UsageError: A class cannot be, or is not, on both sides.
+    """
+    labels, names = _strata(dataset)
+    if dataset.official_split is not None:
+        split = official_split(dataset.groups, dataset.official_split)
+    else:
+        try:
+            split = group_split(dataset.groups, labels, seed, test_share, names)
+        except UsageError as error:
+            raise UsageError(f"task '{dataset.name}': {error}") from None
+    _require_classes(dataset, split)
+    return split
+
+
+def group_split(
+    groups: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    test_share: float = 0.3,
+    label_names: tuple[str, ...] | None = None,
+) -> Split:
+    """Split rows by group, each label's share of test rows as near to ``test_share`` as groups let.
+
+    The rarest label goes first. Its groups are walked in seeded order; a group moves to the test
+    side where that brings the label's test rows closer to their target, and where every label of
+    the group keeps a group to train on. A label left without test rows gets its smallest group.
+
+    Args:
+        groups: (N,) group names.
+        labels: (N,) integers.
+        seed: Seed of the groups' order.
+        test_share: Share of the rows to test on, in (0, 1).
+        label_names: Names of the labels 0, 1, ... for messages.
+
+    Raises:
+        UsageError: A label's groups do not suffice for both sides.
+    """
+    if not 0 < test_share < 1:
+        raise UsageError(f"test_share must lie between 0 and 1, got {test_share}.")
+    names, group_of = np.unique(groups, return_inverse=True)
+    values, label_of = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(names), len(values)), dtype=np.int64)
+    np.add.at(counts, (group_of, label_of), 1)
+    target = counts.sum(0) * test_share
+    held_out = np.zeros(len(names), dtype=bool)
+    considered = np.zeros(len(names), dtype=bool)
+
+    def may_move(group: int) -> bool:
+        own = counts[group] > 0
+        left = (counts[~held_out] > 0).sum(0)
+        return bool((left[own] >= 2).all())
+
+    groups_per_label = (counts > 0).sum(0)
+    for label in np.lexsort((values, groups_per_label)):
+        order = stream(seed, "evaluation split", str(values[label])).permutation(len(names))
+        mine = [group for group in order if counts[group, label]]
+        reached = int(counts[held_out, label].sum())
+        for group in mine:
+            if considered[group]:
+                continue
+            considered[group] = True
+            new = reached + int(counts[group, label])
+            closer = abs(new - target[label]) < abs(reached - target[label])
+            if closer and may_move(group):
+                held_out[group] = True
+                reached = new
+        if reached == 0:
+            able = [group for group in mine if may_move(group)]
+            if not able:
+                value = int(values[label])
+                shown = label_names[value] if label_names else str(value)
+                raise UsageError(
+                    f"class '{shown}' has {len(mine)} group(s), too few to train and to test on. "
+                    "Leave it out or add groups."
+                )
+            held_out[min(able, key=lambda group: int(counts[group].sum()))] = True
+    test = held_out[group_of]
+    split = Split(np.flatnonzero(~test), np.flatnonzero(test))
+    _assert_disjoint(groups, split)
+    return split
+
+
+def official_split(groups: np.ndarray, sides: np.ndarray) -> Split:
+    """Take a published split as it is, provided that no group is on both sides.
+
+    Args:
+        groups: (N,) group names.
+        sides: (N,) ``train`` or ``test``.
+
+    Raises:
+        UsageError: A group is on both sides, or a side is empty.
+    """
+    split = Split(np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test"))
+    for name, rows in zip(("train", "test"), split, strict=True):
+        if len(rows) == 0:
+            raise UsageError(f"the split column has no row for '{name}'.")
+    shared = sorted(set(groups[split.train]) & set(groups[split.test]))
+    if shared:
+        raise UsageError(
+            f"the split column puts group '{shared[0]}' on both sides ({len(shared)} such groups). "
+            "Mend the manifest, or remove the column to split by group."
+        )
+    return split
+
+
+def _assert_disjoint(groups: np.ndarray, split: Split) -> None:
+    assert not set(groups[split.train]) & set(groups[split.test]), "a group is on both sides"
+
+
+def _strata(dataset: LabelledDataset) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Label to stratify by: the class; for segmentation the rarest class in the image (0 none)."""
+    if dataset.labels is not None:
+        return dataset.labels, dataset.class_names
+    assert dataset.masks is not None
+    present = class_presence(dataset.masks, len(dataset.class_names))
+    spread = [len(set(dataset.groups[column])) for column in present.T]
+    strata = np.zeros(len(dataset), dtype=np.int64)
+    for index in np.argsort(-np.array(spread), kind="stable"):  # the rarest class writes last
+        strata[present[:, index]] = index + 1
+    # A stratum of one group cannot be on both sides, and need not be: it joins the largest.
+    largest = int(np.bincount(strata).argmax())
+    for value in np.unique(strata):
+        if len(set(dataset.groups[strata == value])) < 2:
+            strata[strata == value] = largest
+    return strata, ("background only", *dataset.class_names)
+
+
+def class_presence(masks: np.ndarray, classes: int) -> np.ndarray:
+    """Return which foreground classes each mask holds: (N, classes) bool of masks (N, S, S)."""
+    flat = masks.reshape(len(masks), -1)
+    return np.stack([(flat == index).any(1) for index in range(1, classes + 1)], axis=1)
+
+
+def _require_classes(dataset: LabelledDataset, split: Split) -> None:
+    if dataset.labels is not None:
+        present = dataset.labels[:, None] == np.arange(len(dataset.class_names))
+    else:
+        assert dataset.masks is not None
+        present = class_presence(dataset.masks, len(dataset.class_names))
+    for side, rows in zip(("training", "test"), split, strict=True):
+        for name, column in zip(dataset.class_names, present[rows].T, strict=True):
+            if not column.any():
+                raise UsageError(
+                    f"task '{dataset.name}': the {side} side has no image of class '{name}'. "
+                    "Leave the class out, or add groups that hold it."
+                )

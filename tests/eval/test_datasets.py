@@ -1,0 +1,205 @@
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from echostill.eval.datasets import TaskSettings, load_dataset
+from echostill.platform.errors import UsageError
+
+
+def write(folder, rows, columns=None):
+    columns = columns or list(rows[0])
+    with open(folder / "task.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read(folder):
+    with open(folder / "task.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def picture(folder, name, size=(30, 20), value=0):
+    generator = np.random.default_rng(value)
+    array = generator.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(folder / name)
+
+
+def classification(folder, **changes):
+    rows = []
+    for index, label in enumerate("aabbcc"):
+        picture(folder, f"images/{index}.png", value=index)
+        row = {"file": f"images/{index}.png", "label": label, "group": f"0{index}"}
+        rows.append(row)
+    write(folder, rows)
+    values = {"name": "toy", "kind": "classification", "manifest": str(folder / "task.csv")}
+    return TaskSettings(**(values | changes))
+
+
+def segmentation(folder, raw, **changes):
+    rows = []
+    for index, values in enumerate(raw):
+        picture(folder, f"{index}.png", size=(8, 8), value=index)
+        Image.fromarray(np.asarray(values, dtype=np.uint8)).save(folder / f"{index}_mask.png")
+        row = {"file": f"{index}.png", "mask": f"{index}_mask.png", "label": "xy"[index % 2]}
+        rows.append(row | {"group": f"g{index}"})
+    write(folder, rows)
+    values = {"name": "toy", "kind": "segmentation", "manifest": str(folder / "task.csv")}
+    return TaskSettings(**(values | changes))
+
+
+def halves(value):
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[:4] = value
+    return mask
+
+
+def test_classification(tmp_path):
+    data = load_dataset(classification(tmp_path), 16)
+    assert data.pixels.shape == (6, 3, 16, 16)
+    assert data.pixels.dtype == np.uint8
+    assert data.class_names == ("a", "b", "c")
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.groups.tolist() == ["00", "01", "02", "03", "04", "05"]
+    assert data.masks is None
+    assert data.official_split is None
+    assert data.notes == ()
+    assert data.image_size == 16
+    image = Image.open(tmp_path / "images/2.png").resize((16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(data.pixels[2].transpose(1, 2, 0), np.asarray(image))
+
+
+def test_classes_are_kept_in_the_order_given_or_left_out(tmp_path):
+    data = load_dataset(classification(tmp_path, classes=("c", "a")), 8)
+    assert data.class_names == ("c", "a")
+    assert data.labels is not None
+    assert data.labels.tolist() == [1, 1, 0, 0]
+    assert data.notes == ("2 rows left out by their label",)
+    assert load_dataset(classification(tmp_path, exclude_labels=("b",)), 8).class_names == (
+        "a",
+        "c",
+    )
+
+
+def test_binary_masks_and_their_threshold(tmp_path):
+    raw = [halves(255), halves(128), halves(127)]
+    data = load_dataset(segmentation(tmp_path, raw), 8)
+    assert data.class_names == ("foreground",)
+    assert data.masks is not None
+    assert data.masks.dtype == np.uint8
+    assert [int(mask.sum()) for mask in data.masks] == [32, 32, 0]
+
+
+def test_masks_by_raw_grey_values(tmp_path):
+    both = halves(2)
+    both[6:] = 1
+    numbered = load_dataset(segmentation(tmp_path, [both, halves(1)], mask_classes=2), 8)
+    assert numbered.class_names == ("class 1", "class 2")
+    assert numbered.masks is not None
+    assert np.array_equal(numbered.masks[0], both)
+    mapped = load_dataset(segmentation(tmp_path, [both, halves(1)], mask_classes={"mass": 2}), 8)
+    assert mapped.class_names == ("mass",)
+    assert mapped.masks is not None
+    assert np.array_equal(mapped.masks[0], both == 2)
+    with pytest.raises(UsageError, match="grey value 3"):
+        load_dataset(segmentation(tmp_path, [halves(3), both], mask_classes=2), 8)
+
+
+def test_masks_are_resized_without_new_values(tmp_path):
+    data = load_dataset(segmentation(tmp_path, [halves(2), halves(2)], mask_classes=2), 13)
+    assert data.masks is not None
+    assert set(np.unique(data.masks)) == {0, 2}
+
+
+def test_segmentation_rows_can_be_chosen_by_label(tmp_path):
+    raw = [halves(255)] * 4
+    assert len(load_dataset(segmentation(tmp_path, raw, classes=("x",)), 8)) == 2
+
+
+def test_masks_without_foreground_name_their_values(tmp_path):
+    with pytest.raises(UsageError, match="grey values are 0, 1"):
+        load_dataset(segmentation(tmp_path, [halves(1), halves(1)]), 8)
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    task = segmentation(tmp_path, [halves(255), np.zeros((4, 8))])
+    with pytest.raises(UsageError, match=r"'1_mask.png' is 8 x 4 pixels, its image 8 x 8"):
+        load_dataset(task, 8)
+
+
+def test_rows_without_a_mask_are_counted(tmp_path):
+    task = segmentation(tmp_path, [halves(255)] * 3)
+    rows = read(tmp_path)
+    rows[1]["mask"] = ""
+    write(tmp_path, rows)
+    data = load_dataset(task, 8)
+    assert len(data) == 2
+    assert data.notes == ("1 rows left out: no mask",)
+
+
+def test_official_split_and_a_wrong_value(tmp_path):
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    for index, row in enumerate(rows):
+        row["split"] = "train" if index % 2 else "test"
+    write(tmp_path, rows)
+    data = load_dataset(task, 8)
+    assert data.official_split is not None
+    assert data.official_split.tolist() == ["test", "train"] * 3
+    rows[0]["split"] = "tets"
+    write(tmp_path, rows)
+    with pytest.raises(UsageError, match="Did you mean 'test'"):
+        load_dataset(task, 8)
+
+
+def test_identical_images_in_two_groups_are_noted(tmp_path):
+    task = classification(tmp_path)
+    (tmp_path / "images/5.png").write_bytes((tmp_path / "images/0.png").read_bytes())
+    assert load_dataset(task, 8).notes == ("1 images are identical to one of another group",)
+
+
+def test_missing_things_name_the_nearest(tmp_path):
+    task = classification(tmp_path)
+    with pytest.raises(UsageError, match=r"Did you mean 'task.csv'"):
+        load_dataset(task.model_copy(update={"manifest": str(tmp_path / "tsk.csv")}), 8)
+    with pytest.raises(UsageError, match=r"no column 'patient'.*It has: file, label, group"):
+        load_dataset(task.model_copy(update={"group_column": "patient"}), 8)
+    with pytest.raises(UsageError, match=r"no column 'groups'. Did you mean 'group'"):
+        load_dataset(task.model_copy(update={"group_column": "groups"}), 8)
+    with pytest.raises(UsageError, match="no column 'mask'"):
+        load_dataset(task.model_copy(update={"kind": "segmentation"}), 8)
+    with pytest.raises(UsageError, match=r"no row of .* has the label 'd'"):
+        load_dataset(task.model_copy(update={"exclude_labels": ("d",)}), 8)
+    (tmp_path / "images/3.png").rename(tmp_path / "images/33.png")
+    with pytest.raises(UsageError, match=r"'images/3.png'.*missing. Did you mean '33.png'"):
+        load_dataset(task, 8)
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    task = classification(tmp_path)
+    (tmp_path / "images/4.png").write_bytes(b"not an image")
+    with pytest.raises(UsageError, match=r"'images/4.png' is not a readable image"):
+        load_dataset(task, 8)
+
+
+def test_a_class_with_too_few_groups_is_refused(tmp_path):
+    task = classification(tmp_path, min_groups=3)
+    with pytest.raises(UsageError, match=r"class 'a' has 2 group\(s\), at least 3"):
+        load_dataset(task, 8)
+    with pytest.raises(UsageError, match="one class 'a'"):
+        load_dataset(classification(tmp_path, classes=("a",)), 8)
+
+
+def test_settings_are_checked():
+    values = {"name": "x", "kind": "segmentation", "manifest": "m.csv"}
+    with pytest.raises(ValidationError, match="both in classes"):
+        TaskSettings(**values, classes=("a",), exclude_labels=("a",))
+    with pytest.raises(ValidationError, match="same grey value"):
+        TaskSettings(**values, mask_classes={"a": 1, "b": 1})
+    with pytest.raises(ValidationError, match=r"1\.\.255"):
+        TaskSettings(**values, mask_classes={"a": 0})
