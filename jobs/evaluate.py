@@ -1,0 +1,9 @@
+"""The evaluate stage as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py --config ...`."""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: its select.py would hide Python's own select module
+    from echostill.platform.cli import main
+
+    main(["evaluate", *sys.argv[1:]])

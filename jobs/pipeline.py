@@ -1,0 +1,58 @@
+"""The main job: ingest, score, select, distill, evaluate, report, each skipped when it is done."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from echostill.jobs.stages import REGISTRY
+from echostill.platform.config import StageConfig, apply_overrides, read_document, resolve
+from echostill.platform.progress import console
+from echostill.platform.store import Store
+
+ORDER = ("ingest", "score", "select", "distill", "evaluate", "report")
+
+
+def resolve_stages(
+    config_file: str | None, overrides: Sequence[str], *, from_scratch: bool
+) -> dict[str, StageConfig]:
+    """Resolve the configuration of every stage before any of them starts.
+
+    Args:
+        config_file: YAML with a section per stage.
+        overrides: ``key=value`` (shared keys) and ``stage.key=value`` texts.
+        from_scratch: Pretrain a teacher in place of loading ``teacher.weights``.
+    """
+    document: dict[str, Any] = apply_overrides(read_document(config_file), overrides, None)
+    names = list(ORDER)
+    if from_scratch:
+        teacher = dict(document.get("teacher") or {})
+        document["teacher"] = {**teacher, "weights": None}
+        names.insert(1, "pretrain")
+    # A section must be there for the shared keys to be told from a stage's own.
+    document.setdefault("ingest", {})
+    return {name: resolve(REGISTRY[name].load()[0], name, document) for name in names}
+
+
+def run_pipeline(
+    config_file: str | None,
+    overrides: Sequence[str],
+    *,
+    from_scratch: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Run (or plan) all stages; what is done already is passed over."""
+    configs = resolve_stages(config_file, overrides, from_scratch=from_scratch)
+    if dry_run:
+        for name, config in configs.items():
+            print(REGISTRY[name].load()[2](config).describe())
+        return
+    started = time.monotonic()
+    for name, config in configs.items():
+        begun = time.monotonic()
+        summary = REGISTRY[name].load()[1](config, overwrite=overwrite)
+        console.print(f"[bold]{name:>9}[/bold]  {time.monotonic() - begun:6.1f} s  ", end="")
+        console.print(summary, markup=False, soft_wrap=True)
+    report = configs["report"]
+    where = Store(report.store).report(getattr(report, "name", "default")).locate("report.html")
+    print(f"done in {time.monotonic() - started:.0f} s; the report: {where}")

@@ -1,0 +1,61 @@
+"""The stages by name: what the command line, the pipeline and submitted jobs call."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from echostill.platform.config import StageConfig, load
+from echostill.platform.store import Plan
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a stage's configuration, plan and call are found."""
+
+    module: str
+    config: str
+    call: str
+
+    def load(self) -> tuple[type[StageConfig], Callable[..., Any], Callable[..., Plan]]:
+        """Import the stage's folder and return its configuration class, its call and its plan."""
+        module = import_module(self.module)
+        return (
+            getattr(module, self.config),
+            getattr(module, self.call),
+            getattr(module, f"plan_{self.call}"),
+        )
+
+
+REGISTRY = {
+    "ingest": Stage("echostill.curation.ingestion", "IngestConfig", "ingest"),
+    "pretrain": Stage("echostill.distill.pretraining", "PretrainConfig", "pretrain"),
+    "score": Stage("echostill.curation.scoring", "ScoreConfig", "score"),
+    "select": Stage("echostill.curation.coreset", "SelectConfig", "select"),
+    "distill": Stage("echostill.distill.distillation", "DistillConfig", "distill"),
+    "evaluate": Stage("echostill.eval.evaluation", "EvaluateConfig", "evaluate"),
+    "report": Stage("echostill.eval.reporting", "ReportConfig", "report"),
+}
+
+
+def run_stage(
+    name: str,
+    config_file: str | None,
+    overrides: Sequence[str],
+    *,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """Load a stage's configuration and run or plan it.
+
+    Returns:
+        What was done, or would be done, in words.
+    """
+    config_class, call, plan = REGISTRY[name].load()
+    config = load(config_class, name, config_file, overrides)
+    if dry_run:
+        return plan(config).describe()
+    started = time.monotonic()
+    summary = call(config, overwrite=overwrite)
+    return f"{name}: {summary} ({time.monotonic() - started:.1f} s)"
