@@ -1,4 +1,4 @@
-"""What `echostill why` answers: why an image is, or is not, in the coreset, in words and numbers."""
+"""What `echostill why` answers: why an image is, or is not, in the coreset."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -82,7 +82,7 @@ def explanation(
 
     Returns:
         The image's row of the coreset, and: ``origin``; ``pool_size`` and ``budget``;
-        ``cluster_selected``, how many of the cluster were chosen; ``last_chosen`` of the cluster and
+        ``cluster_selected``, how many of the cluster were chosen; its ``last_chosen`` and the
         ``next_not_chosen`` after it (image_id, cluster_rank, dual_rank; None where there is none);
         ``taken_by``, the ids of those in whose favour this one was left out; ``method``, ``alpha``
         and ``penalty``. JSON can hold all of it.

@@ -31,7 +31,7 @@ def outer_product_norms(gradient: Tensor, hidden: Tensor) -> Tensor:
     """Frobenius norms of G_i^T H_i without more memory or work than needed.
 
     Either the (P, d) matrix is formed, at T P d products, or the two (T, T) Gram matrices, at
-    T^2 (P + d). The sums run in float32 at least, the Gram form in float64 because its terms cancel.
+    T^2 (P + d). Sums run in float32 at least, the Gram form in float64: its terms cancel.
 
     Args:
         gradient: (B, T, P), the loss of each image differentiated by its prediction.

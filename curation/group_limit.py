@@ -21,12 +21,12 @@ def fill_within_group_limit(
 ) -> np.ndarray:
     """Fill the quotas best row first, pass over rows whose group is full, then refill.
 
-    Places that a quota cannot fill go to the best remaining rows of all clusters. Any selection that
-    cannot be extended has the largest possible size here (one limit per group), so the budget is
-    met whenever it can be. Each decision depends on those before it, hence the loops over rows.
+    Places that a quota cannot fill go to the best remaining rows of all clusters. Any selection
+    that cannot be extended has the largest possible size here (one limit per group), so the budget
+    is met whenever it can be. Each decision depends on those before it, hence the loops over rows.
 
     Args:
-        priority: (N,) smaller is taken first; rows are in the order of their ids, which breaks ties.
+        priority: (N,) smaller is taken first; rows are in the order of their ids: ties go by id.
         cluster: (N,) cluster of each row.
         quotas: (k,) quota of each cluster; they sum to the budget.
         group_ids: (N,) group of each row.

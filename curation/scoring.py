@@ -1,8 +1,8 @@
 """The score stage: a briefly trained proxy, then teacher features and gradient norms in one pass.
 
-The proxy is the student itself, trained with the masked image modelling objective on a sample of the
-pool; its weights are kept at several steps. Then every image is decoded once, and gives the teacher's
-feature and, for each kept proxy, the norm of the last layer's gradient.
+The proxy is the student itself, trained with the masked image modelling objective on a sample of
+the pool; its weights are kept at several steps. Then every image is decoded once, and gives the
+teacher's feature and, for each kept proxy, the norm of the last layer's gradient.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from echostill.curation.gradient import GradientLoss, prediction_gradient_norms
 from echostill.platform import runtime
 from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.images import DecodeError, decode_image, to_square
-from echostill.platform.masks import MaskSettings, Masks, frequency_mask, spatial_mask
+from echostill.platform.masks import Masks, MaskSettings, frequency_mask, spatial_mask
 from echostill.platform.mim import DecoderSettings, MaskedImageModel, ReconstructionSettings
 from echostill.platform.mim_training import MaskedImageJob, snapshot_name
 from echostill.platform.models import create_encoder
@@ -137,9 +137,7 @@ def plan_score(config: ScoreConfig) -> Plan:
     training = config.proxy.training
     dimension = create_encoder(teacher.model).dim
     cpus, gpus = runtime.local_resources()
-    where = runtime.plan_workers(
-        config.workers, len(pool.part_names), cpus, gpus, config.threads
-    )
+    where = runtime.plan_workers(config.workers, len(pool.part_names), cpus, gpus, config.threads)
     per_row = dimension * 2 + len(config.proxy.snapshot_steps()) * 4 + 48
     out = Plan("score")
     out.add("pool", f"{pool.rows} images in {len(pool.part_names)} shards, {pool.storage.root}")

@@ -161,9 +161,7 @@ def read_source(source: Source, settings: IngestSettings) -> list[dict[str, Any]
         ]
     except Exception as error:  # one bad file costs one row, whatever is wrong with it
         # The text of an unforeseen error may quote header values, which may name a person.
-        return [
-            Failure(source.name, source.name, type(error).__name__, "the file cannot be read")
-        ]
+        return [Failure(source.name, source.name, type(error).__name__, "the file cannot be read")]
 
 
 def _expand(entry: str) -> Iterator[Source]:
@@ -279,9 +277,7 @@ def _read(file: str) -> bytes:
 def _read_dicom(
     source: Source, data: bytes, settings: IngestSettings
 ) -> Iterator[dict[str, Any] | Failure]:
-    header, frames = read_frames(
-        data, stride=settings.frame_stride, max_pixels=settings.max_pixels
-    )
+    header, frames = read_frames(data, stride=settings.frame_stride, max_pixels=settings.max_pixels)
     origin = header.sop_instance_uid or hashlib.sha256(data).hexdigest()
     for frame in frames:
         image_id = _identify("dicom", origin, str(frame.index))

@@ -1,6 +1,9 @@
 """Distilling the teacher into the student on a coreset, on Ray Train."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -11,13 +14,13 @@ from torch import Tensor
 from echostill.distill.objective import DistillationObjective, ObjectiveSettings
 from echostill.distill.reconstructions import draw_reconstructions
 from echostill.platform import runtime
-from echostill.platform.config import Config, ModelsConfig
+from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.errors import UsageError
 from echostill.platform.masks import MaskSettings, apply_frequency, apply_spatial, draw_masks
 from echostill.platform.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder, save_weights
-from echostill.platform.progress import console
-from echostill.platform.ray_training import plan
+from echostill.platform.progress import Progress, console
+from echostill.platform.ray_training import plan, runs_at_once
 from echostill.platform.runs import fingerprint
 from echostill.platform.staging import StagedImages, stage_images
 from echostill.platform.store import Plan, Store
@@ -45,6 +48,8 @@ class DistillConfig(ModelsConfig):
     training: TrainingSettings = TrainingSettings(steps=20_000, batch_size=1024)
     decoder: DecoderSettings = DecoderSettings()
     masks: MaskSettings = MaskSettings()
+
+    at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
 
     def runs(self) -> list[tuple[StudentSettings, int, str]]:
         """List the runs: student, seed and name."""
@@ -123,11 +128,51 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
     ids = selected_ids(coreset)
     needs_teacher = any(student.objective.distil for student in config.students)
     teacher = find_teacher(config) if needs_teacher else None
-    lines = []
-    for student, seed, name in config.runs():
-        result = _train_one(config, store, coreset, ids, student, seed, name, teacher, overwrite)
-        lines.append(_summary(name, result))
+    runs = config.runs()
+    open_runs = [run for run in runs if not is_finished(store.run(run[2]))]
+    at_once = _at_once(config, len(open_runs), connect=bool(open_runs))
+    total = config.training.steps * max(len(open_runs), 1)
+    with Progress("distill", total, enabled=config.progress) as bar:
+        results = _side_by_side(
+            [
+                partial(
+                    _train_one,
+                    *(config, store, coreset, ids, student, seed, name, teacher),
+                    overwrite=overwrite,
+                    bar=bar,
+                    at_once=at_once,
+                )
+                for student, seed, name in runs
+            ],
+            at_once,
+        )
+    lines = [_summary(name, result) for (_, _, name), result in zip(runs, results, strict=True)]
     return f"{len(ids)} images, {config.training.steps} steps; " + "; ".join(lines)
+
+
+def _side_by_side(calls: list[Callable[[], RunResult]], at_once: int) -> list[RunResult]:
+    """Make the calls in threads, each of which waits for a run on the cluster.
+
+    A run that fails does not stop the others; its error is raised when they have ended. Ctrl-C
+    ends them all: the connection is closed, and each wait with it.
+    """
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="echostill-run")
+    futures = [pool.submit(call) for call in calls]
+    try:
+        wait(futures)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        runtime.disconnect()
+        raise
+    pool.shutdown()
+    return [future.result() for future in futures]
+
+
+def _at_once(config: DistillConfig, runs: int, *, connect: bool) -> int:
+    if connect:
+        runtime.connect(config.address)
+    resources = runtime.cluster_resources() if connect else runtime.local_resources()
+    return config.at_once or runs_at_once(config.training, max(runs, 1), *resources)
 
 
 def plan_distill(config: DistillConfig) -> Plan:
@@ -142,7 +187,9 @@ def plan_distill(config: DistillConfig) -> Plan:
         out.add("teacher", f"{teacher.model}, {teacher.path}")
     out.add("student", config.student)
     out.add("steps", config.training.describe(count))
-    out.add("resources", plan(config.training, *runtime.local_resources()).describe())
+    at_once = _at_once(config, len(config.runs()), connect=False)
+    where = plan(config.training, *runtime.local_resources(), at_once)
+    out.add("resources", f"{at_once} run(s) at once, each {where.describe()}")
     for student, _, name in config.runs():
         done = "done" if is_finished(store.run(name)) else "to do"
         out.add(name, f"{student.objective.preset}, {done}")
@@ -164,7 +211,10 @@ def _train_one(
     seed: int,
     name: str,
     teacher: Weights | None,
+    *,
     overwrite: bool,
+    bar: Progress,
+    at_once: int,
 ) -> RunResult:
     own = teacher if student.objective.distil else None
     if student.objective.distil and own is None:
@@ -195,7 +245,15 @@ def _train_one(
         draw_reconstructions(task, job.build()[1], folder / "reconstructions.png")
 
     return train_run(
-        job, store.run(name), wanted, config, stage="distill", export=export, overwrite=overwrite
+        job,
+        store.run(name),
+        wanted,
+        single,
+        stage="distill",
+        export=export,
+        overwrite=overwrite,
+        bar=bar,
+        at_once=at_once,
     )
 
 
@@ -213,6 +271,7 @@ def _summary(name: str, result: RunResult) -> str:
             f"{INERT_SPREAD}: it is inert and the run is plain distillation. Use centring, level "
             "'token' or weighting 'batch-normalised'.",
             markup=False,
+            soft_wrap=True,
         )
     state = "already done, " if result.was_finished else ""
     told = "" if spread is None else f", weight spread {spread:.3f}"

@@ -102,14 +102,11 @@ class RunningMean(nn.Module):
         Evaluation takes nothing in; before any training it gives the mean of these features.
         """
         rows = features.flatten(0, -2)
-        if not self.training and self.weight > 0:
-            return self.total / self.weight
-        together = _over_workers(
-            torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]), torch.distributed.ReduceOp.SUM
-        )
-        mean = together[:-1] / together[-1]
         if not self.training:
-            return mean
+            return self.total / self.weight if self.weight > 0 else rows.mean(dim=0)
+        sums = torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])])
+        together = _over_workers(sums, "sum")
+        mean = together[:-1] / together[-1]
         self.total.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
         self.weight.mul_(self.momentum).add_(1 - self.momentum)
         return self.total / self.weight
@@ -154,13 +151,12 @@ def consistency_weight(consistency: Tensor, settings: ObjectiveSettings) -> Tens
         return (1 + c) / 2
     if settings.weighting == "relu":
         return c.clamp_min(0)
-    reduce = torch.distributed.ReduceOp
-    highest = _over_workers(c.max(), reduce.MAX)
+    highest = _over_workers(c.max(), "max")
     if settings.weighting == "softmax":
         raised = ((c - highest) / settings.temperature).exp()
-        together = _over_workers(torch.stack([raised.sum(), c.new_tensor(c.numel())]), reduce.SUM)
+        together = _over_workers(torch.stack([raised.sum(), c.new_tensor(c.numel())]), "sum")
         return raised * together[1] / together[0]
-    lowest = _over_workers(c.min(), reduce.MIN)
+    lowest = _over_workers(c.min(), "min")
     width = highest - lowest
     return torch.where(width > 0, (c - lowest) / width.clamp_min(1e-12), 1.0)
 
@@ -248,7 +244,9 @@ class DistillationObjective(nn.Module):
         """The frozen teacher, if the objective follows one."""
         return self._teacher[0] if self._teacher else None
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationObjective":
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "DistillationObjective":
         super()._apply(fn, recurse)
         for teacher in self._teacher:
             teacher._apply(fn)
@@ -378,10 +376,12 @@ def _check_grids(student: Encoder, teacher: Encoder) -> None:
         )
 
 
-def _over_workers(values: Tensor, operation: Any) -> Tensor:
+def _over_workers(values: Tensor, operation: Literal["sum", "max", "min"]) -> Tensor:
     """Combine values of all data-parallel workers; alone, return them as they are."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return values
     combined = values.clone()
-    torch.distributed.all_reduce(combined, op=operation)
+    torch.distributed.all_reduce(
+        combined, op=getattr(torch.distributed.ReduceOp, operation.upper())
+    )
     return combined

@@ -1,4 +1,4 @@
-"""A picture of what a student reconstructs: both views of a few images and what it makes of them."""
+"""A picture of what a student reconstructs from both views of a few images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

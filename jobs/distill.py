@@ -1,4 +1,4 @@
-"""The distill stage as a Ray job: `ray job submit --working-dir . -- python jobs/distill.py --config ...`."""
+"""The distill stage as a Ray job: `python jobs/distill.py --config ...` under `ray job submit`."""
 
 import sys
 

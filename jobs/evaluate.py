@@ -1,4 +1,4 @@
-"""The evaluate stage as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py --config ...`."""
+"""Evaluate as a Ray job: `python jobs/evaluate.py --config ...` under `ray job submit`."""
 
 import sys
 

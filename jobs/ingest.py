@@ -1,4 +1,4 @@
-"""The ingest stage as a Ray job: `ray job submit --working-dir . -- python jobs/ingest.py --config ...`."""
+"""The ingest stage as a Ray job: `python jobs/ingest.py --config ...` under `ray job submit`."""
 
 import sys
 

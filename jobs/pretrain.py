@@ -1,4 +1,4 @@
-"""The pretrain stage as a Ray job: `ray job submit --working-dir . -- python jobs/pretrain.py --config ...`."""
+"""Pretrain as a Ray job: `python jobs/pretrain.py --config ...` under `ray job submit`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The report stage as a Ray job: `ray job submit --working-dir . -- python jobs/report.py --config ...`."""
+"""The report stage as a Ray job: `python jobs/report.py --config ...` under `ray job submit`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The whole pipeline as a Ray job: `ray job submit --working-dir . -- python jobs/run.py --config ...`."""
+"""The whole pipeline as a Ray job: `python jobs/run.py --config ...` under `ray job submit`."""
 
 import sys
 

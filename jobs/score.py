@@ -1,4 +1,4 @@
-"""The score stage as a Ray job: `ray job submit --working-dir . -- python jobs/score.py --config ...`."""
+"""The score stage as a Ray job: `python jobs/score.py --config ...` under `ray job submit`."""
 
 import sys
 

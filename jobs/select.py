@@ -1,4 +1,4 @@
-"""The select stage as a Ray job: `ray job submit --working-dir . -- python jobs/select.py --config ...`."""
+"""The select stage as a Ray job: `python jobs/select.py --config ...` under `ray job submit`."""
 
 import sys
 

@@ -45,6 +45,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+INTERRUPTED = 130
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Set configuration keys.")
 ]
@@ -162,9 +164,7 @@ def verify_command(
         raise typer.Exit(1)
 
 
-@app.command(
-    "submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
+@app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit_command(
     context: typer.Context,
     stage: Annotated[str, typer.Argument(help="A stage's name, or run.")],
@@ -210,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         result = command(args=list(arguments or sys.argv[1:]), standalone_mode=False)
         code = result if isinstance(result, int) else 0
+        if code == INTERRUPTED:  # how Typer reports Ctrl-C
+            code = _interrupted()
     except EchostillError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         code = error.exit_code

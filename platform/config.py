@@ -1,4 +1,4 @@
-"""Configuration: frozen models, one file for all stages, unknown keys refused with the nearest name.
+"""Configuration: frozen models, one file for all stages, unknown keys refused by name.
 
 A configuration file is YAML. Either it has a section per stage, with the shared keys outside the
 sections, or it is flat and belongs to one stage. On the command line ``key=value`` sets a key of
@@ -121,9 +121,7 @@ def apply_overrides(
     return result
 
 
-def resolve(
-    config_class: type[ConfigType], stage: str, document: Mapping[str, Any]
-) -> ConfigType:
+def resolve(config_class: type[ConfigType], stage: str, document: Mapping[str, Any]) -> ConfigType:
     """Build a stage's configuration from a document: shared keys, then the stage's own section.
 
     Raises:

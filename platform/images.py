@@ -115,7 +115,7 @@ def luminance(pixels: np.ndarray) -> np.ndarray:
 def content_hash(pixels: np.ndarray) -> str:
     """Return 32 hexadecimal digits that depend on the shape and the pixels alone."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 

@@ -68,9 +68,7 @@ class SpatialMask(Config):
         patches = max(1, round(self.block_size / REFERENCE_PATCH))
         while patches > 1 and image_size % (patches * patch_size):
             patches -= 1
-        return SpatialMask(
-            ratio=self.ratio, block_size=patches * patch_size, image_size=image_size
-        )
+        return SpatialMask(ratio=self.ratio, block_size=patches * patch_size, image_size=image_size)
 
 
 class FrequencyMask(Config):
@@ -290,9 +288,7 @@ def draw_masks(
         draw: Which of several draws for the same image and epoch.
     """
     spatial, frequency = (
-        torch.from_numpy(
-            uniforms_per_image(seed, epochs, image_ids, f"{view} mask {draw}", count)
-        )
+        torch.from_numpy(uniforms_per_image(seed, epochs, image_ids, f"{view} mask {draw}", count))
         for view, count in (
             ("spatial", settings.spatial.count),
             ("frequency", settings.frequency.count),
@@ -309,9 +305,7 @@ def _smallest(uniforms: np.ndarray | Tensor, count: int, chosen: int) -> Tensor:
     """Mark the ``chosen`` smallest of each row's ``count`` numbers: (B, count) bool."""
     numbers = torch.as_tensor(uniforms)
     if numbers.ndim != 2 or numbers.shape[1] != count:
-        raise ValueError(
-            f"a mask takes uniforms of shape (B, {count}), got {tuple(numbers.shape)}"
-        )
+        raise ValueError(f"a mask takes uniforms of shape (B, {count}), got {tuple(numbers.shape)}")
     order = numbers.argsort(dim=1, stable=True)[:, :chosen]
     marked = torch.zeros(numbers.shape, dtype=torch.bool, device=numbers.device)
     return marked.scatter_(1, order, True)

@@ -281,9 +281,7 @@ def separated_losses(
     spatial = spatial_reconstruction_loss(
         spatial_prediction, pixels, masks.spatial, patch_size, settings.pixel
     )
-    frequency = frequency_loss(
-        frequency_prediction, pixels, masks.frequency, patch_size, settings
-    )
+    frequency = frequency_loss(frequency_prediction, pixels, masks.frequency, patch_size, settings)
     return Reconstruction(spatial + settings.frequency_weight * frequency, spatial, frequency)
 
 

@@ -30,6 +30,7 @@ class Progress:
         self._bar: RichProgress | None = None
         self._enabled = enabled
         self._started = self._last_line = time.monotonic()
+        self._messages: Any = None
         self._poll: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -80,36 +81,45 @@ class Progress:
         """Add to what is done."""
         self.update(self.done + amount, note)
 
-    def channel(self) -> "Channel":
-        """Return a channel through which a remote process moves this bar."""
-        from ray.util.queue import Empty, Queue
+    def channel(self, part: str = "") -> "Channel":
+        """Return a channel through which a remote process moves this bar.
 
-        messages = Queue(actor_options={"num_cpus": 0})
+        Several parts may move one bar: what is done is their sum.
+        """
+        from ray.util.queue import Queue
 
-        def poll() -> None:
-            while not self._stop.is_set():
-                try:
-                    done, note = messages.get(timeout=0.5)
-                except Empty:
-                    continue
-                except Exception:  # the cluster is going away: the bar is not worth an error
-                    return
-                self.update(done, note)
+        if self._messages is None:
+            self._messages = Queue(actor_options={"num_cpus": 0})
+            self._poll = threading.Thread(
+                target=self._listen, args=(self._messages,), daemon=True, name="echostill-progress"
+            )
+            self._poll.start()
+        return Channel(self._messages, part)
 
-        self._poll = threading.Thread(target=poll, daemon=True, name="echostill-progress")
-        self._poll.start()
-        return Channel(messages)
+    def _listen(self, messages: Any) -> None:
+        from ray.util.queue import Empty
+
+        parts: dict[str, int] = {}
+        while not self._stop.is_set():
+            try:
+                part, done, note = messages.get(timeout=0.5)
+            except Empty:
+                continue
+            except Exception:  # the cluster is going away: the bar is not worth an error
+                return
+            parts[part] = done
+            self.update(sum(parts.values()), f"{part} {note}".strip())
 
 
 class Channel:
     """The far end of a progress bar; sending never fails and never waits."""
 
-    def __init__(self, messages: Any) -> None:
-        self._messages = messages
+    def __init__(self, messages: Any, part: str) -> None:
+        self._messages, self._part = messages, part
 
     def send(self, done: int, note: str = "") -> None:
-        """Report how much is done."""
+        """Report how much of the part is done."""
         try:
-            self._messages.put_nowait((done, note))
+            self._messages.put_nowait((self._part, done, note))
         except Exception:  # a full queue or a dead driver must not stop training
             return

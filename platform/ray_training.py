@@ -66,18 +66,39 @@ class TrainedRun:
     history: list[dict[str, float]]
 
 
-def plan(settings: TrainingSettings, cpus: float, gpus: float) -> runtime.WorkerPlan:
-    """Plan the workers of a training run: one GPU each where there are any, else shared CPUs."""
-    threads = settings.threads or max(int(cpus // settings.workers), 1)
-    gpu = 1.0 if gpus >= settings.workers else 0.0
-    share = 1.0 if gpu else float(min(threads, max(int(cpus // settings.workers), 1)))
-    if cpus < settings.workers:
-        share = int(cpus / settings.workers * 100) / 100
+def plan(
+    settings: TrainingSettings, cpus: float, gpus: float, at_once: int = 1
+) -> runtime.WorkerPlan:
+    """Plan the workers of a training run: one GPU each where there are any, else shared CPUs.
+
+    Args:
+        settings: Names the workers, and the threads where they are fixed.
+        cpus: CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        at_once: Runs that share the cluster.
+    """
+    workers = settings.workers * at_once
+    threads = settings.threads or max(int(cpus // workers), 1)
+    gpu = 1.0 if gpus >= workers else 0.0
+    share = 1.0 if gpu else float(min(threads, max(int(cpus // workers), 1)))
+    if cpus < workers:
+        share = int(cpus / workers * 100) / 100
     return runtime.WorkerPlan(settings.workers, share, threads, gpu)
 
 
+def runs_at_once(settings: TrainingSettings, runs: int, cpus: float, gpus: float) -> int:
+    """How many runs to train side by side: small models gain more from that than from threads."""
+    units = gpus if gpus >= settings.workers else cpus
+    return max(min(runs, int(units // (settings.workers * (settings.threads or 1)))), 1)
+
+
 def run_training(
-    job: TrainingJob, storage: Storage, fingerprint: Fingerprint, tracker: Tracker, progress: bool
+    job: TrainingJob,
+    storage: Storage,
+    fingerprint: Fingerprint,
+    tracker: Tracker,
+    bar: Progress,
+    at_once: int = 1,
 ) -> TrainedRun:
     """Train on the connected Ray, continuing from the last checkpoint where there is one.
 
@@ -86,7 +107,8 @@ def run_training(
         storage: Folder of the run; checkpoints go to ``train/`` in it.
         fingerprint: What the run depends on.
         tracker: Where metrics are recorded.
-        progress: Whether to show a bar.
+        bar: Progress of this run, or of several.
+        at_once: Runs that share the cluster.
 
     Raises:
         EchostillError: Training failed; checkpoints are kept and the same command continues.
@@ -95,32 +117,32 @@ def run_training(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    where = plan(job.settings, *runtime.cluster_resources())
+    where = plan(job.settings, *runtime.cluster_resources(), at_once)
     resources = {"CPU": where.cpus_per_worker}
     if where.gpus_per_worker:
         resources["GPU"] = where.gpus_per_worker
-    with Progress("training", job.settings.steps, enabled=progress) as bar:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"job": job, "threads": where.threads},
-            torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=where.workers,
-                use_gpu=bool(where.gpus_per_worker),
-                resources_per_worker=resources,
-            ),
-            run_config=RunConfig(
-                name=f"run-{fingerprint.digest[:16]}",
-                storage_path=storage.locate("train"),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-                failure_config=FailureConfig(max_failures=RESTARTS),
-                callbacks=[TrackingCallback(tracker, bar.channel())],
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except Exception as error:  # Ray wraps whatever a worker raised
-            raise EchostillError(_reason(error)) from error
+    name = storage.root.rpartition("/")[2]
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "threads": where.threads},
+        torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=where.workers,
+            use_gpu=bool(where.gpus_per_worker),
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=f"run-{fingerprint.digest[:16]}",
+            storage_path=storage.locate("train"),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            callbacks=[TrackingCallback(tracker, bar.channel(name))],
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:  # Ray wraps whatever a worker raised
+        raise EchostillError(_reason(error)) from error
     if result.checkpoint is None:
         raise EchostillError(f"training in '{storage.root}' ended without a checkpoint.")
     with result.checkpoint.as_directory() as folder:
@@ -162,9 +184,7 @@ def _worker(config: dict[str, Any]) -> None:
             saved = _load(Path(folder) / STATE_FILE)
         task.load_state_dict(saved["task"])
         state = TrainingState(saved["step"], saved["optimiser"], saved["history"])
-    model = prepare_model(
-        task, parallel_strategy_kwargs={"find_unused_parameters": True}
-    )
+    model = prepare_model(task, parallel_strategy_kwargs={"find_unused_parameters": True})
     reported = len(state.history)
 
     def on_checkpoint(current: TrainingState) -> None:

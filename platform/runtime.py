@@ -39,7 +39,7 @@ def connect(address: str | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # Each report of a worker waits for the controller's next look: two seconds is long for a laptop.
+    # Each report of a worker waits for the controller's next look; its two seconds are long here.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     import ray
 
@@ -57,6 +57,14 @@ def connect(address: str | None = None) -> None:
             "--address or RAY_ADDRESS, or leave both out for a local Ray."
         ) from None
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def disconnect() -> None:
+    """Leave Ray; a local one ends with its workers."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
 
 
 def _object_store_bytes() -> int:

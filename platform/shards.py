@@ -200,7 +200,7 @@ class ShardedStage:
         """Run shards through a Ray Data actor pool; yield each record as its shard finishes."""
         if not todo:
             return
-        import ray
+        import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         items = [{"shard": index, "payload": json.dumps(payloads[index])} for index in todo]

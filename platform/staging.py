@@ -25,7 +25,7 @@ MARGIN = 8 / 7  # 256 pixels for a model of 224
 
 @dataclass(frozen=True)
 class StagedImages:
-    """Images by row: ``pixels`` (N, C, side, side) uint8 with C 1 (all grey) or 3, and their ids."""
+    """Images by row: ``pixels`` (N, C, side, side) uint8, C is 1 (all grey) or 3; and their ids."""
 
     pixels: np.ndarray
     image_ids: list[str]

@@ -96,7 +96,9 @@ class Table:
         """
         if not storage.exists(MANIFEST):
             state = "is not finished" if storage.exists() else "does not exist"
-            raise UsageError(f"the table '{storage.root}' {state}: run `echostill {made_by}` first.")
+            raise UsageError(
+                f"the table '{storage.root}' {state}: run `echostill {made_by}` first."
+            )
         manifest = json.loads(storage.read(MANIFEST))
         if manifest.get("format_version") != FORMAT_VERSION:
             raise EchostillError(

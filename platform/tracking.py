@@ -126,7 +126,9 @@ class TrackingCallback(UserCallback):
     def __init__(self, tracker: Tracker, channel: Channel) -> None:
         self._tracker, self._channel = tracker, channel
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
         """Record the first worker's new rows of metrics."""
         first = metrics[0]
         self._tracker.metrics(first["rows"])

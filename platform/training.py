@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,9 @@ class TrainingSettings(Config):
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps with a rising rate.")
     gradient_clip: float | None = Field(1.0, description="Largest global gradient norm.")
     augment: AugmentSettings = AugmentSettings()
-    checkpoints: int = execution(8, "Checkpoints over the run; a restart repeats at most one.", ge=1)
+    checkpoints: int = execution(
+        8, "Checkpoints over the run; a restart repeats at most one.", ge=1
+    )
     log_every: int = execution(10, "Steps between logged metrics.", ge=1)
     workers: int = execution(1, "Ray Train workers.", ge=1)
     threads: int | None = execution(None, "Threads per CPU worker; default all CPUs shared out.")
@@ -103,7 +105,8 @@ class TrainingState:
 
 def parameter_groups(task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split trainable parameters: biases, norms and other vectors are not decayed."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in task.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else plain).append(parameter)
@@ -234,7 +237,5 @@ def _forward(model: nn.Module, batch: Batch, place: Place) -> tuple[Tensor, dict
     # bfloat16 pays on GPUs with tensor cores; on CPUs its matrix products are very slow.
     if place.device.type == "cuda":
         with torch.autocast("cuda", torch.bfloat16):
-            result: tuple[Tensor, dict[str, Tensor]] = model(batch)
-        return result
-    result = model(batch)
-    return result
+            return cast(tuple[Tensor, dict[str, Tensor]], model(batch))
+    return cast(tuple[Tensor, dict[str, Tensor]], model(batch))

@@ -9,6 +9,7 @@ from pathlib import Path
 from echostill.platform import runtime
 from echostill.platform.config import StageConfig
 from echostill.platform.errors import EchostillError
+from echostill.platform.progress import Progress
 from echostill.platform.ray_training import TrainingJob, run_training
 from echostill.platform.runs import Fingerprint, claim
 from echostill.platform.storage import Storage
@@ -55,6 +56,8 @@ def train_run(
     stage: str,
     export: Export,
     overwrite: bool,
+    bar: Progress | None = None,
+    at_once: int = 1,
 ) -> RunResult:
     """Train a job, continuing where an earlier attempt stopped, and export what it made.
 
@@ -66,6 +69,8 @@ def train_run(
         stage: Name of the stage.
         export: Writes the run's files.
         overwrite: Replace a run with another fingerprint.
+        bar: Progress shared with other runs; one of its own where None.
+        at_once: Runs that share the cluster.
     """
     claim(storage, wanted, "a run", overwrite)
     if is_finished(storage):
@@ -76,7 +81,11 @@ def train_run(
     name = storage.root.rpartition("/")[2]
     tracker = Tracker.start(config.tracking, config.store, storage, name, wanted.configuration)
     try:
-        run = run_training(job, storage, wanted, tracker, config.progress)
+        if bar is None:
+            with Progress(stage, job.settings.steps, enabled=config.progress) as own:
+                run = run_training(job, storage, wanted, tracker, own)
+        else:
+            run = run_training(job, storage, wanted, tracker, bar, at_once)
     except EchostillError:
         tracker.finish("FAILED")
         raise

@@ -158,7 +158,9 @@ def _verify_links(store: Store, result: Verification) -> None:
         chosen = sum(
             pq.read_table(pa.BufferReader(storage.read(part["file"])), columns=["selected"])[
                 "selected"
-            ].to_pylist().count(True)
+            ]
+            .to_pylist()
+            .count(True)
             for part in manifest["parts"]
         )
         if chosen != manifest.get("budget", chosen):

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from echostill.platform.masks import (
     FrequencyMask,
-    MaskSettings,
     Masks,
+    MaskSettings,
     SpatialMask,
     apply_both,
     apply_frequency,
@@ -105,9 +105,7 @@ def test_frequency_mask_is_its_definition(size, center, width, factor, largest, 
 
 def test_default_radii_are_the_worked_example():
     assert FrequencyMask().radii == (8, 12, 15, 18, 22, 27, 33, 41, 51, 63, 78, 94, 110)
-    wide = FrequencyMask(
-        center_protect=10, base_bandwidth=20, increase_factor=0.5, max_increase=20
-    )
+    wide = FrequencyMask(center_protect=10, base_bandwidth=20, increase_factor=0.5, max_increase=20)
     assert wide.radii == (10, 20, 30, 45, 65, 85, 105)
     assert (FrequencyMask().count, FrequencyMask().stopped) == (12, 5)
     assert (SpatialMask().count, SpatialMask().hidden) == (49, 30)

@@ -87,7 +87,7 @@ def test_two_workers_write_the_same_bytes(ray_cluster, tmp_path):
 
 
 def test_resuming_runs_only_what_is_missing_or_damaged(ray_cluster, tmp_path):
-    with pytest.raises(EchostillError, match="cannot do 5.*Finished shards are kept"):
+    with pytest.raises(EchostillError, match=r"cannot do 5.*Finished shards are kept"):
         run(tmp_path, fail_on=5)
     finished = len(list((tmp_path / "toy" / "done").iterdir()))
     assert not (tmp_path / "toy" / "manifest.json").exists()

@@ -1,5 +1,6 @@
 import copy
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_the_rate_rises_then_falls_to_zero():
     rates = [settings.rate_at(step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.05 * k for k in range(1, 11)])
     assert max(rates) == pytest.approx(0.5)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.001
 
 
