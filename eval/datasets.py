@@ -98,7 +98,7 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
         UsageError: A file, column or label is missing, an image cannot be read, a mask does not fit
             its image, or a class has too few groups to stand on both sides of a split.
     """
-    folder, rows = _read_manifest(task)
+    folder, rows = read_manifest(task)
     official = _official_split(task, rows)
     rows, notes = _chosen_rows(task, rows)
     class_names: tuple[str, ...]
@@ -151,7 +151,8 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
     )
 
 
-def _read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
+def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
+    """Read a task's manifest: its folder and its rows, every needed column checked."""
     path = task.manifest
     folder_name, _, name = path.rpartition("/")
     folder = Storage(folder_name or ("/" if path.startswith("/") else "."))

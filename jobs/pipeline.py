@@ -4,10 +4,21 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from echostill.eval.datasets import read_manifest
+from echostill.eval.evaluation import EvaluateConfig
 from echostill.jobs.stages import REGISTRY
-from echostill.platform.config import StageConfig, apply_overrides, read_document, resolve
+from echostill.platform.config import (
+    ModelsConfig,
+    StageConfig,
+    apply_overrides,
+    read_document,
+    resolve,
+)
+from echostill.platform.errors import UsageError
+from echostill.platform.models import create_encoder
 from echostill.platform.progress import console
 from echostill.platform.store import Store
+from echostill.platform.teacher import find_teacher
 
 ORDER = ("ingest", "score", "select", "distill", "evaluate", "report")
 
@@ -33,6 +44,18 @@ def resolve_stages(
     return {name: resolve(REGISTRY[name].load()[0], name, document) for name in names}
 
 
+def _preflight(configs: dict[str, StageConfig], from_scratch: bool) -> None:
+    """Find out now what would only fail after minutes of work: weights and manifests."""
+    score, evaluation = configs["score"], configs["evaluate"]
+    assert isinstance(score, ModelsConfig)
+    assert isinstance(evaluation, EvaluateConfig)
+    if not from_scratch:
+        find_teacher(score)
+    create_encoder(score.student)
+    for task in evaluation.tasks:
+        read_manifest(task)
+
+
 def run_pipeline(
     config_file: str | None,
     overrides: Sequence[str],
@@ -43,9 +66,13 @@ def run_pipeline(
 ) -> None:
     """Run (or plan) all stages; what is done already is passed over."""
     configs = resolve_stages(config_file, overrides, from_scratch=from_scratch)
+    _preflight(configs, from_scratch)
     if dry_run:
         for name, config in configs.items():
-            print(REGISTRY[name].load()[2](config).describe())
+            try:
+                print(REGISTRY[name].load()[2](config).describe())
+            except UsageError as error:  # what an earlier stage would make is not there yet
+                print(f"{name}\n  waits for an earlier stage: {error}")
         return
     started = time.monotonic()
     for name, config in configs.items():

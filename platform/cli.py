@@ -7,14 +7,13 @@ that ``echostill --help`` does not wait for Ray and torch.
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-import click
 import typer
 
 from echostill.platform.config import STAGES
-from echostill.platform.errors import EchostillError, nearest
+from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
 
 SUMMARIES = {
@@ -45,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # how Typer reports Ctrl-C
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Set configuration keys.")
@@ -205,26 +204,16 @@ def _interrupt(signum: int, frame: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` ends a run as Ctrl-C does
-    command: Callable[..., Any] = typer.main.get_command(app)
-    code = 0
+    code: int | str | None = 0
     try:
-        result = command(args=list(arguments or sys.argv[1:]), standalone_mode=False)
-        code = result if isinstance(result, int) else 0
-        if code == INTERRUPTED:  # how Typer reports Ctrl-C
-            code = _interrupted()
+        app(args=list(arguments or sys.argv[1:]))
+    except SystemExit as end:
+        code = _interrupted() if end.code == INTERRUPTED else end.code
     except EchostillError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         code = error.exit_code
-    except click.exceptions.Abort:
-        code = _interrupted()
     except KeyboardInterrupt:
         code = _interrupted()
-    except click.UsageError as error:
-        names = getattr(command, "commands", {})
-        word = next((w for w in (arguments or sys.argv[1:]) if not w.startswith("-")), "")
-        hint = nearest(word, names) if "No such command" in error.format_message() else ""
-        console.print(f"error: {error.format_message()}{hint}", markup=False, soft_wrap=True)
-        code = 2
     except BrokenPipeError:
         sys.stderr.close()
     sys.exit(code)

@@ -36,31 +36,34 @@ QUARANTINE_SCHEMA = pa.schema(
 
 def scores_schema(dimension: int, checkpoints: int) -> pa.Schema:
     """Columns of the scores: teacher features and gradient norms of the proxy."""
+    # Parquet calls the items of a list "element": named so here, a table reads back as it was.
+    half, single = pa.field("element", pa.float16()), pa.field("element", pa.float32())
     return pa.schema(
         [
             ("image_id", pa.string()),
-            ("feature", pa.list_(pa.float16(), dimension)),  # L2-normalised
+            ("feature", pa.list_(half, dimension)),  # L2-normalised
             ("gradient_mean", pa.float32()),
             ("gradient_std", pa.float32()),
-            ("gradient", pa.list_(pa.float32(), checkpoints)),  # one norm per proxy checkpoint
+            ("gradient", pa.list_(single, checkpoints)),  # one norm per proxy checkpoint
             ("reconstruction_error", pa.float32()),  # at the last checkpoint
         ]
     )
 
 
-COLUMN_OF_CORESET = [
-    ("image_id", pa.string()),
-    ("group_id", pa.string()),
-    ("cluster", pa.int32()),
-    ("cluster_size", pa.int32()),
-    ("distance", pa.float32()),  # to the own centroid
-    ("distance_rank", pa.int32()),  # in the cluster, 1 = nearest
-    ("gradient", pa.float32()),  # the quality score
-    ("gradient_rank", pa.int32()),  # in the cluster, 1 = largest
-    ("dual_rank", pa.float64()),
-    ("cluster_rank", pa.int32()),  # in the cluster, 1 = taken first
-    ("quota", pa.int32()),  # of the cluster
-    ("selected", pa.bool_()),
-    ("reason", pa.string()),
-]
-CORESET_SCHEMA = pa.schema(COLUMN_OF_CORESET)
+CORESET_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("group_id", pa.string()),
+        ("cluster", pa.int32()),
+        ("cluster_size", pa.int32()),
+        ("distance", pa.float32()),  # to the own centroid
+        ("distance_rank", pa.int32()),  # in the cluster, 1 = nearest
+        ("gradient", pa.float32()),  # the quality score
+        ("gradient_rank", pa.int32()),  # in the cluster, 1 = largest
+        ("dual_rank", pa.float64()),
+        ("cluster_rank", pa.int32()),  # in the cluster, 1 = taken first
+        ("quota", pa.int32()),  # of the cluster
+        ("selected", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
