@@ -1,7 +1,7 @@
 """The ingest stage: files in, pool out; bad rows to quarantine, nothing decoded twice."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -47,7 +47,7 @@ class IngestWorker:
         for values in payload:
             for item in read_source(Source(**values), self.settings):
                 if isinstance(item, Failure):
-                    refused.append(item.as_row("ingest"))
+                    refused.append(item.row())
                 else:
                     rows.append(item)
         return Outcome(
@@ -124,7 +124,7 @@ def _setting_names() -> list[str]:
 
 
 def _shards(config: IngestConfig) -> list[list[dict[str, Any]]]:
-    sources = [source.as_dict() for source in list_sources(config)]
+    sources = [asdict(source) for source in list_sources(config)]
     step = config.files_per_shard
     return [sources[start : start + step] for start in range(0, len(sources), step)]
 
@@ -162,7 +162,7 @@ def move_repeated_ids(stage: ShardedStage, records: dict[int, dict[str, Any]]) -
                 row["image_id"],
                 "RepeatedId",
                 "the same image (the same DICOM instance and frame) was read already",
-            ).as_row("ingest")
+            ).row()
             for row in repeated
         ]
         held = records[index]["quarantine"]

@@ -1,27 +1,34 @@
-"""From what people have to pool rows: folders, file lists, manifests and DICOM files.
+"""From what a user has (folders, lists, manifests, DICOM) to pool rows, one source file at a time.
 
-A source is one file. It gives one row, or one per frame for a DICOM cine; whatever cannot be read
-becomes a failure with a reason in words. A file is decoded once.
+:func:`list_sources` says what there is to read and :func:`read_source` reads one of it. Whatever is
+wrong with a file becomes a :class:`Failure` of that file and stops nothing else.
 """
 
-import csv
 import hashlib
 import hmac
-import io
 import os
+import posixpath
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
+from echostill.curation.manifests import (
+    MANIFEST_SUFFIXES,
+    OPTIONAL_COLUMNS,
+    absolute_path,
+    common_folder,
+    is_inside,
+    manifest_rows,
+    portable_name,
+)
 from echostill.platform.config import Config
 from echostill.platform.dicom import DicomHeader, is_dicom, read_frames
-from echostill.platform.errors import UsageError, nearest
+from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.images import (
     MAX_PIXELS,
     DecodeError,
@@ -33,73 +40,75 @@ from echostill.platform.images import (
 )
 from echostill.platform.storage import Storage
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
-DICOM_SUFFIXES = {".dcm", ".dicom", ""}  # scanners often write no suffix at all
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)
 KEY_VARIABLE = "ECHOSTILL_KEY"
-COLUMNS = ("group", "organ", "device", "label")
 
 
 class IngestSettings(Config):
-    """What to read and how."""
+    """What is read, and how files become rows."""
 
     source: str | tuple[str, ...] = Field(
-        (), description="Folders, image files, .txt file lists, .csv or .parquet manifests."
+        (),
+        description="Image folder, list (.txt), manifest (.csv, .parquet) or file; one or several.",
     )
     exclude: tuple[str, ...] = Field(
-        (), description="Manifests (benchmarks) whose files are left out, by content."
+        (), description="Manifests (of benchmarks) whose files are left out, by content."
+    )
+    recursive: bool = Field(True, description="Read the folders inside a folder too.")
+    root: str | None = Field(
+        None, description="Where a list's relative paths begin; default the list's own folder."
     )
     group_pattern: str | None = Field(
-        None, description="Regular expression on a file's name; its first group is the group."
+        None,
+        description="Regular expression searched in a file's name; its first group (or all of the "
+        "match) is the patient, study or clip.",
     )
-    organ: str = Field("", description="Organ of all files that do not name one.")
-    device: str = Field("", description="Device of all files that do not name one.")
-    frame_stride: int = Field(1, ge=1, description="Take every n-th frame of a cine.")
-    stage_side: int = Field(256, ge=16, description="Longest side of the staged images, pixels.")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Refuse larger images.")
+    organ: str = Field("", description="Organ of the files that name none.")
+    device: str = Field("", description="Device of the files that name none.")
+    frame_stride: int = Field(1, description="Read every n-th frame of a cine.", ge=1)
+    stage_side: int = Field(256, description="Longest side of a staged image, in pixels.", ge=16)
+    max_pixels: int = Field(MAX_PIXELS, description="Refuse larger pictures.", ge=1)
     key_file: str | None = Field(
-        None, description=f"File with the key that hides patient ids; default {KEY_VARIABLE}."
+        None,
+        description=f"File with the secret key for patient groups; {KEY_VARIABLE} does the same.",
     )
 
     @field_validator("group_pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                groups = re.compile(pattern).groups
-            except re.error as error:
-                raise ValueError(f"is no regular expression: {error}") from None
-            if groups < 1:
-                raise ValueError("needs parentheses around the part that names the group")
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
         return pattern
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read. ``name`` is relative to its root: ids and tables hold no absolute path."""
+    """One file to read: where it is, and what the user said about it."""
 
-    file: str
-    name: str
+    file: str  # absolute path or URI
+    name: str  # path relative to its root: ids depend on it, never on where the root is
     group: str = ""
     organ: str = ""
     device: str = ""
     label: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """Return plain values."""
-        return asdict(self)
+    problem: str = ""  # why it must not be read; it then becomes a failure
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A file or frame that could not be read, and why."""
+    """A file or frame that gave no row, with the reason in words."""
 
     source: str
     id: str
     error_class: str
     message: str
 
-    def as_row(self, stage: str) -> dict[str, str]:
-        """Return the quarantine's row."""
+    def row(self, stage: str = "ingest") -> dict[str, str]:
+        """Return the row of the quarantine table."""
         return {
             "stage": stage,
             "id": self.id,
@@ -109,234 +118,218 @@ class Failure:
         }
 
 
+Row = dict[str, Any]
+
+
 def list_sources(settings: IngestSettings) -> list[Source]:
-    """List every file, each once, in the order of their names.
+    """List every file to read, in the order given; folders are listed by name.
+
+    A file listed twice appears twice, the second time with its ``problem``: no row goes missing
+    unsaid.
 
     Raises:
-        UsageError: A source is missing, is of an unknown kind, lacks a column, or holds no file.
+        UsageError: A source does not exist or holds nothing to read, a manifest lacks its file
+            column, ``group_pattern`` fits no name, or the key file is missing.
     """
+    _key(settings)  # refuse a missing key file before the work, not in it
     given = (settings.source,) if isinstance(settings.source, str) else settings.source
-    if not given:
-        raise UsageError("nothing to ingest: set source to a folder, a file list or a manifest.")
-    found: dict[str, Source] = {}
-    for entry in given:
-        for source in _expand(entry):
-            # The same file named twice is one file; the first naming counts.
-            found.setdefault(os.path.normpath(source.file), source)
+    sources = [source for location in given for source in _list_one(location, settings)]
+    if not sources:
+        raise UsageError("nothing to ingest: set 'source' to a folder, list or manifest.")
+    _check_pattern(settings.group_pattern, sources)
+    first_name: dict[str, str] = {}
+    listed = []
+    for source in sources:
+        if source.file and source.file in first_name:
+            said = f"listed more than once (first as '{first_name[source.file]}'); it is read once"
+            source = replace(source, problem=said)
+        elif source.file:
+            first_name[source.file] = source.name
+        listed.append(source)
+    excluded = _contents(settings)
+    return [source for source in listed if not excluded or _content(source) not in excluded]
+
+
+def read_source(source: Source, settings: IngestSettings) -> list[Row | Failure]:
+    """Read one source: its pool rows, and a failure for each frame (or the file) without one.
+
+    Returns:
+        At least one entry, in the order of the frames.
+
+    Raises:
+        UsageError: The key file is missing or empty: that concerns every file.
+    """
+    key = _key(settings)
+    if source.problem:
+        return [Failure(source.name, source.name, "ListingError", source.problem)]
+    try:
+        data = _read_bytes(source.file)
+        if is_dicom(data) or source.file.lower().endswith(DICOM_SUFFIXES):
+            return list(_dicom_rows(source, data, settings, key))
+        return [_image_row(source, data, settings)]
+    except Exception as error:
+        return [_failure(source.name, source.name, error)]
+
+
+def _list_one(location: str, settings: IngestSettings) -> list[Source]:
+    suffix = posixpath.splitext(location.lower())[1]
+    if "://" in location:
+        storage = Storage(posixpath.dirname(location))
+        found = storage.exists(posixpath.basename(location))
+    else:
+        found = os.path.exists(location)
+        location = os.path.abspath(os.path.expanduser(location)) if found else location
     if not found:
+        folder = Path(location).parent
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        raise UsageError(f"no source '{location}'.{nearest(Path(location).name, names)}")
+    if suffix in MANIFEST_SUFFIXES and not os.path.isdir(location):
+        return _list_table(location, settings)
+    if suffix in SUFFIXES or os.path.isfile(location):
+        return [Source(location, portable_name(posixpath.basename(Path(location).as_posix())))]
+    listed = _remote_folder(location) if "://" in location else _local_folder(location, settings)
+    if not listed:
+        deeper = "" if settings.recursive else " Its folders are not read: recursive is false."
         raise UsageError(
-            f"no image or DICOM file in {', '.join(given)}. Known suffixes: "
-            f"{', '.join(sorted(IMAGE_SUFFIXES | DICOM_SUFFIXES - {''}))}."
+            f"'{location}' holds no images ({', '.join(SUFFIXES)} or DICOM files).{deeper}"
         )
-    excluded = _excluded_contents(settings.exclude)
-    listed = sorted(found.values(), key=lambda source: (source.name, source.file))
-    if excluded:
-        listed = [source for source in listed if _digest_of(source) not in excluded]
     return listed
 
 
-def read_source(source: Source, settings: IngestSettings) -> list[dict[str, Any] | Failure]:
-    """Read a file into pool rows; what cannot be read is returned as failures, never raised.
+def _local_folder(root: str, settings: IngestSettings) -> list[Source]:
+    inside = os.path.realpath(root) + os.sep
+    sources = []
+    for folder, folders, files in os.walk(root):
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(shown) if settings.recursive else []
+        for file in files:
+            path = os.path.join(folder, file)
+            outside = os.path.islink(path) and not os.path.realpath(path).startswith(inside)
+            if not file.startswith(".") and not outside and _recognised(path):
+                name = Path(path).relative_to(root).as_posix()
+                sources.append(Source(path, portable_name(name)))
+    return sorted(sources, key=lambda source: source.name)
 
-    Returns:
-        At least one row or failure; for a cine one for each frame taken.
-    """
+
+def _remote_folder(root: str) -> list[Source]:
+    return [
+        Source(f"{root.rstrip('/')}/{name}", portable_name(name))
+        for name in Storage(root).list(recursive=True)
+        if name.lower().endswith(SUFFIXES) and not any(p.startswith(".") for p in name.split("/"))
+    ]
+
+
+def _recognised(path: str) -> bool:
+    if path.lower().endswith(SUFFIXES):
+        return True
     try:
-        data = _read(source.file)
-        if is_dicom(data) or PurePosixPath(source.name).suffix.lower() in DICOM_SUFFIXES:
-            return list(_read_dicom(source, data, settings))
-        pixels = decode_image(data, settings.max_pixels)
-        image_id = _identify("file", source.name, hashlib.sha256(data).hexdigest())
-        return [_row(source, image_id, _group(source, settings, image_id), 0, pixels, settings)]
-    except DecodeError as error:
-        return [Failure(source.name, source.name, type(error).__name__, f"the file {error}")]
-    except OSError as error:
-        return [
-            Failure(
-                source.name,
-                source.name,
-                type(error).__name__,
-                f"the file cannot be opened: {error.strerror or type(error).__name__}",
-            )
-        ]
-    except Exception as error:  # one bad file costs one row, whatever is wrong with it
-        # The text of an unforeseen error may quote header values, which may name a person.
-        return [Failure(source.name, source.name, type(error).__name__, "the file cannot be read")]
-
-
-def _expand(entry: str) -> Iterator[Source]:
-    if "://" in entry:
-        raise UsageError(f"source '{entry}': only local folders and files are read so far.")
-    path = Path(entry)
-    if path.is_dir():
-        yield from _walk(path)
-    elif not path.exists():
-        siblings = os.listdir(path.parent) if path.parent.is_dir() else []
-        raise UsageError(f"no source '{entry}'.{nearest(path.name, siblings)}")
-    elif path.suffix.lower() == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = ({"file": line.strip()} for line in lines if line.strip())
-        yield from _resolve(path, rows)
-    elif path.suffix.lower() in (".csv", ".parquet"):
-        yield from _resolve(path, _manifest_rows(path))
-    elif path.suffix.lower() in IMAGE_SUFFIXES | DICOM_SUFFIXES:
-        yield Source(str(path.resolve()), path.name)
-    else:
-        raise UsageError(
-            f"source '{entry}' is neither a folder, an image, a DICOM file, nor a list "
-            "(.txt, .csv, .parquet)."
-        )
-
-
-def _walk(root: Path) -> Iterator[Source]:
-    """Walk a folder in order; hidden entries and links out of the root are passed over."""
-    real_root = root.resolve()
-    for folder, folders, files in os.walk(real_root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(folder) / name
-            suffix = path.suffix.lower()
-            if name.startswith(".") or suffix not in IMAGE_SUFFIXES | DICOM_SUFFIXES:
-                continue
-            if path.is_symlink() and not path.resolve().is_relative_to(real_root):
-                continue
-            if suffix == "" and not _has_dicom_magic(path):
-                continue
-            yield Source(str(path), path.relative_to(real_root).as_posix())
-
-
-def _has_dicom_magic(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             return is_dicom(file.read(132))
     except OSError:
         return False
 
 
-def _manifest_rows(path: Path) -> Iterator[dict[str, str]]:
-    if path.suffix.lower() == ".parquet":
-        try:
-            table = pq.read_table(path)
-        except Exception as error:
-            raise UsageError(f"'{path}' is not readable as Parquet: {error}") from None
-        columns, rows = table.column_names, iter(table.to_pylist())
-    else:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise UsageError(f"'{path}' is not UTF-8 text.") from None
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-        columns, rows = list(reader.fieldnames or []), iter(reader)
-    name = next((known for known in ("file", "path") if known in columns), None)
-    if name is None:
-        raise UsageError(
-            f"manifest '{path}' has no column 'file'.{nearest('file', columns)} "
-            f"It has: {', '.join(columns) or 'no columns'}."
-        )
-    for number, row in enumerate(rows, start=1):
-        file = str(row[name] or "").strip()
+def _list_table(location: str, settings: IngestSettings) -> list[Source]:
+    """List a text file, CSV or Parquet manifest; absolute paths keep what tells them apart."""
+    rows = list(manifest_rows(location, _read_bytes(location)))
+    root = settings.root or posixpath.dirname(location)
+    if "://" not in root:
+        root = os.path.abspath(os.path.expanduser(root))
+    files = [absolute_path(row["file"], root) if row["file"] else "" for row in rows]
+    base = common_folder([file for file in files if file and not is_inside(file, root)])
+    sources = []
+    for number, (row, file) in enumerate(zip(rows, files, strict=True), start=1):
+        told = {column: row.get(column, "") for column in OPTIONAL_COLUMNS}
         if not file:
-            raise UsageError(f"manifest '{path}' row {number} has no '{name}'.")
-        known = {column: str(row.get(column) or "").strip() for column in COLUMNS}
-        yield {"file": file, **known}
-
-
-def _resolve(manifest: Path, rows: Iterable[dict[str, str]]) -> Iterator[Source]:
-    root = manifest.resolve().parent
-    for row in rows:
-        file = Path(row.pop("file"))
-        whole = file if file.is_absolute() else root / file
-        inside = os.path.normpath(whole)
-        try:
-            name = Path(inside).relative_to(root).as_posix()
-        except ValueError:  # outside of the manifest's folder: the last parts must do as a name
-            name = "/".join(Path(inside).parts[-3:])
-        yield Source(inside, name, **row)
-
-
-def _excluded_contents(manifests: tuple[str, ...]) -> set[str]:
-    digests = set()
-    for manifest in manifests:
-        for source in _expand(manifest):
-            digests.add(_digest_of(source))
-    return digests - {""}
-
-
-def _digest_of(source: Source) -> str:
-    try:
-        return hashlib.sha256(_read(source.file)).hexdigest()
-    except OSError:
-        return ""  # reading it again will put it into quarantine
-
-
-def _read(file: str) -> bytes:
-    folder, _, name = file.rpartition("/")
-    return Storage(folder or "/").read(name) if "://" in file else Path(file).read_bytes()
-
-
-def _read_dicom(
-    source: Source, data: bytes, settings: IngestSettings
-) -> Iterator[dict[str, Any] | Failure]:
-    header, frames = read_frames(data, stride=settings.frame_stride, max_pixels=settings.max_pixels)
-    origin = header.sop_instance_uid or hashlib.sha256(data).hexdigest()
-    for frame in frames:
-        image_id = _identify("dicom", origin, str(frame.index))
-        name = f"{source.name}#{frame.index}"
-        if frame.pixels is None:
-            yield Failure(name, image_id, type(frame.error).__name__, f"the frame {frame.error}")
+            said = f"row {number} of '{posixpath.basename(location)}' names no file"
+            sources.append(Source("", f"row {number}", **told, problem=said))
             continue
-        group = source.group or _pattern_group(source, settings)
-        group = group or _dicom_group(header, origin, settings)
-        row = _row(source, image_id, group, frame.index, frame.pixels, settings)
-        row["source"] = name
-        row["organ"] = row["organ"] or header.organ
-        row["device"] = row["device"] or header.device
-        yield row
+        name = os.path.relpath(file, root) if is_inside(file, root) else file[len(base) :]
+        sources.append(Source(file, portable_name(Path(name).as_posix().lstrip("/")), **told))
+    if not sources:
+        raise UsageError(f"'{location}' lists no files.")
+    return sources
 
 
-def _identify(*parts: str) -> str:
-    """Return 32 hexadecimal digits (128 bits) from content and origin."""
-    return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=16).hexdigest()
+def _contents(settings: IngestSettings) -> set[str]:
+    """Return the digests of the files to leave out: under another name they are the same image."""
+    plain = settings.model_copy(update={"root": None})
+    return {
+        _content(source) for manifest in settings.exclude for source in _list_one(manifest, plain)
+    } - {""}
 
 
-def _pattern_group(source: Source, settings: IngestSettings) -> str:
-    if settings.group_pattern is None:
-        return ""
-    match = re.search(settings.group_pattern, source.name)
-    return match.group(1) or "" if match else ""
+def _content(source: Source) -> str:
+    try:
+        return hashlib.sha256(_read_bytes(source.file)).hexdigest() if source.file else ""
+    except DecodeError:
+        return ""  # reading it again says why, in the quarantine
 
 
-def _group(source: Source, settings: IngestSettings, image_id: str) -> str:
-    """The group a manifest or the pattern names; else the image is a group of its own."""
-    return source.group or _pattern_group(source, settings) or image_id
+def _check_pattern(pattern: str | None, sources: list[Source]) -> None:
+    if pattern is not None and not any(re.search(pattern, source.name) for source in sources):
+        raise UsageError(
+            f"group_pattern '{pattern}' fits no name; the first is '{sources[0].name}'."
+        )
 
 
-def _dicom_group(header: DicomHeader, origin: str, settings: IngestSettings) -> str:
-    """The patient under a keyed hash where there is a key, else the study, else the file itself."""
-    key = os.environ.get(KEY_VARIABLE, "").encode()
-    if settings.key_file is not None:
-        key = Path(settings.key_file).read_bytes().strip()
-    if key and header.patient_id:
-        return hmac.new(key, header.patient_id.encode(), hashlib.sha256).hexdigest()[:32]
-    return _identify("study", header.study_instance_uid or origin)
+def _read_bytes(file: str) -> bytes:
+    try:
+        if "://" in file:
+            return Storage(posixpath.dirname(file)).read(posixpath.basename(file))
+        with open(file, "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise DecodeError("does not exist") from None
+    except OSError as error:
+        raise DecodeError(f"cannot be read: {error.strerror or type(error).__name__}") from None
+
+
+def _image_row(source: Source, data: bytes, settings: IngestSettings) -> Row:
+    pixels = decode_image(data, settings.max_pixels)
+    image_id = _file_id(source, data)
+    group = source.group or _pattern_group(source, settings) or image_id
+    return _row(source, settings, pixels, image_id, group)
+
+
+def _dicom_rows(
+    source: Source, data: bytes, settings: IngestSettings, key: bytes | None
+) -> Iterator[Row | Failure]:
+    header, frames = read_frames(data, stride=settings.frame_stride, max_pixels=settings.max_pixels)
+    group = source.group or _pattern_group(source, settings) or _dicom_group(header, key)
+    group = group or _file_id(source, data)
+    # What the user said comes first, then what the file says, then the configured default.
+    source = replace(
+        source,
+        organ=source.organ or settings.organ or header.organ,
+        device=source.device or settings.device or header.device,
+    )
+    origin = header.sop_instance_uid or _file_id(source, data)
+    for frame in frames:
+        image_id = digest("dicom", origin, str(frame.index))
+        name = f"{source.name}#{frame.index}" if header.frames > 1 else source.name
+        if frame.pixels is None:
+            yield _failure(name, image_id, frame.error or DecodeError("is missing"), "frame")
+            continue
+        named = replace(source, name=name)
+        yield _row(named, settings, frame.pixels, image_id, group, frame.index)
 
 
 def _row(
     source: Source,
-    image_id: str,
-    group: str,
-    frame: int,
-    pixels: np.ndarray,
     settings: IngestSettings,
-) -> dict[str, Any]:
-    """Stage the pixels and describe them: a row of the pool."""
+    pixels: np.ndarray,
+    image_id: str,
+    group_id: str,
+    frame: int = 0,
+) -> Row:
     staged = resize_longest(pixels, settings.stage_side)
     if staged.ndim == 3 and bool((staged == staged[..., :1]).all()):
         staged = np.ascontiguousarray(staged[..., 0])  # grey that was stored as RGB
     brightness = luminance(staged)
     return {
         "image_id": image_id,
-        "group_id": group,
+        "group_id": group_id,
         "source": source.name,
         "organ": source.organ or settings.organ,
         "device": source.device or settings.device,
@@ -349,6 +342,56 @@ def _row(
         "original_height": pixels.shape[0],
         "colour": staged.ndim == 3,
         "content_hash": content_hash(staged),
-        "mean": float(brightness.mean()),
-        "contrast": float(brightness.std()),
+        "mean": float(brightness.mean(dtype=np.float64)),
+        "contrast": float(brightness.std(dtype=np.float64)),
     }
+
+
+def digest(*parts: str) -> str:
+    """Return 128 bits over the parts in hexadecimal; lengths keep ("ab", "c") from ("a", "bc")."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = part.encode()
+        hasher.update(len(encoded).to_bytes(8, "little") + encoded)
+    return hasher.hexdigest()
+
+
+def _file_id(source: Source, data: bytes) -> str:
+    return digest("file", source.name, hashlib.sha256(data).hexdigest())
+
+
+def _pattern_group(source: Source, settings: IngestSettings) -> str:
+    match = re.search(settings.group_pattern, source.name) if settings.group_pattern else None
+    if match is None:
+        return ""
+    return (match.group(1) if match.re.groups else match.group(0)) or ""
+
+
+def _dicom_group(header: DicomHeader, key: bytes | None) -> str:
+    """Return the patient under a secret key, or the study: a bare hash of a patient id is no veil.
+
+    Patient ids are few and can be tried one by one, so without a key they are not used at all.
+    """
+    if key is not None and header.patient_id:
+        return hmac.new(key, header.patient_id.encode(), hashlib.sha256).hexdigest()[:32]
+    return digest("study", header.study_instance_uid) if header.study_instance_uid else ""
+
+
+def _key(settings: IngestSettings) -> bytes | None:
+    if settings.key_file is None:
+        return os.environ.get(KEY_VARIABLE, "").encode() or None
+    try:
+        key = Path(settings.key_file).expanduser().read_bytes().strip()
+    except OSError:
+        raise UsageError(f"no key file '{settings.key_file}' (key_file) to read.") from None
+    if not key:
+        raise UsageError(f"the key file '{settings.key_file}' (key_file) is empty.")
+    return key
+
+
+def _failure(name: str, identity: str, error: Exception, what: str = "file") -> Failure:
+    if isinstance(error, EchostillError):
+        message = f"the {what} {error}"
+    else:  # an unforeseen error's text may quote the file's header, which may name a person
+        message = f"the {what} could not be read: unforeseen {type(error).__name__}"
+    return Failure(name, identity, type(error).__name__, message)

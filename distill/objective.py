@@ -48,6 +48,11 @@ class ObjectiveSettings(Config):
         None, description="Teacher blocks they are matched to; default each third."
     )
     distance: Literal["mse", "cosine"] = Field("mse", description="Distance of matched tokens.")
+    target: Literal["standardised", "layer-norm"] = Field(
+        "standardised",
+        description="Teacher tokens as they are matched: normalised, and then each channel brought "
+        "to mean 0 and variance 1 over the data, or normalised alone.",
+    )
     level: Literal["sample", "token"] = Field("sample", description="What a weight belongs to.")
     centring: bool = Field(True, description="Subtract the running mean feature first.")
     momentum: float = Field(0.99, ge=0, lt=1, description="Memory of the running mean.")
@@ -161,20 +166,29 @@ def consistency_weight(consistency: Tensor, settings: ObjectiveSettings) -> Tens
     return torch.where(width > 0, (c - lowest) / width.clamp_min(1e-12), 1.0)
 
 
-def token_distance(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
+def token_distance(
+    student: Tensor, teacher: Tensor, distance: str = "mse", moments: Tensor | None = None
+) -> Tensor:
     """Distance of matched tokens.
 
     ``mse`` is the mean square of P h_s - LN(h_t), with LN without affine parameters; ``cosine`` is
-    1 - cos of the two.
+    1 - cos of the two. Given moments, LN(h_t) is standardised by channel first: three quarters of
+    the power of a masked-modelling teacher's normalised tokens is one constant vector (measured on
+    the quickstart's teacher), which an adapter fits at once and from which nothing is learnt.
 
     Args:
         student: (B, N, D) tokens after the adapter.
         teacher: (B, N, D) tokens as the block gave them.
+        distance: ``mse`` or ``cosine``.
+        moments: (2 D,) mean and mean square of LN(h_t), by channel.
 
     Returns:
         (B, N), at least 0.
     """
     target = normalise_tokens(teacher)
+    if moments is not None:
+        mean, square = moments.chunk(2)
+        target = (target - mean) / (square - mean.square()).clamp_min(1e-4).sqrt()
     if distance == "cosine":
         return 1 - functional.cosine_similarity(student, target, dim=-1)
     return (student - target).square().mean(dim=-1)
@@ -238,6 +252,11 @@ class DistillationObjective(nn.Module):
             nn.Linear(encoder.dim, teacher.dim, bias=False) for _ in self.layers
         )
         self.mean_feature = RunningMean(teacher.dim, settings.momentum)
+        self.token_moments = nn.ModuleList(
+            RunningMean(2 * teacher.dim, settings.momentum)
+            for _ in self.layers
+            if settings.target == "standardised"
+        )
 
     @property
     def teacher(self) -> Encoder | None:
@@ -335,9 +354,16 @@ class DistillationObjective(nn.Module):
         own_prefix = self.student.encoder.prefix_tokens
         total = torch.zeros((), device=target.pooled.device)
         pairs = zip(self.adapters, student.intermediate, target.intermediate, strict=True)
-        for adapter, tokens, wanted in pairs:
+        for layer, (adapter, tokens, wanted) in enumerate(pairs):
             matched = adapter(normalise_tokens(tokens[:, own_prefix:]))
-            total = total + token_distance(matched, wanted[:, prefix:], self.settings.distance)
+            wanted = wanted[:, prefix:]
+            moments = None
+            if self.settings.target == "standardised":
+                normalised = normalise_tokens(wanted)
+                moments = self.token_moments[layer](
+                    torch.cat([normalised, normalised.square()], dim=-1)
+                )
+            total = total + token_distance(matched, wanted, self.settings.distance, moments)
         spatial, frequency = total.chunk(2)
         return spatial + frequency
 

@@ -94,14 +94,19 @@ def reference_distillation(objective, batch, distance, mean, level):
     """Unweighted distances per token (B, N) and consistency, from raw tokens in numpy."""
     student, teacher = objective.student.encoder, objective.teacher
     total, features = 0.0, []
-    for view in batch[1:3]:
-        with torch.no_grad():
-            own, wanted = student(view, (2, 4, 6)), teacher(view, (2, 4, 6))
-        for index, adapter in enumerate(objective.adapters):
+    with torch.no_grad():
+        owns = [student(view, (2, 4, 6)) for view in batch[1:3]]
+        wanteds = [teacher(view, (2, 4, 6)) for view in batch[1:3]]
+    for index, adapter in enumerate(objective.adapters):
+        targets = [layer_norm(wanted.intermediate[index][:, 1:].numpy()) for wanted in wanteds]
+        if objective.settings.target == "standardised":  # on the first batch: its own moments
+            both = np.concatenate(targets).reshape(-1, targets[0].shape[-1])
+            targets = [(t - both.mean(0)) / np.sqrt(np.maximum(both.var(0), 1e-4)) for t in targets]
+        for own, t in zip(owns, targets, strict=True):
             h = layer_norm(own.intermediate[index][:, 1:].numpy())
-            t = layer_norm(wanted.intermediate[index][:, 1:].numpy())
             p = h @ adapter.weight.detach().numpy().T
             total = total + (((p - t) ** 2).mean(-1) if distance == "mse" else 1 - cosine(p, t))
+    for wanted in wanteds:
         tokens = wanted.tokens[:, 1:].numpy()
         features.append(wanted.pooled.numpy() if level == "sample" else tokens)
     if mean == "batch":
@@ -126,6 +131,7 @@ def reference_weight(c, weighting):
     "settings",
     [
         {},
+        {"target": "layer-norm"},
         {"preset": "fixed-weight", "beta": 0.5},
         {"weighting": "relu", "distance": "cosine", "level": "token"},
         {"weighting": "softmax", "centring": False},
@@ -223,7 +229,7 @@ def test_without_a_teacher_only_the_reconstruction_counts():
 def test_the_teacher_stays_outside():
     objective = objective_of()
     names = {name.split(".")[0] for name in objective.state_dict()}
-    assert names == {"student", "adapters", "mean_feature"}
+    assert names == {"student", "adapters", "mean_feature", "token_moments"}
     owned = {id(parameter) for parameter in objective.parameters()}
     objective.train()
     for parameter in objective.teacher.parameters():

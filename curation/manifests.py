@@ -1,0 +1,104 @@
+"""Lists of files as people keep them, text, CSV or Parquet, and what their paths mean."""
+
+import csv
+import io
+import itertools
+import os
+import posixpath
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from echostill.platform.errors import UsageError, nearest
+
+MANIFEST_SUFFIXES = (".txt", ".csv", ".parquet")
+FILE_COLUMNS = ("file", "path")
+OPTIONAL_COLUMNS = ("group", "organ", "device", "label")
+
+
+def manifest_rows(location: str, data: bytes) -> Iterator[dict[str, str]]:
+    """Read a list's rows as text: ``file`` and those of the optional columns that it has.
+
+    Everything stays text, because the groups '012' and '12' are two patients.
+
+    Args:
+        location: The list's path or URI; its suffix says what it is.
+        data: The list's bytes.
+
+    Raises:
+        UsageError: The list is unreadable or has no file column.
+    """
+    suffix = posixpath.splitext(location.lower())[1]
+    if suffix == ".parquet":
+        try:
+            file = pq.ParquetFile(io.BytesIO(data))
+        except (OSError, ValueError):
+            raise UsageError(f"'{location}' is not a readable Parquet file.") from None
+        columns = _columns(location, file.schema_arrow.names)
+        table = file.read(columns=list(columns))
+        for values in table.to_pylist():
+            yield {told: _text(values[column]) for column, told in columns.items()}
+        return
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"'{location}' is not UTF-8 text: save it as UTF-8.") from None
+    if suffix == ".txt":
+        lines = (line.strip() for line in text.splitlines())
+        yield from ({"file": line} for line in lines if line and not line.startswith("#"))
+        return
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = _columns(location, reader.fieldnames or [])
+    for row in reader:
+        yield {told: _text(row[column]) for column, told in columns.items()}
+
+
+def _columns(location: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the columns to read and what each means; columns of other names are ignored."""
+    present = list(names)
+    file_column = next((name for name in FILE_COLUMNS if name in present), None)
+    if file_column is None:
+        close = next((n for n in present if nearest(n.lower(), FILE_COLUMNS)), None)
+        hint = f" Is it '{close}'? Then rename it." if close else ""
+        raise UsageError(
+            f"manifest '{location}' has no column 'file' (or 'path'); "
+            f"it has: {', '.join(present) or 'none'}.{hint}"
+        )
+    return {file_column: "file", **{name: name for name in OPTIONAL_COLUMNS if name in present}}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def absolute_path(file: str, root: str) -> str:
+    """Return a listed file's absolute path or URI."""
+    if "://" in file:
+        return file
+    if "://" in root:
+        return f"{root}/{file}"
+    return os.path.normpath(os.path.join(root, os.path.expanduser(file)))
+
+
+def is_inside(file: str, root: str) -> bool:
+    """Return whether a path lies in a folder, at any depth."""
+    return file.startswith(root.rstrip("/") + "/")
+
+
+def common_folder(files: list[str]) -> str:
+    """Return the deepest folder that holds all files, ``""`` where they share none."""
+    folders = sorted({tuple(posixpath.dirname(file).split("/")) for file in files})
+    if not folders:
+        return ""
+    # What the first and the last in order share, all share.
+    pairs = zip(folders[0], folders[-1], strict=False)
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+    return "".join(f"{part}/" for part, _ in shared)
+
+
+def portable_name(name: str) -> str:
+    """Return a name as other machines see it: composed Unicode, nothing that is not text."""
+    text = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return unicodedata.normalize("NFC", text)
