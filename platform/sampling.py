@@ -1,7 +1,8 @@
 """Which images a training step sees: a pure function of (seed, samples seen).
 
-The images are walked in a fresh permutation per epoch, each exactly once. A batch may straddle two
-epochs. Nothing depends on the number of workers: a worker takes every ``size``-th image of the
+The images are walked in a fresh permutation per epoch, each exactly once; or balanced over strata
+(organs, as USFM samples), each stratum equally often and its images in turn. A batch may straddle
+two epochs. Nothing depends on the number of workers: a worker takes every ``size``-th image of the
 global batch, so a run may stop, resume or change its workers anywhere without changing the stream.
 """
 
@@ -19,6 +20,37 @@ def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return stream(seed, "order", epoch).permutation(count)
 
 
+@lru_cache(maxsize=4)
+def balanced_epoch(seed: int, epoch: int, strata: bytes) -> np.ndarray:
+    """Return an epoch in which every stratum has the same number of places (give or take one).
+
+    Each stratum walks its own permutations on from epoch to epoch, so that its images come equally
+    often.
+
+    Args:
+        seed: Seed of the order.
+        epoch: The epoch.
+        strata: The images' strata as int64 codes, in bytes.
+
+    Returns:
+        As many row numbers as there are images, int64.
+    """
+    codes = np.frombuffer(strata, dtype=np.int64)
+    names = np.unique(codes)
+    places = np.full(len(names), len(codes) // len(names))
+    places[: len(codes) % len(names)] += 1
+    chosen = []
+    for name, count in zip(names, places, strict=True):
+        members = np.flatnonzero(codes == name)
+        positions = np.arange(epoch * count, (epoch + 1) * count)
+        rounds, offsets = np.divmod(positions, len(members))
+        for lap in np.unique(rounds):
+            order = stream(seed, "stratum", int(name), int(lap)).permutation(len(members))
+            chosen.append(members[order[offsets[rounds == lap]]])
+    rows = np.concatenate(chosen)
+    return rows[stream(seed, "order", epoch).permutation(len(rows))]
+
+
 @dataclass(frozen=True)
 class Draw:
     """Images drawn for a step: row numbers and the epoch each belongs to."""
@@ -27,7 +59,13 @@ class Draw:
     epochs: np.ndarray  # (B,) int64
 
 
-def draw(seed: int, count: int, samples_seen: int, batch_size: int) -> Draw:
+def draw(
+    seed: int,
+    count: int,
+    samples_seen: int,
+    batch_size: int,
+    strata: np.ndarray | None = None,
+) -> Draw:
     """Return the next ``batch_size`` images after ``samples_seen`` of them.
 
     Args:
@@ -35,13 +73,18 @@ def draw(seed: int, count: int, samples_seen: int, batch_size: int) -> Draw:
         count: Number of images.
         samples_seen: Images drawn before this batch, over all workers.
         batch_size: Size of the global batch.
+        strata: (count,) int64 codes to balance over; None walks all images alike.
     """
     positions = np.arange(samples_seen, samples_seen + batch_size)
     epochs, offsets = np.divmod(positions, count)
     rows = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        rows[chosen] = epoch_permutation(seed, int(epoch), count)[offsets[chosen]]
+        if strata is None:
+            order = epoch_permutation(seed, int(epoch), count)
+        else:
+            order = balanced_epoch(seed, int(epoch), strata.tobytes())
+        rows[chosen] = order[offsets[chosen]]
     return Draw(rows=rows, epochs=epochs)
 
 

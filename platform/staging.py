@@ -10,13 +10,14 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
 from echostill.platform.errors import EchostillError
-from echostill.platform.images import decode_image, to_square
+from echostill.platform.images import decode_staged, to_square
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.tables import Table
 
@@ -25,10 +26,16 @@ MARGIN = 8 / 7  # 256 pixels for a model of 224
 
 @dataclass(frozen=True)
 class StagedImages:
-    """Images by row: ``pixels`` (N, C, side, side) uint8, C is 1 (all grey) or 3; and their ids."""
+    """Images by row: ``pixels`` (N, C, side, side) uint8, C is 1 (all grey) or 3."""
 
     pixels: np.ndarray
     image_ids: list[str]
+    organs: list[str]
+
+    @cached_property
+    def organ_codes(self) -> np.ndarray:
+        """The organs as numbers, (N,) int64."""
+        return np.unique(self.organs, return_inverse=True)[1].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -68,19 +75,21 @@ def stage_images(
     wanted = sorted(image_ids if image_ids is not None else _ids(pool))
     key = sha256("\n".join([pool.digest, str(side), *wanted]).encode())[:20]
     folder = cache_folder(store)
-    array_path, ids_path = folder / f"{key}.npy", folder / f"{key}.json"
-    if not (array_path.exists() and ids_path.exists()):
+    array_path, organs_path = folder / f"{key}.npy", folder / f"{key}.json"
+    if not (array_path.exists() and organs_path.exists()):
         folder.mkdir(parents=True, exist_ok=True)
-        _write(pool, wanted, side, array_path)
-        _replace(ids_path, json.dumps(wanted).encode())
-    return StagedImages(np.load(array_path, mmap_mode="r"), wanted)
+        organs = _write(pool, wanted, side, array_path)
+        _replace(organs_path, json.dumps(organs).encode())
+    organs = json.loads(organs_path.read_text())
+    return StagedImages(np.load(array_path, mmap_mode="r"), wanted, organs)
 
 
 def _ids(pool: Table) -> list[str]:
     return list(pool.read(["image_id"])["image_id"].to_pylist())
 
 
-def _write(pool: Table, wanted: list[str], side: int, target: Path) -> None:
+def _write(pool: Table, wanted: list[str], side: int, target: Path) -> list[str]:
+    """Write the array and return the images' organs."""
     position = {image_id: row for row, image_id in enumerate(wanted)}
     channels = 3 if _any_colour(pool, position) else 1
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -88,13 +97,14 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> None:
         temporary, mode="w+", dtype=np.uint8, shape=(len(wanted), channels, side, side)
     )
     found = 0
-    for part in pool.parts(["image_id", "image"]):
-        for image_id, data in zip(
-            part["image_id"].to_pylist(), part["image"].to_pylist(), strict=True
-        ):
+    organs = [""] * len(wanted)
+    for part in pool.parts(["image_id", "organ", "image"]):
+        ids, images = part["image_id"].to_pylist(), part["image"].to_pylist()
+        for image_id, organ, data in zip(ids, part["organ"].to_pylist(), images, strict=True):
             row = position.get(image_id)
             if row is not None:
-                array[row] = to_square(decode_image(data), side)[:channels]
+                array[row] = to_square(decode_staged(data), side)[:channels]
+                organs[row] = organ
                 found += 1
     array.flush()
     del array
@@ -105,6 +115,7 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> None:
             f"'{pool.storage.root}': select again from this pool."
         )
     os.replace(temporary, target)
+    return organs
 
 
 def _any_colour(pool: Table, position: dict[str, int]) -> bool:

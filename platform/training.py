@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ class TrainingSettings(Config):
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps with a rising rate.")
     gradient_clip: float | None = Field(1.0, description="Largest global gradient norm.")
     augment: AugmentSettings = AugmentSettings()
+    balance: Literal["none", "organ"] = Field(
+        "none", description="Draw all images alike, or every organ equally often (USFM)."
+    )
     checkpoints: int = execution(
         8, "Checkpoints over the run; a restart repeats at most one.", ge=1
     )
@@ -125,7 +128,8 @@ def make_batch(
     place: Place,
 ) -> Batch:
     """Draw, read and augment this worker's share of the batch of a step."""
-    whole = draw(seed, len(images), step * settings.batch_size, settings.batch_size)
+    strata = images.organ_codes if settings.balance == "organ" else None
+    whole = draw(seed, len(images), step * settings.batch_size, settings.batch_size, strata)
     share = worker_share(whole, place.rank, place.size)
     pixels = torch.from_numpy(images.pixels[share.rows].astype(np.float32) / 255)
     ids = [images.image_ids[row] for row in share.rows]

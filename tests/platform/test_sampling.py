@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echostill.platform.sampling import draw, worker_share
+from echostill.platform.sampling import balanced_epoch, draw, worker_share
 from echostill.platform.seeding import stream, unit_uniforms
 
 
@@ -57,3 +57,22 @@ def test_uniforms_belong_to_the_image_not_to_the_batch():
 def test_keys_of_different_types_name_different_streams():
     assert stream(0, "1").random() != stream(0, 1).random()
     assert stream(0, "a", "b").random() != stream(0, "ab").random()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    codes=st.lists(st.integers(0, 3), min_size=1, max_size=25),
+    seed=st.integers(0, 5),
+)
+def test_balanced_epochs_give_every_stratum_its_places_and_every_image_its_turn(codes, seed):
+    strata = np.array(codes, dtype=np.int64)
+    names = np.unique(strata)
+    epochs = [balanced_epoch(seed, epoch, strata.tobytes()) for epoch in range(4)]
+    for rows in epochs:
+        assert len(rows) == len(codes)
+        counts = [int((strata[rows] == name).sum()) for name in names]
+        assert max(counts) - min(counts) <= 1
+    seen = np.bincount(np.concatenate(epochs), minlength=len(codes))
+    for name in names:
+        own = seen[strata == name]
+        assert own.max() - own.min() <= 1

@@ -41,7 +41,7 @@ class Toy(TrainingTask):
 def images():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (11, 1, 10, 10), dtype=np.uint8)
-    return StagedImages(pixels, [f"image-{i}" for i in range(11)])
+    return StagedImages(pixels, [f"image-{i}" for i in range(11)], ["liver"] * 8 + ["lung"] * 3)
 
 
 SETTINGS = TrainingSettings(steps=9, batch_size=4, learning_rate=1.0, checkpoints=3, log_every=2)
@@ -151,3 +151,13 @@ def test_crops_stay_inside_and_belong_to_the_image():
     whole = augment(pixels, ["a", "b", "c"], epochs, 8, 7, settings)
     single = augment(pixels[1:2], ["b"], epochs[1:2], 8, 7, settings)
     assert torch.equal(whole[1:2], single)
+
+
+def test_organs_are_drawn_equally_often(images):
+    settings = SETTINGS.model_copy(update={"balance": "organ"})
+    ids = [
+        i for step in range(11) for i in make_batch(images, settings, 1, 8, step, Place()).image_ids
+    ]
+    lung = sum(int(name.rpartition("-")[2]) >= 8 for name in ids)
+    assert len(ids) == 44
+    assert abs(lung - 22) <= 2
