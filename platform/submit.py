@@ -69,6 +69,7 @@ def submit(
         raise UsageError(f"no folder '{working_dir}' to run the job in.")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     target = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
@@ -83,7 +84,7 @@ def submit(
             },
             metadata={"echostill": stage},
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise _explain(error, target) from None
     console.print(f"submitted {name} to {target}")
     if not wait:
@@ -119,6 +120,8 @@ def _explain(error: Exception, target: str) -> EchostillError:
         )
     if "already" in text and "ubmission" in text:
         return UsageError(f"a job of that id exists; a submission id cannot be used twice: {text}")
+    if "No available agent" in text:
+        return EchostillError(f"the cluster at {target} is still starting: try again in a minute.")
     if isinstance(error, ConnectionError) or "connect" in text.lower():
         return UsageError(
             f"no Ray dashboard answers at {target}: start a cluster (`ray start --head`) or "
