@@ -1,0 +1,264 @@
+"""The whole job on a few real images: killed and resumed, verified, and submitted to a cluster."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from echostill.platform.models import create_encoder, save_weights
+from echostill.platform.storage import sha256
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SAMPLE = ROOT / "examples" / "quickstart"
+PYTHON = sys.executable
+CLI = [PYTHON, "-m", "echostill.platform.cli"]
+RESULTS = ("pool", "scores", "coresets", "runs")
+
+
+def take(source, target, rows):
+    """Write a manifest of a few rows with absolute paths."""
+    with source.open() as file:
+        chosen = list(csv.DictReader(file))[::rows]
+    for row in chosen:
+        for column in ("file", "mask"):
+            if row.get(column):
+                row[column] = str(source.parent / row[column])
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, chosen[0])
+        writer.writeheader()
+        writer.writerows(chosen)
+    return len(chosen)
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    take(SAMPLE / "pool" / "manifest.csv", folder / "pool.csv", 24)
+    take(SAMPLE / "benchmark" / "liver.csv", folder / "liver.csv", 9)
+    take(SAMPLE / "benchmark" / "fetal_head.csv", folder / "fetal_head.csv", 20)
+    torch.manual_seed(0)
+    teacher = folder / "teacher.safetensors"
+    save_weights(create_encoder("usfm-micro"), teacher, {})
+    tasks = [
+        {"name": "liver", "kind": "classification", "manifest": str(folder / "liver.csv")},
+        {"name": "head", "kind": "segmentation", "manifest": str(folder / "fetal_head.csv")},
+    ]
+    short = {"batch_size": 4, "checkpoints": 3, "threads": 1}
+    content = {
+        "store": str(folder / "unused"),
+        "teacher": {"model": "usfm-micro", "weights": str(teacher)},
+        "student": "tinyusfm-micro",
+        "ingest": {"source": str(folder / "pool.csv"), "files_per_shard": 8},
+        "score": {"proxy": {"snapshots": 3, "training": {"steps": 3, **short}}, "workers": 1},
+        "select": {"budget": 15},
+        "distill": {"training": {"steps": 12, **short}},
+        "evaluate": {"seeds": [0], "tasks": tasks, "finetune": {"steps": 2, "batch_size": 4}},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def command(configuration, store, *arguments, name="run"):
+    return [*CLI, name, "--config", str(configuration), f"store={store}", *arguments]
+
+
+def finish(arguments, **options):
+    return subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False, **options
+    )
+
+
+def kill_when(arguments, sign, sent):
+    """Start a command and kill its driver as soon as a file appears that the pattern fits."""
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    folder, pattern = sign
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(folder.glob(pattern)):
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the command ended before it could be killed"
+    process.send_signal(sent)
+    process.wait(60)
+    assert process.returncode != 0
+
+
+def digests(store):
+    """Checksums of what a result is: tables and weights, not logs, caches or timings."""
+    found = {}
+    for folder in RESULTS:
+        for path in sorted((store / folder).rglob("*")):
+            if path.suffix in (".parquet", ".safetensors", ".jsonl"):
+                found[path.relative_to(store).as_posix()] = sha256(path.read_bytes())
+    return found
+
+
+@pytest.fixture(scope="module")
+def stores(configuration, tmp_path_factory):
+    """One store from a run left alone, one from a run that was killed again and again."""
+    folder = tmp_path_factory.mktemp("stores")
+    calm, rough = folder / "calm", folder / "rough"
+    done = finish(command(configuration, calm))
+    assert done.returncode == 0, done.stderr
+    for pattern, sent in (
+        ("pool/done/*.json", signal.SIGKILL),
+        ("scores/done/*.json", signal.SIGTERM),
+        ("runs/distilled-0/train/*/checkpoint_*/state.pt", signal.SIGKILL),
+        ("reports/default/units/*.json", signal.SIGKILL),
+    ):
+        kill_when(command(configuration, rough), (rough, pattern), sent)
+    done = finish(command(configuration, rough))
+    assert done.returncode == 0, done.stderr
+    return calm, rough
+
+
+def test_a_run_that_was_killed_gives_what_an_undisturbed_one_gives(stores):
+    calm, rough = stores
+    assert digests(calm) == digests(rough)
+    results = [json.loads((s / "reports/default/evaluation.json").read_text()) for s in stores]
+    assert results[0]["results"] == results[1]["results"]
+
+
+def test_the_report_stands_alone(stores):
+    page = (stores[0] / "reports/default/report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert 'src="https://' not in page
+    assert str(ROOT) not in page
+
+
+def test_verify_and_a_second_run(stores, configuration):
+    calm = stores[0]
+    assert finish([*CLI, "verify", str(calm)]).returncode == 0
+    again = finish(command(configuration, calm, "ingest.max_error_rate=0.5"))
+    assert again.returncode == 0
+    assert again.stderr.count("already done") >= 5
+    other = finish(command(configuration, calm, "seed=1"))
+    assert other.returncode == 2
+    assert "configuration.seed: 0 -> 1" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_one_mlflow_run_per_run_whatever_was_killed(stores):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{stores[1] / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("echostill")
+    runs = client.search_runs([experiment.experiment_id])
+    names = sorted(run.info.run_name for run in runs)
+    assert names == ["distilled-0", "evaluate-default", "proxy"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    distilled = next(run for run in runs if run.info.run_name == "distilled-0")
+    assert "weight_std" in distilled.data.metrics
+    assert distilled.data.params["training.steps"] == "12"
+    artifacts = [artifact.path for artifact in client.list_artifacts(distilled.info.run_id)]
+    assert {"model.safetensors", "reconstructions.png"} <= set(artifacts)
+
+
+def test_a_changed_byte_is_found(stores, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(stores[0], copy, ignore=shutil.ignore_patterns("cache", "mlartifacts"))
+    part = next((copy / "scores").glob("part-*.parquet"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(bytes(data))
+    found = finish([*CLI, "verify", str(copy)])
+    assert found.returncode == 1
+    assert part.name in found.stdout
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A Ray head with token authentication, as `ray start` makes it."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0123456789abcdef" * 2)
+    temporary = Path("/tmp") / f"echo-{os.getpid()}"
+    port = free_port()
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    start = ["ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
+    start += ["--port", str(free_port()), "--dashboard-port", str(port), "--num-cpus", "2"]
+    start += ["--dashboard-agent-listen-port", str(free_port())]
+    start += ["--temp-dir", str(temporary), "--object-store-memory", str(256 * 2**20)]
+    head = subprocess.Popen(
+        [str(Path(PYTHON).parent / start[0]), *start[1:]],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    ray = [str(Path(PYTHON).parent / "ray"), "job", "list", "--address", address]
+    try:
+        for _ in range(60):
+            if finish(ray, env=environment).returncode == 0:
+                break
+            time.sleep(1)
+        yield address, environment
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_submitted_stage_runs_there_and_ends_as_it_ends(stores, configuration, cluster):
+    address, environment = cluster
+    store = stores[0]
+    where = ["--address", address, "--working-dir", str(ROOT)]
+    submit = [*CLI, "submit", "select", *where, "--config", str(configuration)]
+    done = finish([*submit, f"store={store}", "name=submitted"], env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "15 of" in done.stdout
+    name = "part-00000.parquet"
+    own = (store / "coresets/default" / name).read_bytes()
+    assert (store / "coresets/submitted" / name).read_bytes() == own
+
+    wrong = finish([*submit, f"store={store}", "budgt=3"], env=environment)
+    assert wrong.returncode == 2
+    assert "Did you mean 'budget'" in wrong.stdout
+
+    job = [str(Path(PYTHON).parent / "ray"), "job", "submit", *where, "--", "python"]
+    script = ["jobs/select.py", "--config", str(configuration), f"store={store}", "name=plain"]
+    plain = finish([*job, *script], env=environment)
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    assert (store / "coresets/plain" / name).read_bytes() == own
+    code = "import platform; print('platform of Python:', platform.__file__)"
+    inside = finish([*job, "-c", f'"{code}"'], env=environment)
+    assert "platform of Python:" in inside.stdout, inside.stdout + inside.stderr
+    assert "working_dir_files" not in inside.stdout.split("platform of Python:")[1].split("\n")[0]
+
+
+def test_without_the_token_the_cluster_is_not_entered(configuration, cluster, tmp_path):
+    address, environment = cluster
+    stranger = {**environment, "RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}
+    stranger.pop("RAY_AUTH_TOKEN_PATH")
+    done = finish(
+        [*CLI, "submit", "select", "--address", address, "--config", str(configuration)],
+        env=stranger,
+    )
+    assert done.returncode == 2
+    assert "token" in done.stderr
+    assert "Traceback" not in done.stderr
