@@ -82,6 +82,12 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
+def claimed(storage: Storage) -> Fingerprint:
+    """Return the fingerprint that a folder was claimed with."""
+    values = json.loads(storage.read(FINGERPRINT))
+    return Fingerprint(**{key: values[key] for key in values if key != "digest"})
+
+
 def claim(storage: Storage, wanted: Fingerprint, what: str, overwrite: bool) -> None:
     """Claim a folder for a result: new, or continuing one with the same fingerprint.
 
