@@ -20,6 +20,7 @@ from echostill.platform.config import result_relevant
 from echostill.platform.errors import UsageError
 from echostill.platform.images import encode_png
 from echostill.platform.runs import Fingerprint, claim
+from echostill.platform.schemas import (
     CORESET_SCHEMA,
     POOL_SCHEMA,
     QUARANTINE_SCHEMA,
