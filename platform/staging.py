@@ -8,6 +8,8 @@ missing.
 import json
 import os
 import tempfile
+import threading
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,7 @@ from echostill.platform.storage import Storage, sha256
 from echostill.platform.tables import Table
 
 MARGIN = 8 / 7  # 256 pixels for a model of 224
+STAGING = threading.Lock()  # runs trained side by side want the same images: one stages them
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,11 @@ def stage_images(
     key = sha256("\n".join([pool.digest, str(side), *wanted]).encode())[:20]
     folder = cache_folder(store)
     array_path, organs_path = folder / f"{key}.npy", folder / f"{key}.json"
-    if not (array_path.exists() and organs_path.exists()):
-        folder.mkdir(parents=True, exist_ok=True)
-        organs = _write(pool, wanted, side, array_path)
-        _replace(organs_path, json.dumps(organs).encode())
+    with STAGING:
+        if not (array_path.exists() and organs_path.exists()):
+            folder.mkdir(parents=True, exist_ok=True)
+            organs = _write(pool, wanted, side, array_path)
+            _replace(organs_path, json.dumps(organs).encode())
     organs = json.loads(organs_path.read_text())
     return StagedImages(np.load(array_path, mmap_mode="r"), wanted, organs)
 
@@ -92,7 +96,7 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> list[str]
     """Write the array and return the images' organs."""
     position = {image_id: row for row, image_id in enumerate(wanted)}
     channels = 3 if _any_colour(pool, position) else 1
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     array = np.lib.format.open_memmap(
         temporary, mode="w+", dtype=np.uint8, shape=(len(wanted), channels, side, side)
     )
@@ -127,6 +131,6 @@ def _any_colour(pool: Table, position: dict[str, int]) -> bool:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
