@@ -21,7 +21,8 @@ COLUMNS = ("image", "blocks hidden", "reconstructed", "bands stopped", "reconstr
 def draw_reconstructions(task: "DistillationTask", images: StagedImages, path: Path) -> None:
     """Draw a few evenly spaced images, their two views and the student's reconstructions.
 
-    Where blocks are hidden only the hidden part is the student's; the rest is shown as it is.
+    Where blocks are hidden or bands are stopped only that part is the student's; the rest is shown
+    as it is.
     """
     import matplotlib
 
@@ -41,9 +42,13 @@ def draw_reconstructions(task: "DistillationTask", images: StagedImages, path: P
     made = []
     for view in (spatial, frequency):
         patches = student(view).prediction
-        made.append(to_pixels(patches, pixels, student.patch_size, settings.pixel).clamp(0, 1))
-    filled = torch.where(masks.spatial[:, None], made[0], pixels)
-    columns = (pixels, spatial, filled, frequency.clamp(0, 1), made[1])
+        made.append(to_pixels(patches, pixels, student.patch_size, settings.pixel))
+    filled = torch.where(masks.spatial[:, None], made[0], pixels).clamp(0, 1)
+    # The loss asks for the stopped frequencies alone; the others are those of the view.
+    passed = torch.fft.ifftshift(masks.frequency, dim=(-2, -1))[:, None]
+    spectrum = torch.where(passed, torch.fft.fft2(pixels), torch.fft.fft2(made[1]))
+    restored = torch.fft.ifft2(spectrum).real.clamp(0, 1)
+    columns = (pixels, spatial, filled, frequency.clamp(0, 1), restored)
     figure, axes = pyplot.subplots(len(rows), len(columns), figsize=(10, 2 * len(rows)))
     for row, line in enumerate(np.atleast_2d(axes)):
         for axis, title, column in zip(line, COLUMNS, columns, strict=True):

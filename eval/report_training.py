@@ -112,8 +112,8 @@ def _reconstructions(material: Material) -> list[Html]:
         shot = picture(
             uri,
             described,
-            f"What {run.name} makes of both corrupted views. Where blocks are hidden only the "
-            "hidden part is the student's.",
+            f"What {run.name} makes of both corrupted views: hidden blocks and stopped bands are "
+            "its own, the rest is shown as it is.",
         )
         if place == 0:
             pieces += [heading("Reconstructions"), shot]
