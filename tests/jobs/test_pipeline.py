@@ -194,6 +194,8 @@ def cluster(tmp_path_factory):
     port = free_port()
     environment = {
         **os.environ,
+        # A job's `python` is the first one on the head's path.
+        "PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
