@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from echostill.distill.objective import DistillationObjective, ObjectiveSettings
@@ -50,6 +50,14 @@ class DistillConfig(ModelsConfig):
     masks: MaskSettings = MaskSettings()
 
     at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "DistillConfig":
+        names = [name for _, _, name in self.runs()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:  # they would be trained side by side into one folder
+            raise ValueError(f"run '{twice[0]}' is listed more than once: name students apart")
+        return self
 
     def runs(self) -> list[tuple[StudentSettings, int, str]]:
         """List the runs: student, seed and name."""

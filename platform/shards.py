@@ -143,6 +143,7 @@ class ShardedStage:
                 self._check(records, len(records) < len(payloads))
         if finish is not None:
             finish(self, records)
+            self._check(records, running=False)
         accounting = _account(records, resumed)
         parts = [records[index]["part"] for index in sorted(records)]
         held = [records[i]["quarantine"] for i in sorted(records) if records[i]["quarantine"]]

@@ -1,0 +1,247 @@
+"""The distillation run without Ray: seeded, resumable, and the teacher stays outside."""
+
+import copy
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from echostill.distill import DistillConfig, distill
+from echostill.distill.distillation import (
+    DistillationJob,
+    StudentSettings,
+    plan_distill,
+    selected_ids,
+    weight_spread,
+)
+from echostill.distill.objective import ObjectiveSettings
+from echostill.platform.config import TeacherSettings, validate
+from echostill.platform.errors import UsageError
+from echostill.platform.masks import MaskSettings
+from echostill.platform.mim import DecoderSettings
+from echostill.platform.models import create_encoder, load_weights, save_weights
+from echostill.platform.schemas import CORESET_SCHEMA, POOL_SCHEMA
+from echostill.platform.staging import StagedImages, staged_side
+from echostill.platform.store import Store
+from echostill.platform.tables import write_table
+from echostill.platform.teacher import find_weights
+from echostill.platform.training import Place, TrainingSettings, TrainingState, make_batch, train
+
+SETTINGS = TrainingSettings(
+    steps=6, batch_size=4, learning_rate=0.02, checkpoints=3, log_every=1, warmup=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    torch.manual_seed(1)
+    encoder = create_encoder("usfm-micro")
+    with torch.no_grad():  # an untrained teacher sees little difference between images
+        for parameter in encoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_weights(encoder, str(path), {})
+    return find_weights("usfm-micro", str(path))
+
+
+@pytest.fixture(scope="module")
+def images():
+    side = staged_side(128)
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 1, side, side), dtype=np.uint8)
+    return StagedImages(pixels, [f"{row:032x}" for row in range(10)], ["liver"] * 10)
+
+
+def job(teacher, seed=0, **objective):
+    return DistillationJob(
+        store="unused",
+        student="tinyusfm-micro",
+        teacher=teacher,
+        image_ids=(),
+        objective=ObjectiveSettings(**objective),
+        settings=SETTINGS,
+        decoder=DecoderSettings(),
+        masks=MaskSettings(),
+        seed=seed,
+    )
+
+
+def run(task, images, state=None, kept=None):
+    state = state or TrainingState()
+
+    def on_checkpoint(current):
+        if kept is not None:
+            buffer = io.BytesIO()
+            torch.save({"task": task.state_dict(), "optimiser": current.optimiser}, buffer)
+            kept[current.step] = (buffer, copy.deepcopy(current.history))
+
+    train(task, task, images, SETTINGS, task.seed, state, Place(), on_checkpoint)
+    return state.history
+
+
+def equal(first, second):
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def student(task):
+    return task.objective.student.state_dict()
+
+
+def test_a_run_repeats_itself_and_a_seed_changes_it(teacher, images):
+    first = job(teacher).task()
+    history = run(first, images)
+    second = job(teacher).task()
+    assert run(second, images) == history
+    assert equal(first.state_dict(), second.state_dict())
+    assert history[-1]["loss"] != history[0]["loss"]
+    other = job(teacher, seed=1).task()
+    assert not equal(student(job(teacher).task()), student(other))
+    assert run(other, images)[0]["loss"] != history[0]["loss"]
+    assert weight_spread(history) == pytest.approx(np.mean([row["weight_std"] for row in history]))
+
+
+@pytest.mark.parametrize("level", ["sample", "token"])
+def test_a_run_cut_at_a_checkpoint_ends_as_the_whole_one(teacher, images, level):
+    kept = {}
+    whole = job(teacher, level=level).task()
+    history = run(whole, images, kept=kept)
+    assert sorted(kept) == [2, 4, 6]
+    buffer, earlier = kept[4]
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    cut = job(teacher, level=level).task()
+    cut.load_state_dict(saved["task"])
+    assert run(cut, images, TrainingState(4, saved["optimiser"], earlier)) == history
+    assert equal(whole.state_dict(), cut.state_dict())  # the running means among them
+
+
+def test_the_teacher_is_not_trained_not_saved_and_sees_no_dropout(teacher, images):
+    task = job(teacher).task()
+    before = copy.deepcopy(task.objective.teacher.state_dict())
+    size = sum(p.numel() for p in task.objective.teacher.parameters())
+    run(task, images)
+    assert equal(before, task.objective.teacher.state_dict())
+    assert not task.objective.teacher.training
+    assert not any(p.requires_grad for p in task.objective.teacher.parameters())
+    names = list(task.state_dict())
+    assert not [name for name in names if "teacher" in name]
+    assert sum(p.numel() for p in task.parameters()) < size
+    tops = {".".join(name.split(".")[:2]) for name in names}
+    assert tops == {
+        "objective.student",
+        "objective.adapters",
+        "objective.mean_feature",
+        "objective.token_moments",
+    }
+
+
+def test_students_of_one_seed_start_alike_whatever_they_follow(teacher, images):
+    """What a teacher changes must be its signal, not other weights or other images."""
+    followers = [job(teacher), job(teacher, preset="fixed-weight"), job(None, preset="mim-only")]
+    tasks = [each.task() for each in followers]
+    for task in tasks[1:]:
+        assert equal(student(tasks[0]), student(task))
+    batches = [make_batch(images, SETTINGS, 0, 128, 3, Place()) for _ in tasks]
+    parts = [task(batch)[1] for task, batch in zip(tasks, batches, strict=True)]
+    for part in parts[1:]:
+        assert torch.equal(part["reconstruction"], parts[0]["reconstruction"])
+    assert "distillation" not in parts[2]
+    assert weight_spread([{"loss": 1.0}]) is None
+
+
+def test_following_with_no_weight_is_not_following(teacher, images):
+    alone, weightless = job(None, preset="mim-only").task(), job(teacher, beta=0.0).task()
+    run(alone, images)
+    run(weightless, images)
+    assert equal(student(alone), student(weightless))
+    following = job(teacher).task()
+    run(following, images)
+    assert not equal(student(alone), student(following))
+
+
+def test_the_exported_student_is_the_encoder_alone(teacher, images, tmp_path):
+    task = job(teacher).task()
+    run(task, images)
+    trained = task.objective.student.encoder
+    save_weights(trained, str(tmp_path / "student.safetensors"), {"objective": "tinyusfm"})
+    loaded = create_encoder("tinyusfm-micro")
+    load_weights(loaded, str(tmp_path / "student.safetensors"))
+    assert equal(loaded.state_dict(), trained.state_dict())
+    assert not [name for name in loaded.state_dict() if "adapter" in name or "decoder" in name]
+    assert not equal(
+        loaded.state_dict(), job(teacher).task().objective.student.encoder.state_dict()
+    )
+
+
+def filled(tmp_path, rows=6):
+    """A store with a pool and a coreset of which every second row is selected."""
+    store = Store(str(tmp_path / "store"))
+    ids = [f"{row:032x}" for row in reversed(range(rows))]
+    pool = pa.Table.from_pylist([{"image_id": i} for i in ids], schema=POOL_SCHEMA)
+    chosen = [{"image_id": i, "selected": int(i, 16) % 2 == 0} for i in ids]
+    coreset = pa.Table.from_pylist(chosen, schema=CORESET_SCHEMA)
+    write_table(store.pool(), pool, stage="ingest", fingerprint={})
+    write_table(store.coreset("default"), coreset, stage="select", fingerprint={}, rows_per_part=2)
+    return store
+
+
+def config(store, **settings):
+    values = {
+        "store": store.root,
+        "teacher": TeacherSettings(model="usfm-micro"),
+        "student": "tinyusfm-micro",
+        "training": SETTINGS,
+        "progress": False,
+        **settings,
+    }
+    return DistillConfig(**values)
+
+
+def test_what_is_missing_is_said_before_any_work(tmp_path):
+    store = filled(tmp_path)
+    with pytest.raises(UsageError, match="no teacher: name its weights"):
+        distill(config(store))
+    absent = TeacherSettings(model="usfm-micro", weights=str(tmp_path / "gone.safetensors"))
+    with pytest.raises(UsageError, match=r"gone\.safetensors"):
+        distill(config(store, teacher=absent))
+    with pytest.raises(UsageError, match="Did you mean 'default'"):
+        distill(config(store, coreset="defualt"))
+    with pytest.raises(UsageError, match="run `echostill select` first"):
+        distill(config(Store(str(tmp_path / "empty"))))
+    assert not store.storage.exists("runs")
+
+
+def test_the_plan_lists_every_run(teacher, tmp_path):
+    store = filled(tmp_path)
+    alone = StudentSettings(name="alone", objective=ObjectiveSettings(preset="mim-only"))
+    both = (StudentSettings(), alone)
+    named = TeacherSettings(model="usfm-micro", weights=teacher.path)
+    said = plan_distill(config(store, students=both, seeds=(3, 4), teacher=named)).describe()
+    for line in ("3 images of 6", "6 x 4 images = 8.0 epochs of 3", "distilled-4", "alone-3"):
+        assert line in said
+    assert teacher.path in said
+    assert said.count("to do") == 4
+    assert "teacher" not in plan_distill(config(store, students=(alone,))).describe()
+    assert selected_ids(store.open_coreset("default")) == tuple(f"{k:032x}" for k in (0, 2, 4))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seeds": [0, 1, 0]},
+        {"students": [{"name": "a"}, {"name": "a", "objective": {"preset": "mim-only"}}]},
+        {"students": [{"name": "a"}, {"name": "a"}], "seeds": [1, 2]},
+    ],
+)
+def test_two_runs_of_one_name_are_refused(values):
+    """They would be trained side by side into one folder."""
+    with pytest.raises(UsageError, match="more than once"):
+        validate(DistillConfig, values)
+
+
+def test_no_student_and_odd_names_are_refused():
+    for values in ({"students": []}, {"students": [{"name": "../else"}]}):
+        with pytest.raises(UsageError, match="students"):
+            validate(DistillConfig, values)
