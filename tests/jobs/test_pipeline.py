@@ -248,9 +248,10 @@ def test_a_submitted_stage_runs_there_and_ends_as_it_ends(stores, configuration,
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert (store / "coresets/plain" / name).read_bytes() == own
     code = "import platform; print('platform of Python:', platform.__file__)"
-    inside = finish([*job, "-c", f'"{code}"'], env=environment)
-    assert "platform of Python:" in inside.stdout, inside.stdout + inside.stderr
-    assert "working_dir_files" not in inside.stdout.split("platform of Python:")[1].split("\n")[0]
+    inside = finish([*job, "-c", code], env=environment)
+    said = [line for line in inside.stdout.splitlines() if line.startswith("platform of Python:")]
+    assert len(said) == 1, inside.stdout + inside.stderr
+    assert "working_dir_files" not in said[0]
 
 
 def test_without_the_token_the_cluster_is_not_entered(configuration, cluster, tmp_path):
