@@ -149,11 +149,27 @@ def resolve(config_class: type[ConfigType], stage: str, document: Mapping[str, A
 def validate(config_class: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
     """Validate plain values into a configuration, with errors in words."""
     try:
-        return config_class.model_validate_json(json.dumps(values))
+        defaults = {name: field.default for name, field in config_class.model_fields.items()}
+        return config_class.model_validate_json(json.dumps(_complete(defaults, values)))
     except ValidationError as error:
         raise UsageError(_describe(config_class, error)) from None
     except TypeError as error:
         raise UsageError(f"a configuration holds plain values only: {error}") from None
+
+
+def _complete(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill a section that is given in part with what its own default sets.
+
+    ``training.workers=4`` must not change the number of steps, which is another in each stage.
+    """
+    filled = dict(values)
+    for name, given in values.items():
+        default = defaults.get(name)
+        if isinstance(default, BaseModel) and isinstance(given, Mapping):
+            inner = {key: getattr(default, key) for key in type(default).model_fields}
+            stated = default.model_dump(mode="json", exclude_unset=True)
+            filled[name] = {**stated, **_complete(inner, given)}
+    return filled
 
 
 def load(

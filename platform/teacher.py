@@ -28,21 +28,24 @@ class Weights:
 
 
 def find_teacher(config: ModelsConfig) -> Weights:
-    """Find the teacher's weights.
+    """Find the teacher's weights, and see that they fit the model before any work is done.
 
     Raises:
-        UsageError: The named file is missing, or none is named and none was pretrained.
+        UsageError: The named file is missing or of another model, or none is named and none was
+            pretrained.
     """
-    named = config.teacher.weights
-    if named is not None:
-        return find_weights(config.teacher.model, named)
-    storage = Store(config.store).run("teacher")
-    if not is_finished(storage):
-        raise UsageError(
-            f"no teacher: name its weights (teacher.weights=FILE), or make one with "
-            f"`echostill pretrain` (looked in '{storage.root}')."
-        )
-    return find_weights(config.teacher.model, storage.locate(WEIGHTS))
+    path = config.teacher.weights
+    if path is None:
+        storage = Store(config.store).run("teacher")
+        if not is_finished(storage):
+            raise UsageError(
+                f"no teacher: name its weights (teacher.weights=FILE), or make one with "
+                f"`echostill pretrain` (looked in '{storage.root}')."
+            )
+        path = storage.locate(WEIGHTS)
+    found = find_weights(config.teacher.model, path)
+    found.load()
+    return found
 
 
 def find_weights(model: str, path: str) -> Weights:

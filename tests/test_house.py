@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from echostill.platform.config import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("platform", "curation", "distill", "eval", "jobs")
@@ -20,16 +23,24 @@ ALLOWED = {
 EXCEPTIONS = {"platform/cli.py": set(FOLDERS)}
 
 
+def dotted(path):
+    return ["echostill", *path.relative_to(ROOT).with_suffix("").parts]
+
+
 def imported_folders(path):
-    found = set()
+    """Folders a module names: by import of any form, and as text given to an importer."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module]
-        found |= {name.split(".")[1] for name in names if name.startswith("echostill.")}
-    return found
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = dotted(path)[: -node.level] if node.level else []
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names += [node.value] if node.value.startswith("echostill.") else []
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "echostill" and part[1:]} & set(FOLDERS)
 
 
 def modules():
@@ -41,6 +52,33 @@ def test_floors(path):
     name = path.relative_to(ROOT).as_posix()
     allowed = EXCEPTIONS.get(name, ALLOWED[name.split("/")[0]])
     assert imported_folders(path) <= allowed
+
+
+def test_the_floors_see_every_form_of_import(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    module = tmp_path / "platform" / "models" / "module.py"
+    module.parent.mkdir(parents=True)
+    for text, folders in {
+        "import echostill.curation.sources": {"curation"},
+        "from echostill.eval import heads": {"eval"},
+        "from echostill import distill": {"distill"},
+        "from ...jobs import stages": {"jobs"},
+        "from ..errors import UsageError": {"platform"},
+        "def f():\n    from echostill.curation import why": {"curation"},
+        "import_module('echostill.eval.heads')": {"eval"},
+        "import platform, torch": set(),
+    }.items():
+        module.write_text(text)
+        assert imported_folders(module) == folders, text
+
+
+def test_every_folder_with_modules_is_in_the_wheel():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in modules()}
+    expected = {f"echostill.{folder.replace('/', '.')}": folder for folder in folders}
+    assert setuptools["package-dir"] == expected
+    assert sorted(setuptools["packages"]) == sorted(expected)
+    assert not (ROOT / "__init__.py").exists()  # a namespace, for editable and wheel installs alike
 
 
 def run(*arguments):
@@ -56,6 +94,13 @@ def test_platform_is_pythons_own_from_the_root():
     assert done.returncode == 0, done.stderr
     assert not done.stdout.startswith(str(ROOT))
     assert "usage" not in done.stderr
+
+
+def test_every_stage_has_its_script():
+    scripts = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.py")}
+    for stage in (*STAGES, "run"):
+        assert f'main(["{stage}", *sys.argv[1:]])' in scripts[stage]
+        assert scripts[stage].index("sys.path.pop(0)") < scripts[stage].index("import main")
 
 
 @pytest.mark.parametrize("stage", ["select", "run"])

@@ -93,3 +93,34 @@ def test_execution_fields_stay_out_of_what_a_result_depends_on():
 def test_configurations_are_frozen():
     with pytest.raises(ValueError):
         Select().budget = 3
+
+
+class Nested(Config):
+    inner: Inner = Inner(rate=0.3)
+    outer: int = 1
+
+
+class Paced(StageConfig):
+    inner: Inner = Inner(rate=0.7)
+    nested: Nested = Nested(inner=Inner(sizes=(9,)), outer=2)
+
+
+def test_a_section_given_in_part_keeps_the_rest_of_its_default():
+    config = load(Paced, "select", None, ["inner.sizes=[5]", "nested.inner.rate=0.9"])
+    assert config.inner == Inner(rate=0.7, sizes=(5,))
+    assert config.nested == Nested(inner=Inner(rate=0.9, sizes=(9,)), outer=2)
+    assert load(Paced, "select", None, ["nested.outer=3"]).nested.inner == Inner(sizes=(9,))
+    with pytest.raises(UsageError, match=r"unknown key 'inner\.rat'"):
+        load(Paced, "select", None, ["inner.rat=0.9"])
+
+
+def test_one_training_key_leaves_the_stage_its_pace():
+    from echostill.curation import ScoreConfig
+    from echostill.distill import DistillConfig
+
+    training = load(DistillConfig, "distill", None, ["training.workers=4"]).training
+    assert (training.workers, training.steps, training.batch_size) == (4, 20_000, 1024)
+    proxy = load(ScoreConfig, "score", None, ["proxy.training.steps=7"]).proxy
+    assert (proxy.training.steps, proxy.training.batch_size) == (7, 256)
+    preset = {"students": [{"name": "a", "objective": {"preset": "mim-only"}}]}
+    assert not resolve(DistillConfig, "distill", preset).students[0].objective.distil
