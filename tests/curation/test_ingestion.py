@@ -101,3 +101,82 @@ def test_ids_do_not_depend_on_where_the_folder_lies(ray_cluster, folder, tmp_pat
         assert Store(str(tmp_path / name)).pool().exists("manifest.json")
     first, second = (Store(str(tmp_path / name)).open_pool() for name in ("one", "two"))
     assert first.digest == second.digest
+
+
+def held_in(store):
+    table = Table.open(Store(str(store)).quarantine("ingest"), "ingest")
+    return {row["source"]: row for row in table.read().to_pylist()}
+
+
+def test_a_benchmark_never_enters_the_pool_under_another_name(ray_cluster, folder, tmp_path):
+    benchmark = tmp_path / "benchmark"
+    benchmark.mkdir()
+    (benchmark / "renamed.jpg").write_bytes(encoded(3))
+    (benchmark / "list.csv").write_text("file,label\nrenamed.jpg,benign\n")
+    said = run(folder, tmp_path / "store", exclude=(str(benchmark / "list.csv"),))
+    assert "7 files; 8 rows in = 8 rows out + 0 quarantined" in said
+    sources = Store(str(tmp_path / "store")).open_pool().read(["source"])["source"].to_pylist()
+    assert "good_2.jpg" in sources
+    assert "good_3.jpg" not in sources
+
+
+def test_a_manifest_with_bad_rows(ray_cluster, folder, tmp_path):
+    """A file listed twice, one that is not there and an empty cell: a row of quarantine each."""
+    manifest = folder / "list.csv"
+    rows = ["file,group,organ", "good_0.jpg,012,liver", "good_0.jpg,012,liver", "gone.jpg,12,"]
+    manifest.write_text("\n".join([*rows, ",12,lung", "good_1.jpg,12,lung"]) + "\n")
+    said = run(manifest, tmp_path / "store", max_error_rate=0.6)
+    assert "5 rows in = 2 rows out + 3 quarantined" in said
+    table = Store(str(tmp_path / "store")).open_pool().read(["group_id", "organ"])
+    assert table["group_id"].to_pylist() == ["012", "12"]
+    assert table["organ"].to_pylist() == ["liver", "lung"]
+    classes = {row["error_class"] for row in held_in(tmp_path / "store").values()}
+    assert classes == {"ListingError", "DecodeError"}
+    assert verify_store(str(tmp_path / "store")).sound
+
+
+def test_workers_group_patients_under_the_secret_key(ray_cluster, folder, tmp_path):
+    for number, patient in enumerate(("A", "A", "B")):
+        dataset = pydicom.dcmread(CINE_FILE)
+        dataset.PatientID = patient
+        dataset.StudyInstanceUID = f"1.2.{number}"
+        dataset.SOPInstanceUID = f"1.2.{number}.1"
+        dataset.save_as(folder / f"patient_{number}.dcm")
+    (tmp_path / "key").write_bytes(b"secret")
+    run(folder, tmp_path / "store", key_file=str(tmp_path / "key"))
+    table = Store(str(tmp_path / "store")).open_pool().read(["source", "group_id"])
+    groups = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    first, second, third = (groups[f"patient_{number}.dcm#0"] for number in range(3))
+    assert first == second != third
+
+
+def test_a_run_cut_short_ends_as_an_undisturbed_one(ray_cluster, folder, tmp_path):
+    plant(folder)
+    (folder / "copy.dcm").write_bytes(CINE_FILE.read_bytes())
+    run(folder, tmp_path / "store")
+    pool = tmp_path / "store" / "pool"
+    whole = {path.name: path.read_bytes() for path in pool.iterdir() if path.is_file()}
+    held = held_in(tmp_path / "store")
+    (pool / "manifest.json").unlink()  # cut after the repeated ids were moved
+    assert "(3 finished earlier)" in run(folder, tmp_path / "store")
+    (pool / "manifest.json").unlink()
+    (pool / "done" / "00001.json").unlink()  # cut while shards were written
+    cut = pool / "part-00002.parquet"
+    cut.write_bytes(cut.read_bytes()[:-5])
+    assert "(1 finished earlier)" in run(folder, tmp_path / "store")
+    assert {path.name: path.read_bytes() for path in pool.iterdir() if path.is_file()} == whole
+    assert held_in(tmp_path / "store") == held
+    assert "already done" in run(folder, tmp_path / "store")
+    assert verify_store(str(tmp_path / "store")).sound
+
+
+def test_a_run_is_as_rotten_when_it_is_resumed(ray_cluster, folder, tmp_path):
+    """Images read already count as errors, whether or not the run was interrupted."""
+    for number in range(6):
+        (folder / f"copy_{number}.dcm").write_bytes(CINE_FILE.read_bytes())
+    for _ in range(2):
+        with pytest.raises(EchostillError, match="above max_error_rate"):
+            run(folder, tmp_path / "store", max_error_rate=0.3)
+        assert not Store(str(tmp_path / "store")).pool().exists("manifest.json")
+    said = run(folder, tmp_path / "store", max_error_rate=0.6)
+    assert "21 rows in = 9 rows out + 12 quarantined" in said
