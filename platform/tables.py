@@ -26,6 +26,19 @@ def encode_parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
+def decode_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a serialised table in the calling thread.
+
+    Arrow's own threads would share the Python-owned bytes; one that lets go of them while the
+    interpreter shuts down aborts the process ("terminate called without an active exception").
+
+    Raises:
+        pa.ArrowInvalid: The bytes are not Parquet.
+    """
+    with pq.ParquetFile(pa.py_buffer(data), pre_buffer=False) as file:
+        return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+
+
 def part_record(name: str, rows: int, data: bytes) -> dict[str, Any]:
     """Return the manifest's entry for one part."""
     return {"file": name, "rows": rows, "bytes": len(data), "sha256": sha256(data)}

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.runs import FINGERPRINT, difference
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.store import Store
-from echostill.platform.tables import MANIFEST
+from echostill.platform.tables import MANIFEST, decode_parquet
 
 
 @dataclass
@@ -113,7 +112,7 @@ def _verify_part(
     data: bytes, entry: dict[str, Any], manifest: dict[str, Any], where: str, result: Verification
 ) -> None:
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = decode_parquet(data)
     except (pa.ArrowInvalid, OSError) as error:
         result.problems.append(f"{where}: not readable as Parquet ({error})")
         return
@@ -156,9 +155,7 @@ def _verify_links(store: Store, result: Verification) -> None:
         if "scores" in ids and sorted(_ids(storage, manifest)) != sorted(ids["scores"]):
             result.problems.append(f"coresets/{name}: its rows are not the scores'")
         chosen = sum(
-            pq.read_table(pa.BufferReader(storage.read(part["file"])), columns=["selected"])[
-                "selected"
-            ]
+            decode_parquet(storage.read(part["file"]), ["selected"])["selected"]
             .to_pylist()
             .count(True)
             for part in manifest["parts"]
@@ -179,9 +176,7 @@ def _ids(storage: Storage, manifest: dict[str, Any]) -> list[str]:
     for part in manifest["parts"]:
         if storage.exists(part["file"]):
             data = storage.read(part["file"])
-            found += pq.read_table(pa.BufferReader(data), columns=["image_id"])[
-                "image_id"
-            ].to_pylist()
+            found += decode_parquet(data, ["image_id"])["image_id"].to_pylist()
     return found
 
 
@@ -191,5 +186,5 @@ def _quarantined_ids(storage: Storage) -> list[str]:
     found: list[str] = []
     for part in json.loads(storage.read(MANIFEST))["parts"]:
         data = storage.read(part["file"])
-        found += pq.read_table(pa.BufferReader(data), columns=["id"])["id"].to_pylist()
+        found += decode_parquet(data, ["id"])["id"].to_pylist()
     return found
