@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from echostill.eval.datasets import LabelledDataset, TaskSettings, load_dataset
 from echostill.eval.efficiency import efficiency
@@ -59,6 +59,13 @@ class EvaluateConfig(ModelsConfig):
         (), description="Default: the teacher, every distilled student, the untrained student."
     )
     workers: int | None = execution(None, "Evaluations at a time; default one per CPU.", ge=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):  # a seed that counts twice narrows the spread
+            raise ValueError("a seed is listed more than once")
+        return seeds
 
 
 @dataclass(frozen=True)
