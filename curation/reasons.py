@@ -4,7 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-GROUP_LIMIT = "group limit"  # stands in the reason of every row that the limit held back
+GROUP_LIMIT = "group limit"
+# How the reasons of three outcomes are told from others; texts of pins and exclusions come after.
+HELD_BACK_MARK = f"{GROUP_LIMIT}: its group already has"
+PINNED_MARK = "selected: pinned"
+EXCLUDED_MARK = "not selected: excluded"
 
 # Outcomes of a selection, one per row.
 WITHIN_QUOTA = 0  # selected
@@ -80,11 +84,11 @@ def reasons(
         (
             "not selected: ",
             ", quota ",
-            f", {GROUP_LIMIT}: its group already has {max_per_group} {images} selected",
+            f", {HELD_BACK_MARK} {max_per_group} {images} selected",
         ),
         ("not selected: ", ", quota ", ", its gradient is an outlier of the cluster, taken last"),
-        ("selected: pinned", ", quota ", ""),
-        ("not selected: excluded", ", quota ", ""),
+        (PINNED_MARK, ", quota ", ""),
+        (EXCLUDED_MARK, ", quota ", ""),
     ]
     which = pa.array(outcome)
     lead, middle, end = (pa.array(column).take(which) for column in zip(*sentences, strict=True))
