@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from echostill.curation.settings import SelectionSettings
 
 
+DECIMALS = 12  # scores of identical images are sums in different orders; rounded, they tie
+
+
 class GraphSettings(Config):
     """The graph of nearest neighbours that facility-location and d2 walk on."""
 
@@ -38,11 +41,16 @@ def d2(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
     start = block.quality.astype(np.float64)
     if total:
         start = start - min(float(start.min()), 0.0)
+        start /= float(start.max()) or 1.0  # the order does not depend on the gradients' unit
     score = start + (np.exp(-distance) * start[near]).sum(axis=1)
     discount = np.exp(-settings.graph.gamma * distance)
     picks: list[int] = []
     free = np.ones(total, dtype=bool)
-    heap = [(-float(score[row]), row) for row in range(total)]
+
+    def key(row: int) -> float:
+        return -round(float(score[row]), DECIMALS)
+
+    heap = [(key(row), row) for row in range(total)]
     heapq.heapify(heap)
 
     def choose(row: int) -> None:
@@ -51,12 +59,12 @@ def d2(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
         score[near[row]] -= discount[row] * score[row]
         for other in near[row].tolist():
             if free[other]:
-                heapq.heappush(heap, (-float(score[other]), other))
+                heapq.heappush(heap, (key(other), other))
 
     for row in np.flatnonzero(block.pinned).tolist():
         choose(row)
     while len(picks) < count:
-        negative, row = heapq.heappop(heap)
-        if free[row] and -negative == score[row]:  # else the entry is old
+        value, row = heapq.heappop(heap)
+        if free[row] and value == key(row):  # else the entry is old
             choose(row)
-    return in_order(picks, -score)
+    return in_order(picks, -np.round(score, DECIMALS))

@@ -11,6 +11,8 @@ from echostill.curation.methods.similarity import nearest_neighbours
 if TYPE_CHECKING:
     from echostill.curation.settings import SelectionSettings
 
+DECIMALS = 9  # gains of identical images are sums in different orders; rounded, they tie
+
 
 def facility_location(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
     """Maximise sum_i max_{j in S} s_ij, greedily and lazily (Minoux 1978).
@@ -32,7 +34,7 @@ def facility_location(block: Block, count: int, settings: "SelectionSettings") -
 
     def gain(row: int) -> float:
         own = slice(edges[row], edges[row + 1])
-        return float(np.maximum(value[own] - covered[images[own]], 0.0).sum())
+        return round(float(np.maximum(value[own] - covered[images[own]], 0.0).sum()), DECIMALS)
 
     def choose(row: int) -> None:
         own = slice(edges[row], edges[row + 1])
@@ -43,7 +45,7 @@ def facility_location(block: Block, count: int, settings: "SelectionSettings") -
         choose(row)
     bounds = np.add.reduceat(value, edges[:-1]) if total else value
     held = set(picks)
-    heap = [(-float(bounds[row]), row) for row in range(total) if row not in held]
+    heap = [(-round(float(bounds[row]), DECIMALS), row) for row in range(total) if row not in held]
     heapq.heapify(heap)
     while len(picks) < count:
         _, row = heapq.heappop(heap)
