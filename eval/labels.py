@@ -77,6 +77,14 @@ DEFAULTS = (
         "new choice.",
     ),
     Default(
+        _CORESET, "Images per cluster that k-means is trained on", "select",
+        ("max_points_per_centroid",), "I",
+        "256",
+        "FAISS's own default, made explicit: centroids of a sample of 256,000 stand for millions; "
+        "every image is assigned.",
+        none="all",
+    ),
+    Default(
         _CORESET, "Distance rank", "select", (), "C",
         "",
         "Inside its cluster, 1 is the nearest to the centroid: drawn so in the overview figure. "
@@ -95,10 +103,28 @@ DEFAULTS = (
         "not prove it.",
     ),
     Default(
-        _CORESET, "Quota", "select", (), "I",
-        "",
+        _CORESET, "How the ranks are fused", "select", ("fusion",), "I",
+        "sum",
+        "A weighted sum gives the order of the figure's four images; so does a product, the "
+        "maximum ties two of them, and two stages (first by gradient, then nearest) swap two.",
+    ),
+    Default(
+        _CORESET, "Gradient outliers taken last", "select", ("trim",), "I",
+        "0",
+        "Nothing is trimmed in the figure. Corrupt images have large gradients too: 0.001 to 0.01 "
+        "guards against them.",
+    ),
+    Default(
+        _CORESET, "Quota", "select", ("quota",), "I",
+        "automatic",
         "In proportion to the cluster's size by largest remainders, because the figure says 'Down "
         "to 10%'. No rule is public.",
+    ),
+    Default(
+        _CORESET, "Balance of the budget", "select", ("balance",), "I",
+        "none",
+        "USFM draws organs in balance; whether TinyUSFM's coreset is balanced is not stated.",
+        none="none",
     ),
     Default(
         _CORESET, "Budget", "select", ("budget",), "C",

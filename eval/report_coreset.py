@@ -164,6 +164,8 @@ class CoresetSections:
         rows = self.rows
         settings = self.material.configurations.get("select", {})
         method = settings.get("method", "dual-rank")
+        if settings.get("fusion", "sum") != "sum":
+            method += f", fusion {settings['fusion']}"
         boundary = self._boundary(float(settings.get("alpha", 0.5)), method)
         agreement = _rank_correlation(rows.distance_place, rows.gradient_place)
         explained = (

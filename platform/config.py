@@ -64,7 +64,7 @@ class ModelsConfig(StageConfig):
 
 # Keys that may stand outside a stage's section; a stage takes those that it knows.
 SHARED_KEYS = tuple(ModelsConfig.model_fields)
-ConfigType = TypeVar("ConfigType", bound=StageConfig)
+ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 def read_document(path: str | None) -> dict[str, Any]:

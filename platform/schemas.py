@@ -62,7 +62,8 @@ CORESET_SCHEMA = pa.schema(
         ("gradient_rank", pa.int32()),  # in the cluster, 1 = largest
         ("dual_rank", pa.float64()),
         ("cluster_rank", pa.int32()),  # in the cluster, 1 = taken first
-        ("quota", pa.int32()),  # of the cluster
+        ("quota", pa.int32()),  # of the cluster (and stratum)
+        ("stratum", pa.string()),  # value of the pool's column that `balance` names; else empty
         ("selected", pa.bool_()),
         ("reason", pa.string()),
     ]
