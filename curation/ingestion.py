@@ -1,11 +1,12 @@
 """The ingest stage: files in, pool out; bad rows to quarantine, nothing decoded twice."""
 
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from echostill.curation.sources import (
@@ -19,9 +20,10 @@ from echostill.platform import runtime
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.runs import claim, fingerprint
 from echostill.platform.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
-from echostill.platform.shards import Outcome, ShardedStage
+from echostill.platform.shards import Outcome, Record, ShardedStage
 from echostill.platform.storage import sha256
 from echostill.platform.store import Plan, Store, describe_bytes, save_configuration
+from echostill.platform.tables import decode_parquet
 
 STAGED_BYTES_PER_PIXEL = 0.6  # grey ultrasound as PNG, for the plan's estimate only
 
@@ -36,24 +38,47 @@ class IngestConfig(StageConfig, IngestSettings):
 
 @dataclass(frozen=True)
 class IngestWorker:
-    """Reads the files of one shard."""
+    """Reads the files of one shard; each file is a unit that can be read again by itself."""
 
     settings: IngestSettings
 
     def process(self, payload: Any) -> Outcome:
         """Read a list of sources (plain values) into pool rows and quarantine rows."""
+        started = time.perf_counter()
         rows: list[dict[str, Any]] = []
         refused: list[dict[str, Any]] = []
+        units = []
         for values in payload:
+            before = len(rows), len(refused)
             for item in read_source(Source(**values), self.settings):
                 if isinstance(item, Failure):
                     refused.append(item.row())
                 else:
                     rows.append(item)
+            units.append((len(rows) - before[0], len(refused) - before[1]))
         return Outcome(
             pa.Table.from_pylist(rows, schema=POOL_SCHEMA),
             pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
+            units,
+            {"read": time.perf_counter() - started},
         )
+
+    def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
+        """Read the sources of those numbers alone."""
+        return self.process([payload[number] for number in units])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The stage with its shards, before any work."""
+
+    stage: ShardedStage
+    shards: list[list[dict[str, Any]]]
+
+    @property
+    def files(self) -> int:
+        """Number of files over all shards."""
+        return sum(len(shard) for shard in self.shards)
 
 
 def ingest(config: IngestConfig, *, overwrite: bool = False) -> str:
@@ -62,6 +87,41 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> str:
     Returns:
         What was done, in words: files, rows in, rows out, quarantined.
     """
+    ready = _prepare(config, overwrite)
+    if ready.stage.is_finished():
+        return f"already done: {ready.files} files; {ready.stage.accounting().describe()}"
+    done = ready.stage.run(
+        ready.shards,
+        _MakeWorker(_settings(config)),
+        _connected_plan(config, len(ready.shards)),
+        progress=config.progress,
+        finish=move_repeated_ids,
+    )
+    return f"{ready.files} files; {done.describe()}"
+
+
+def retry_ingest(config: IngestConfig) -> str:
+    """Read the quarantined files again, after they were mended or a decoder was installed.
+
+    What now works takes its place in the pool, as if it had worked the first time.
+
+    Returns:
+        What was done, in words, and what was made from the pool as it was before.
+    """
+    store = Store(config.store)
+    ready = _prepare(config, overwrite=False)
+    before = store.open_pool().digest if ready.stage.is_finished() else None
+    done = ready.stage.retry(
+        ready.shards,
+        _MakeWorker(_settings(config)),
+        _connected_plan(config, len(ready.shards)),
+        progress=config.progress,
+        finish=move_repeated_ids,
+    )
+    return done.describe(store.made_from(before) if before and done.changed else [])
+
+
+def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
     store = Store(config.store)
     shards = _shards(config)
     wanted = _fingerprint(config, shards)
@@ -73,24 +133,22 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> str:
         schema=POOL_SCHEMA,
         fingerprint=wanted,
         max_error_rate=config.max_error_rate,
+        events=store.events(),
     )
-    files = sum(len(shard) for shard in shards)
-    if stage.is_finished():
-        return f"already done: {files} files; {stage.accounting().describe()}"
-    save_configuration(store.pool(), config)
+    if not stage.is_finished():
+        save_configuration(store.pool(), config)
+    return Prepared(stage, shards)
+
+
+def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
     runtime.connect(config.address)
     # Decoding is the CPU's work: GPUs of the cluster are left to the models.
     cpus, _ = runtime.cluster_resources()
-    where = runtime.plan_workers(config.workers, len(shards), cpus)
-    settings = IngestSettings(**{name: getattr(config, name) for name in _setting_names()})
-    done = stage.run(
-        shards,
-        _MakeWorker(settings),
-        where,
-        progress=config.progress,
-        finish=move_repeated_ids,
-    )
-    return f"{files} files; {done.describe()}"
+    return runtime.plan_workers(config.workers, shards, cpus)
+
+
+def _settings(config: IngestConfig) -> IngestSettings:
+    return IngestSettings(**{name: getattr(config, name) for name in IngestSettings.model_fields})
 
 
 def plan_ingest(config: IngestConfig) -> Plan:
@@ -119,10 +177,6 @@ class _MakeWorker:
         return IngestWorker(self.settings)
 
 
-def _setting_names() -> list[str]:
-    return list(IngestSettings.model_fields)
-
-
 def _shards(config: IngestConfig) -> list[list[dict[str, Any]]]:
     sources = [asdict(source) for source in list_sources(config)]
     step = config.files_per_shard
@@ -139,23 +193,23 @@ def _fingerprint(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> An
     return fingerprint(config, inputs={"files": digest})
 
 
-def move_repeated_ids(stage: ShardedStage, records: dict[int, dict[str, Any]]) -> None:
+def move_repeated_ids(stage: ShardedStage, records: dict[int, Record]) -> None:
     """Move rows whose id an earlier shard or row has already to the quarantine.
 
     Ids come from content and origin: the same DICOM instance in two files is one image. A shard is
-    amended by writing it again; killed between its files, it is found damaged and read anew.
+    amended by writing it again, and is unfinished meanwhile.
     """
     seen: set[str] = set()
     for index in sorted(records):
-        ids = _read(stage, index, ["image_id"])["image_id"].to_pylist()
+        part = stage.table.read(records[index]["part"]["file"])
         keep = []
-        for image_id in ids:
+        for image_id in decode_parquet(part, ["image_id"])["image_id"].to_pylist():
             keep.append(image_id not in seen)
             seen.add(image_id)
         if all(keep):
             continue
-        table = _read(stage, index)
-        repeated = table.filter(pa.array([not kept for kept in keep])).to_pylist()
+        outcome = stage.read(records[index])
+        repeated = outcome.rows.filter(pa.array([not kept for kept in keep])).to_pylist()
         refused = [
             Failure(
                 row["source"],
@@ -165,25 +219,5 @@ def move_repeated_ids(stage: ShardedStage, records: dict[int, dict[str, Any]]) -
             ).row()
             for row in repeated
         ]
-        held = records[index]["quarantine"]
-        earlier = QUARANTINE_SCHEMA.empty_table()
-        if held is not None:
-            earlier = pq.read_table(
-                stage.quarantine.arrow_path(held["file"]),
-                filesystem=stage.quarantine.filesystem,
-                partitioning=None,
-            )
-        outcome = Outcome(
-            table.filter(pa.array(keep)),
-            pa.concat_tables([earlier, pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA)]),
-        )
-        records[index] = stage.write(index, outcome)
-
-
-def _read(stage: ShardedStage, index: int, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(
-        stage.table.arrow_path(f"part-{index:05d}.parquet"),
-        columns=columns,
-        filesystem=stage.table.filesystem,
-        partitioning=None,
-    )
+        refusals = pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA)
+        records[index] = stage.write(index, outcome.moved(keep, refusals))

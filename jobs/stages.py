@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from echostill.platform.config import StageConfig, load
+from echostill.platform.errors import UsageError, nearest
 from echostill.platform.store import Plan
 
 
@@ -26,6 +27,13 @@ class Stage:
             getattr(module, self.call),
             getattr(module, f"plan_{self.call}"),
         )
+
+    def load_retry(self) -> Callable[..., str] | None:
+        """Return the call that tries the stage's quarantine again; None where it has none."""
+        call: Callable[..., str] | None = getattr(
+            import_module(self.module), f"retry_{self.call}", None
+        )
+        return call
 
 
 REGISTRY = {
@@ -59,3 +67,25 @@ def run_stage(
     started = time.monotonic()
     summary = call(config, overwrite=overwrite)
     return f"{name}: {summary} ({time.monotonic() - started:.1f} s)"
+
+
+def retry_stage(name: str, config_file: str | None, overrides: Sequence[str]) -> str:
+    """Load a stage's configuration and try what lies in its quarantine again.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        UsageError: There is no such stage, or it keeps no quarantine.
+    """
+    if name not in REGISTRY:
+        raise UsageError(f"no stage '{name}'.{nearest(name, list(REGISTRY))}")
+    call = REGISTRY[name].load_retry()
+    if call is None:
+        raise UsageError(
+            f"'{name}' keeps no quarantine: ingest and score do. An interrupted '{name}' goes on "
+            "with its own command."
+        )
+    config = load(REGISTRY[name].load()[0], name, config_file, overrides)
+    started = time.monotonic()
+    return f"{name}: {call(config)} ({time.monotonic() - started:.1f} s)"

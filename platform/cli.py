@@ -163,6 +163,44 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("retry-failed")
+def retry_failed_command(
+    stage: Annotated[str, typer.Argument(help="ingest or score.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+) -> None:
+    """Try the quarantined rows of a stage again, after files were mended or a decoder installed.
+
+    \b
+    Example:
+      echostill retry-failed ingest --config config.yaml
+    """
+    from echostill.jobs.stages import retry_stage
+
+    print(retry_stage(stage, config, overrides or []))
+
+
+@app.command("watch")
+def watch_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    follow: Annotated[
+        bool, typer.Option(help="Go on until the stages that run have ended.")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the events as JSON lines.")
+    ] = False,
+) -> None:
+    """Show what the stages of a store do: shards, pace, quarantine, estimated end.
+
+    \b
+    Example:
+      echostill watch runs/quickstart
+    """
+    from echostill.platform.watch import watch
+
+    watch(store, follow=follow, as_json=as_json)
+
+
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit_command(
     context: typer.Context,
@@ -220,6 +258,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _interrupted() -> int:
+    from echostill.platform.runtime import describe_loss, lost_process
+
+    died = lost_process()
+    if died is not None:
+        console.print(f"error: {describe_loss(died)}", markup=False, soft_wrap=True)
+        return 1
     console.print("interrupted: what was finished is kept; the same command continues from there.")
     return 1
 

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from echostill.curation import IngestConfig, ScoreConfig, SelectConfig, ingest, score, select
-from echostill.curation.scoring import ProxySettings, ScoreWorker, sample_ids
+from echostill.curation.decoding import PartDecoder, shards
+from echostill.curation.score_worker import ProxySettings, ScoreWorker
+from echostill.curation.scoring import sample_ids
 from echostill.platform.config import TeacherSettings, validate
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.models import create_encoder, save_weights
@@ -20,7 +22,7 @@ from echostill.platform.teacher import find_teacher
 from echostill.platform.training import TrainingSettings
 from echostill.platform.verify import verify_store
 
-IMAGES, SHARDS = 30, 4
+IMAGES, SHARDS, SIDE = 30, 4, 128
 PROXY = ProxySettings(
     training=TrainingSettings(steps=3, batch_size=4, threads=1), sample=12, snapshots=3
 )
@@ -86,23 +88,23 @@ def with_pool(scored, root):
 
 @pytest.fixture
 def worker(scored, weights):
-    """A worker as a worker process has it, with one thread: more add up in another order."""
+    """A worker as a worker process has it, on this process's threads."""
     config = configuration(scored, weights)
     store = Store(str(scored))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    yield ScoreWorker(
-        pool=store.pool(),
+    return ScoreWorker(
+        decoder=PartDecoder(store.pool(), (SIDE,), config.batch_size),
         teacher=find_teacher(config),
         student=config.student,
         proxy=config.proxy,
         snapshots=store.run("proxy"),
         gradient_loss=config.gradient_loss,
         mask_draws=config.mask_draws,
-        batch_size=config.batch_size,
         seed=config.seed,
     ).loaded()
-    torch.set_num_threads(threads)
+
+
+def payloads(store):
+    return shards(Store(str(store)).open_pool(), 2048)
 
 
 def files(folder):
@@ -143,8 +145,8 @@ def test_two_workers_give_the_files_of_one(scored, weights, tmp_path):
 
 def test_the_order_of_the_shards_does_not_matter(scored, worker):
     table = Store(str(scored)).open_scores()
-    for name in reversed(table.part_names):
-        assert worker.process(name).rows.equals(table.read_part(name))
+    for name, payload in reversed(list(zip(table.part_names, payloads(scored), strict=True))):
+        assert worker.process(payload).rows.equals(table.read_part(name))
 
 
 def test_lost_shards_are_computed_again_and_the_rest_is_not(scored, weights, tmp_path):
@@ -207,8 +209,8 @@ def test_a_part_of_nothing_but_corrupt_images_is_an_empty_part(scored, worker, t
     position = rows.schema.get_field_index("image")
     storage = Store(str(tmp_path)).pool()
     write_table(storage, rows.set_column(position, "image", broken), stage="x", fingerprint={})
-    worker.pool = storage
-    outcome = worker.process("part-00000.parquet")
+    worker.decoder = PartDecoder(storage, (SIDE,), 5)
+    outcome = worker.process(["part-00000.parquet", 0, 3])
     assert outcome.rows.num_rows == 0
     assert outcome.rows.schema == scores_schema(128, 3)
     assert outcome.quarantined["id"].to_pylist() == rows["image_id"].to_pylist()
