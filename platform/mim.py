@@ -285,6 +285,22 @@ def separated_losses(
     return Reconstruction(spatial + settings.frequency_weight * frequency, spatial, frequency)
 
 
+def spatial_loss(
+    prediction: Tensor,
+    pixels: Tensor,
+    masks: Masks,
+    patch_size: int,
+    settings: ReconstructionSettings,
+) -> Reconstruction:
+    """Loss of the view with hidden blocks alone (MAE, SimMIM); that of frequencies is 0."""
+    if pixels.dtype != torch.float64:
+        prediction, pixels = prediction.float(), pixels.float()
+    loss = spatial_reconstruction_loss(
+        prediction, pixels, masks.spatial, patch_size, settings.pixel
+    )
+    return Reconstruction(loss, loss, torch.zeros_like(loss))
+
+
 def joint_reconstruction(
     model: MaskedImageModel, pixels: Tensor, masks: Masks, settings: ReconstructionSettings
 ) -> Reconstruction:
