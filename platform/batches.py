@@ -34,6 +34,7 @@ class Batch:
     image_ids: list[str]
     epochs: np.ndarray  # (B,) int64, the epoch each image belongs to
     draws: Any = None  # what the task drew for these images, see ``TrainingTask.draw``
+    step: int = 0  # counted from 0
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -63,7 +64,7 @@ def make_batch(
 ) -> Batch:
     """Draw, read and augment this worker's share of the batch of a step."""
     share = worker_share(whole_draw(images, settings, seed, step), place.rank, place.size)
-    return assemble(images, share, settings, seed, image_size)
+    return replace(assemble(images, share, settings, seed, image_size), step=step)
 
 
 def assemble(
@@ -118,6 +119,7 @@ def cut(batch: Batch, parts: int) -> list[Batch]:
             batch.image_ids[start:end],
             batch.epochs[start:end],
             None if batch.draws is None else batch.draws.rows(start, end),
+            batch.step,
         )
         for start, end in itertools.pairwise(edges)
     ]

@@ -282,11 +282,16 @@ def apply_frequency(pixels: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, C, S, S), at least 0, in the type of the pixels.
     """
+    if pixels.shape[1] > 1 and pixels.stride(1) == 0:  # grey: all channels are the same memory
+        return apply_frequency(pixels[:, :1], mask).expand_as(pixels)
     # Half precision has no Fourier transform for every size. Moving the mask to the transform's
-    # own layout equals shifting the spectrum there and back, and is cheaper.
+    # own layout equals shifting the spectrum there and back, and is cheaper; so is the half of the
+    # spectrum that a real image's other half mirrors.
     exact = pixels if pixels.dtype == torch.float64 else pixels.float()
-    kept = torch.fft.ifftshift(mask, dim=(-2, -1))[:, None]
-    return torch.fft.ifft2(torch.fft.fft2(exact) * kept).abs().to(pixels.dtype)
+    side = pixels.shape[-1]
+    kept = torch.fft.ifftshift(mask, dim=(-2, -1))[:, None, :, : side // 2 + 1]
+    stopped = torch.fft.irfft2(torch.fft.rfft2(exact) * kept, s=(side, side))
+    return stopped.abs().to(pixels.dtype)
 
 
 def apply_both(pixels: Tensor, masks: Masks) -> Tensor:

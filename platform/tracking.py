@@ -208,6 +208,9 @@ class TrackingCallback(UserCallback):
             usage |= {f"system/worker_{rank}/{key}": v for key, v in report["usage"].items()}
         usage["system/workers"] = len(metrics)
         for rows, tracker in self._logged:
-            tracker.metrics([*rows(first["rows"]), usage])
+            try:
+                tracker.metrics([*rows(first["rows"]), usage])
+            except Exception as error:  # a record that cannot be reached must not end a training
+                logging.getLogger(__name__).warning("MLflow did not take the metrics: %s", error)
         note = f"loss {first['rows'][-1]['loss']:.4f}" if first["rows"] else ""
         self._channel.send(int(first["step"]), note)
