@@ -162,6 +162,22 @@ def local_resources() -> tuple[float, float]:
     return float(len(os.sched_getaffinity(0))), 0.0
 
 
+def process_usage() -> dict[str, float]:
+    """Return what this process has used: CPU seconds, and the peak of memory in megabytes."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    usage = {
+        "process_cpu_seconds": used.ru_utime + used.ru_stime,
+        "process_peak_memory_megabytes": used.ru_maxrss / 1024,
+    }
+    import torch
+
+    if torch.cuda.is_available():
+        usage["gpu_peak_memory_megabytes"] = torch.cuda.max_memory_allocated() / 2**20
+    return usage
+
+
 def plan_workers(
     requested: int | None,
     units: int,

@@ -11,7 +11,8 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class StagedImages:
     pixels: np.ndarray
     image_ids: list[str]
     organs: list[str]
+    devices: list[str] = field(default_factory=list)  # empty where they are not known
 
     @cached_property
     def organ_codes(self) -> np.ndarray:
@@ -78,22 +80,23 @@ def stage_images(
     wanted = sorted(image_ids if image_ids is not None else _ids(pool))
     key = sha256("\n".join([pool.digest, str(side), *wanted]).encode())[:20]
     folder = cache_folder(store)
-    array_path, organs_path = folder / f"{key}.npy", folder / f"{key}.json"
+    array_path, words_path = folder / f"{key}.npy", folder / f"{key}.words.json"
     with STAGING:
-        if not (array_path.exists() and organs_path.exists()):
+        if not (array_path.exists() and words_path.exists()):
             folder.mkdir(parents=True, exist_ok=True)
-            organs = _write(pool, wanted, side, array_path)
-            _replace(organs_path, json.dumps(organs).encode())
-    organs = json.loads(organs_path.read_text())
-    return StagedImages(np.load(array_path, mmap_mode="r"), wanted, organs)
+            words = _write(pool, wanted, side, array_path)
+            _replace(words_path, json.dumps(words).encode())
+    words = json.loads(words_path.read_text())
+    pixels = np.load(array_path, mmap_mode="r")
+    return StagedImages(pixels, wanted, words["organs"], words["devices"])
 
 
 def _ids(pool: Table) -> list[str]:
     return list(pool.read(["image_id"])["image_id"].to_pylist())
 
 
-def _write(pool: Table, wanted: list[str], side: int, target: Path) -> list[str]:
-    """Write the array and return the images' organs."""
+def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str, list[str]]:
+    """Write the array and return the images' organs and devices."""
     position = {image_id: row for row, image_id in enumerate(wanted)}
     channels = 3 if _any_colour(pool, position) else 1
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -101,17 +104,22 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> list[str]
         temporary, mode="w+", dtype=np.uint8, shape=(len(wanted), channels, side, side)
     )
     found = 0
-    organs = [""] * len(wanted)
-    for part in pool.parts(["image_id", "organ", "image"]):
-        ids, images = part["image_id"].to_pylist(), part["image"].to_pylist()
-        for image_id, organ, data in zip(ids, part["organ"].to_pylist(), images, strict=True):
-            row = position.get(image_id)
-            if row is not None:
-                array[row] = to_square(decode_staged(data), side)[:channels]
-                organs[row] = organ
-                found += 1
+    organs, devices = [""] * len(wanted), [""] * len(wanted)
+
+    def fill(image_id: str, organ: str | None, device: str | None, data: bytes) -> bool:
+        row = position.get(image_id)
+        if row is None:
+            return False
+        array[row] = to_square(decode_staged(data), side)[:channels]
+        organs[row], devices[row] = organ or "", device or ""
+        return True
+
+    # Decoders release the interpreter's lock, and each image has its own place.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for part in pool.parts(["image_id", "organ", "device", "image"]):
+            columns = [part[name].to_pylist() for name in ("image_id", "organ", "device", "image")]
+            found += sum(threads.map(fill, *columns))
     array.flush()
-    del array
     if found != len(wanted):
         temporary.unlink()
         raise EchostillError(
@@ -119,7 +127,7 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> list[str]
             f"'{pool.storage.root}': select again from this pool."
         )
     os.replace(temporary, target)
-    return organs
+    return {"organs": organs, "devices": devices}
 
 
 def _any_colour(pool: Table, position: dict[str, int]) -> bool:

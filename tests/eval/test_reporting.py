@@ -114,6 +114,9 @@ def make_run(store, name, objective, weight_std, coreset):
         if weight_std is not None:
             row |= {"distillation": 2 / step, "weight_mean": 0.8, "weight_std": weight_std}
             row |= {"consistency_mean": 0.6, "consistency_std": 0.2}
+            row |= {"weight_error_correlation": -0.4 + step / 100}
+            organs = {f"weight_by_organ/organ {n}": n / 20 for n in range(14)}
+            row |= {**organs, "weight_by_device/not stated": 0.75}
         rows.append(row)
     storage.write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
     storage.write("reconstructions.png", encode_png(np.full((30, 50, 3), 90, dtype=np.uint8)))
@@ -315,7 +318,11 @@ def test_same_store_gives_the_same_bytes(material, page):
 
 def test_accounting_and_warnings(page):
     assert "<strong>63</strong> rows in = <strong>60</strong> rows out + <strong>3</strong>" in page
-    assert "the consistency weight is inert" in page
+    assert "inert weight: the consistency weight" in page
+    assert "organ 0 0.000, organ 1 0.050" in page
+    assert "organ 5 0.250, …, organ 8 0.400" in page
+    assert "not stated 0.750" in page
+    assert "-0.30" in page
     assert "MIM-only-0 was trained on another coreset" in page
 
 
