@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from echostill.platform.config import STAGES
-from echostill.platform.errors import EchostillError
+from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import console
 
 SUMMARIES = {
@@ -199,6 +199,105 @@ def watch_command(
     from echostill.platform.watch import watch
 
     watch(store, follow=follow, as_json=as_json)
+
+
+@app.command("export")
+def export_command(
+    to: Annotated[str, typer.Option("--to", help="Folder to write the export into.")],
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--form", help="safetensors, tinyusfm, timm, onnx, onnx-int8, torch-export; repeatable."
+        ),
+    ] = None,
+    store: StoreOption = "runs/default",
+    run: Annotated[str | None, typer.Option("--run", help="A finished run of the store.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Instead of a run: a model of the zoo.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Weights of --model.")] = None,
+    coreset: CoresetOption = "default",
+    images: Annotated[
+        int, typer.Option("--images", min=2, help="Images to calibrate on, and to compare on.")
+    ] = 64,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of the timings; default all.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=0, help="Timed runs; 0 times nothing.")
+    ] = 15,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a trained model: weights in other layouts, ONNX in float32 and int8, torch.export.
+
+    \b
+    Example:
+      echostill export --store runs/quickstart --run distilled-0 --to out --form onnx
+    """
+    from echostill.distill.export import check_forms, export
+    from echostill.platform.store import Store
+    from echostill.platform.trained import open_run, open_zoo
+
+    if (run is None) == (model is None) or (model is None) != (weights is None):
+        raise UsageError("name what to export: --run NAME, or --model NAME with --weights FILE.")
+    forms = check_forms(form or ["safetensors", "onnx"])
+    opened = Store(store)
+    source = open_run(opened, run) if run else open_zoo(model or "", weights or "")
+    done = export(
+        source,
+        opened,
+        to,
+        forms,
+        coreset=coreset,
+        calibration_images=images,
+        parity_images=images,
+        threads=threads,
+        repeats=repeats,
+    )
+    print(json.dumps({**done.manifest, "parity": done.parity}) if as_json else done.describe())
+
+
+@app.command("embed")
+def embed_command(
+    images: Annotated[
+        list[str], typer.Argument(help="Folders, files, lists (.txt), manifests (.csv, .parquet).")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="An export (folder or file), a run, or a zoo model.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="Parquet file to write.")] = "features.parquet",
+    store: StoreOption = "runs/default",
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Weights of a zoo model.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--form", help="Which form of an export folder.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    frame_stride: Annotated[
+        int, typer.Option("--frame-stride", min=1, help="Read every n-th frame of a cine.")
+    ] = 1,
+    threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
+) -> None:
+    """Write the features that a model gives of images: one Parquet row per image or frame.
+
+    \b
+    Example:
+      echostill embed examples/quickstart/pool --model distilled-0 --store runs/quickstart
+    """
+    from echostill.curation.embedding import embed, find_model
+    from echostill.curation.sources import IngestSettings
+
+    found = find_model(model, store=store, weights=weights, form=form, threads=threads)
+    done = embed(
+        images,
+        found,
+        to,
+        batch_size=batch_size,
+        threads=threads,
+        settings=IngestSettings(frame_stride=frame_stride),
+    )
+    print(done.describe())
 
 
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
