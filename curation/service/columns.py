@@ -113,7 +113,7 @@ def _plain(table: pa.Table) -> pa.Table:
         field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
         for field in table.schema
     ]
-    return table.cast(pa.schema(fields))
+    return table.cast(pa.schema(fields, metadata=table.schema.metadata))
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -58,6 +58,7 @@ class Entry:
             "name": self.name,
             "images": self.table.rows,
             "budget": self.table.manifest.get("budget"),
+            "clusters": self.table.manifest.get("clusters"),
             "method": self.configuration.get("method"),
             "seed": self.configuration.get("seed"),
             "digest": self.table.digest,

@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,18 +99,29 @@ def open_scores(store: Store) -> Table | None:
     return store.open_scores() if store.scores().exists(MANIFEST) else None
 
 
-def prepare(store: Store, folder: Path, report: Report) -> Derived:
+def prepare(
+    store: Store, folder: Path, report: Report, kinds: Sequence[str] = KINDS
+) -> Derived:
     """Make what is missing, in the order in which it is of use; others wait for the same.
 
     Args:
         store: the store.
         folder: of the derived files.
-        report: told the stage ("catalogue: reading") and the fraction of all.
+        report: told the stage ("neighbours: adding") and the fraction of all.
+        kinds: what is needed; the catalogue always is.
 
     Returns:
-        The names; everything is there.
+        The names; what is needed is there.
+
+    Raises:
+        UsageError: The folder cannot be written, or the scores are of another pool.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write '{folder}' ({error.strerror}): name another place with --index-folder."
+        ) from None
     with _alone(folder):
         derived = derived_of(store, folder)
         _sweep(derived)
@@ -120,7 +131,8 @@ def prepare(store: Store, folder: Path, report: Report) -> Derived:
                 derived.catalogue, build_catalogue(store.open_pool(), open_scores(store))
             )
         scores = open_scores(store)
-        if scores is None or scores.rows == 0:
+        missing = [kind for kind in derived.missing() if kind in kinds]
+        if scores is None or scores.rows == 0 or not missing:
             return derived
         catalogue = open_columns(derived.catalogue)
         ids = pa.concat_arrays(scores.read(["image_id"])["image_id"].chunks)
@@ -132,12 +144,12 @@ def prepare(store: Store, folder: Path, report: Report) -> Derived:
                 "another pool. Run `echostill score` again."
             )
         rows = found.to_numpy()
-        if not derived.neighbours.exists():
+        if "neighbours" in missing:
             partial = folder / f"neighbours-{derived.key}.tmp"
             partial.mkdir()
             build_neighbours(scores, rows, partial, _within(report, "neighbours", 0.05, 0.85))
             partial.rename(derived.neighbours)
-        if not derived.map.exists():
+        if "map" in missing:
             size = catalogue.num_rows
             build_map(scores, rows, size, derived.map, _within(report, "map", 0.85, 1.0))
         return derived

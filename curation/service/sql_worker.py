@@ -13,6 +13,7 @@ import resource
 import struct
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -128,15 +129,15 @@ class Worker:
                 self._running = False
 
     def _run(self, request: Mapping[str, Any], views: Views) -> None:
-        connection = views.connection
+        connection, started = views.connection, time.perf_counter()
         check_select(connection, request["sql"], views.names)
         found = connection.execute(request["sql"], request["parameters"])
         if request["arrow"]:
             self._stream(found, request["limit"])
         else:
-            self._rows(found, request["limit"])
+            self._rows(found, request["limit"], started)
 
-    def _rows(self, found: duckdb.DuckDBPyConnection, limit: int) -> None:
+    def _rows(self, found: duckdb.DuckDBPyConnection, limit: int, started: float) -> None:
         columns = [{"name": name, "type": str(kind)} for name, kind, *_ in found.description or []]
         rows: list[str] = []
         size, truncated = 0, False
@@ -151,7 +152,8 @@ class Worker:
                     truncated = True
                     break
                 rows.append(text)
-        head = json.dumps({"columns": columns, "truncated": truncated})
+        elapsed = round((time.perf_counter() - started) * 1000, 2)
+        head = json.dumps({"columns": columns, "truncated": truncated, "elapsed_ms": elapsed})
         body = f'{head[:-1]}, "rows": [{", ".join(rows)}]}}'
         self._frame(RESULT, body.encode())
 
