@@ -39,7 +39,7 @@ class Derived:
     Attributes:
         folder: local.
         key: of pool and scores.
-        scored: whether there are scores.
+        scored: whether there are scores, and rows in them.
     """
 
     folder: Path
@@ -91,7 +91,8 @@ def derived_of(store: Store, folder: Path) -> Derived:
     """
     pool, scores = store.open_pool(), open_scores(store)
     text = "\n".join([FORMAT, pool.digest, scores.digest if scores else ""])
-    return Derived(folder, hashlib.sha256(text.encode()).hexdigest()[:16], scores is not None)
+    scored = scores is not None and scores.rows > 0
+    return Derived(folder, hashlib.sha256(text.encode()).hexdigest()[:16], scored)
 
 
 def open_scores(store: Store) -> Table | None:
@@ -132,7 +133,7 @@ def prepare(
             )
         scores = open_scores(store)
         missing = [kind for kind in derived.missing() if kind in kinds]
-        if scores is None or scores.rows == 0 or not missing:
+        if scores is None or not missing:
             return derived
         catalogue = open_columns(derived.catalogue)
         ids = pa.concat_arrays(scores.read(["image_id"])["image_id"].chunks)

@@ -134,11 +134,12 @@ def build_index(root: str, folder: str | None = None) -> str:
     """
     store = Store(root)
     store.open_pool()
-    derived = prepare(store, derived_folder(store, folder), _print_progress)
+    derived = prepare(store, derived_folder(store, folder), print_progress)
     return f"ready: {derived.folder}"
 
 
-def _print_progress(stage: str, fraction: float) -> None:
+def print_progress(stage: str, fraction: float) -> None:
+    """Show how far a preparation is, on standard error."""
     print(f"\r{fraction:>6.1%}  {stage:<40}", end="", file=sys.stderr, flush=True)
     if fraction >= 1:
         print(file=sys.stderr)
