@@ -1,7 +1,7 @@
 """A client of the coreset service: what it answers, as Arrow tables and plain values.
 
-    >>> service = connect("http://127.0.0.1:8420", token="...")  # doctest: +SKIP
-    >>> service.sql("select organ, count(*) from pool group by organ").to_pandas()  # doctest: +SKIP
+>>> service = connect("http://127.0.0.1:8420", token="...")  # doctest: +SKIP
+>>> service.sql("select organ, count(*) from pool group by organ").to_pandas()  # doctest: +SKIP
 """
 
 import io
@@ -143,11 +143,11 @@ class Client:
         size = 0
         query = {"format": kind, **filters}
         try:
-            with self._stream(f"/v1/coresets/{_part(name)}/export", query) as pieces:
-                with partial.open("wb") as file:
-                    for piece in pieces.iter_bytes():
-                        size += file.write(piece)
-                    os.fsync(file.fileno())
+            answer = self._stream(f"/v1/coresets/{_part(name)}/export", query)
+            with answer as pieces, partial.open("wb") as file:
+                for piece in pieces.iter_bytes():
+                    size += file.write(piece)
+                os.fsync(file.fileno())
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -230,7 +230,7 @@ class Client:
         """Run one SELECT over the views.
 
         Args:
-            query: over ``pool``, ``scores``, ``coreset``, ``samples``, ``coresets``, ``quarantine``.
+            query: over ``pool``, ``scores``, ``coreset``, ``samples``, ``coresets``, ...
             parameters: values of its ``?``.
             coreset: the one that the view ``coreset`` shows.
             limit: rows at most; what is beyond is cut off, and the schema's metadata says so

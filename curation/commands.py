@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -156,7 +157,11 @@ def neighbours_command(
 
     root = _one_place(store, url)
     _check_selected(selected)
-    query = {"coreset": coreset, "selected": selected, "same_group": not other_groups}
+    query: dict[str, Any] = {
+        "coreset": coreset,
+        "selected": selected,
+        "same_group": not other_groups,
+    }
     if url is not None:
         with _connected(url, token_file) as client:
             items = client.neighbours(image, k, **query)
@@ -227,15 +232,15 @@ def export_coreset_command(
 
 
 def pin_command(
-    image: Annotated[
-        str, typer.Argument(help="Image id, a unique prefix of one, or its source.")
-    ],
+    image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
     reason: Annotated[str, typer.Option("--reason", help="Why.")],
     store: Annotated[str, typer.Option("--store", "-s", help="The store.")] = DEFAULT_STORE,
     author: Annotated[
         str | None, typer.Option("--author", help="Who; default the user's name.")
     ] = None,
-    ban: Annotated[bool, typer.Option("--ban", help="Never choose it, in place of always.")] = False,
+    ban: Annotated[
+        bool, typer.Option("--ban", help="Never choose it, in place of always.")
+    ] = False,
 ) -> None:
     """Have the next selections take an image in any case, or never (--ban).
 
@@ -256,7 +261,7 @@ def pin_command(
     print(f"{pin.pin_id}: {image_id} {'banned' if ban else 'pinned'} by {who}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve_command,
     "query": query_command,
     "neighbours": neighbours_command,
@@ -286,8 +291,7 @@ def _connected(url: str, token_file: str | None) -> "Client":
 def _as_text(table: "pa.Table") -> str:
     rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
     widths = [
-        max(len(cell) for cell in column)
-        for column in zip(table.column_names, *rows, strict=True)
+        max(len(cell) for cell in column) for column in zip(table.column_names, *rows, strict=True)
     ]
     lines = [table.column_names, ["-" * width for width in widths], *rows]
     return "\n".join(

@@ -1,15 +1,22 @@
 """Two coresets of one pool side by side: what is in both, what entered, what left, what shifted."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 SHOWN = 100
 
 
+class Ids(Protocol):
+    """A sequence of image ids."""
+
+    def __getitem__(self, row: int) -> Any:
+        """Return the id of a row."""
+
+
 def compare_selections(
-    ids: np.ndarray,
+    ids: Ids,
     a: np.ndarray,
     b: np.ndarray,
     categories: Mapping[str, tuple[np.ndarray, list[Any]]],
@@ -20,7 +27,7 @@ def compare_selections(
     """Compare two selections of the same images.
 
     Args:
-        ids: (N,) image ids in their order, or anything that ``limit`` of them can be taken from.
+        ids: (N,) image ids in their order.
         a: (N,) bool, chosen by the first.
         b: (N,) bool, chosen by the second.
         categories: by name, the codes (N,) of a category and the values that they stand for; a
@@ -30,8 +37,8 @@ def compare_selections(
 
     Returns:
         Numbers (``selected``, ``both``, ``only_a``, ``only_b``, ``jaccard``), ``entered`` and
-        ``left`` (ids), ``by`` category the numbers and shares of each value, largest shift first, and
-        ``text``.
+        ``left`` (ids), ``by`` category the numbers and shares of each value, largest shift first,
+        and ``text``.
     """
     both, only_a, only_b = int((a & b).sum()), a & ~b, b & ~a
     left, entered = np.flatnonzero(only_a), np.flatnonzero(only_b)
@@ -44,8 +51,8 @@ def compare_selections(
         "only_a": len(left),
         "only_b": len(entered),
         "jaccard": round(both / union, 6) if union else 1.0,
-        "entered": [str(ids[row]) for row in entered[:limit]],
-        "left": [str(ids[row]) for row in left[:limit]],
+        "entered": [str(ids[int(row)]) for row in entered[:limit]],
+        "left": [str(ids[int(row)]) for row in left[:limit]],
         "by": {name: _shifts(*found, a, b) for name, found in categories.items()},
     }
     found["text"] = describe_comparison(found)

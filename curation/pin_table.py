@@ -106,9 +106,7 @@ def _pin(row: dict[str, Any], removal: dict[str, Any] | None) -> Pin:
 
 def in_force(pins: Sequence[Pin]) -> dict[str, Pin]:
     """Return, for each image that is pinned or banned, the act that counts: the last one."""
-    return {
-        image_id: pin for pin in pins if pin.removed is None for image_id in pin.image_ids
-    }
+    return {image_id: pin for pin in pins if pin.removed is None for image_id in pin.image_ids}
 
 
 def selection_tables(store: Store) -> tuple[pa.Table, pa.Table]:

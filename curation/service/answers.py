@@ -10,22 +10,17 @@ import pyarrow.compute as pc
 
 from echostill.curation import pin_table
 from echostill.curation.comparison import compare_selections
-from echostill.curation.pin_table import Pin
 from echostill.curation.questions import quarantined
 from echostill.curation.service.catalogue import CATEGORIES
 from echostill.curation.service.columns import numbers
 from echostill.curation.service.coresets import ORIGIN, OWN, Coreset
-from echostill.curation.service.neighbours import Neighbour, bits
 from echostill.curation.service.pages import check_sort, read_cursor, write_cursor
 from echostill.curation.service.problems import (
-    Problem,
     bad_request,
-    conflict,
-    not_ready,
     unknown,
 )
 from echostill.curation.service.state import State
-from echostill.platform.errors import UsageError, nearest
+from echostill.platform.errors import nearest
 from echostill.platform.runs import code_version
 from echostill.platform.tables import MANIFEST, Table
 
@@ -219,9 +214,7 @@ def lookup_rows(state: State, rows: Sequence[int], ids: Sequence[str]) -> list[i
     return [*rows, *(row_of(state, image_id) for image_id in ids)]
 
 
-def cluster_page(
-    coreset: Coreset, sort: str, limit: int, cursor: str | None
-) -> dict[str, Any]:
+def cluster_page(coreset: Coreset, sort: str, limit: int, cursor: str | None) -> dict[str, Any]:
     """Return one page of a coreset's clusters."""
     check_sort(sort, CLUSTER_SORTS)
     table = coreset.clusters
@@ -293,7 +286,7 @@ def compare(state: State, a: str, b: str, limit: int) -> dict[str, Any]:
     }
     categories["cluster"] = (clusters, names)
     return compare_selections(
-        catalogue.ids, *chosen, categories, names=(a, b), limit=limit
+        catalogue.ids, chosen[0], chosen[1], categories, names=(a, b), limit=limit
     )
 
 
@@ -308,5 +301,3 @@ def clean(value: Any) -> Any:
     if isinstance(value, np.generic):
         return clean(value.item())
     return value
-
-

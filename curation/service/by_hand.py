@@ -84,8 +84,6 @@ def with_acts(state: State, image_id: str, coreset: str | None) -> dict[str, Any
     """Say everything about one image, its pins and bans included."""
     found = image_answer(state, image_id, coreset)
     found["pins"] = [
-        pin_item(pin)
-        for pin in state.pins.all
-        if pin.removed is None and image_id in pin.image_ids
+        pin_item(pin) for pin in state.pins.all if pin.removed is None and image_id in pin.image_ids
     ]
     return found

@@ -57,7 +57,9 @@ def _with_place(pool: Table) -> pa.Table:
         row = pa.array(np.arange(piece.num_rows, dtype=np.int32))
         pieces.append(piece.append_column("part", part).append_column("part_row", row))
     if not pieces:
-        raise EchostillError(f"the pool '{pool.storage.root}' has no rows: there is nothing to ask.")
+        raise EchostillError(
+            f"the pool '{pool.storage.root}' has no rows: there is nothing to ask."
+        )
     return pa.concat_tables(pieces)
 
 

@@ -1,4 +1,4 @@
-"""Tables as mapped Arrow files: opened in a millisecond, paged in by the system as they are read."""
+"""Tables as mapped Arrow files: opened in a millisecond, paged in as they are read."""
 
 import os
 from pathlib import Path

@@ -200,8 +200,8 @@ class Coreset:
         """Per cluster (k,): ``cluster``, ``size``, ``quota``, ``selected``, ``mean_distance``."""
         size = np.diff(self.cluster_starts)
         count = len(size)
-        inside = self.cluster >= 0
-        inside = slice(None) if inside.all() else inside
+        clustered = self.cluster >= 0
+        inside = slice(None) if clustered.all() else clustered
         own = self.cluster[inside]
         quota = np.zeros(count, dtype=np.int64)
         quota[own] = self.column("quota")[inside]

@@ -1,8 +1,8 @@
 """What the service derives from the store's tables, and keeps beside the scores.
 
-Each file or folder carries the digest of the tables that it was made from in its name, and gets that
-name when it is whole: what is there can be used, and what belongs to replaced tables is never looked
-at. All of it may be deleted at any time; the next start makes it again.
+Each file or folder carries the digest of the tables that it was made from in its name, and gets
+that name when it is whole: what is there can be used, and what belongs to replaced tables is never
+looked at. All of it may be deleted at any time; the next start makes it again.
 """
 
 import fcntl
@@ -100,9 +100,7 @@ def open_scores(store: Store) -> Table | None:
     return store.open_scores() if store.scores().exists(MANIFEST) else None
 
 
-def prepare(
-    store: Store, folder: Path, report: Report, kinds: Sequence[str] = KINDS
-) -> Derived:
+def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = KINDS) -> Derived:
     """Make what is missing, in the order in which it is of use; others wait for the same.
 
     Args:
@@ -128,9 +126,7 @@ def prepare(
         _sweep(derived)
         if not derived.catalogue.exists():
             report("catalogue", 0.0)
-            write_columns(
-                derived.catalogue, build_catalogue(store.open_pool(), open_scores(store))
-            )
+            write_columns(derived.catalogue, build_catalogue(store.open_pool(), open_scores(store)))
         scores = open_scores(store)
         missing = [kind for kind in derived.missing() if kind in kinds]
         if scores is None or not missing:

@@ -69,9 +69,7 @@ class Meters:
         self.ready = Gauge(
             "echostill_ready", "1 when everything can be answered.", registry=self.registry
         )
-        self.jobs = Gauge(
-            "echostill_jobs", "Picks by state.", ["state"], registry=self.registry
-        )
+        self.jobs = Gauge("echostill_jobs", "Picks by state.", ["state"], registry=self.registry)
 
 
 @dataclass
@@ -148,7 +146,10 @@ class Edge:
                 "the Host header is not one that this service was started for (--host, "
                 "--allowed-host).",
             )
-        if len(scope.get("raw_path") or b"") > PATH_BYTES or len(scope["query_string"]) > QUERY_BYTES:
+        if (
+            len(scope.get("raw_path") or b"") > PATH_BYTES
+            or len(scope["query_string"]) > QUERY_BYTES
+        ):
             raise Problem(414, "too-large", "the address is too long.")
         path = scope["path"]
         if path in OPEN_PATHS or (_is_page(path) and scope["method"] in ("GET", "HEAD")):

@@ -1,8 +1,9 @@
 """The neighbour index: FAISS lists of 8-bit features, mapped, with a recall that is measured.
 
-Inverted lists with scalar quantisation: 3M x 768 take 2.3 GB in place of 9.2 GB as float32. How many
-lists a search looks into is not guessed: while the index is filled, sampled queries are compared with
-every feature exactly, and the smallest number that finds enough of their true neighbours is kept.
+Inverted lists with scalar quantisation: 3M x 768 take 2.3 GB in place of 9.2 GB as float32. How
+many lists a search looks into is not guessed: while the index is filled, sampled queries are
+compared with every feature exactly, and the smallest number that finds enough of their true
+neighbours is kept.
 """
 
 import json
@@ -131,7 +132,7 @@ class NeighbourIndex:
 
     def __init__(self, folder: Path) -> None:
         self.description: dict[str, Any] = json.loads((folder / DESCRIPTION_FILE).read_text())
-        self._index = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP)
+        self._index: Any = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP)
         self._addresses = np.load(folder / ADDRESS_FILE, mmap_mode="r")
 
     @property
@@ -165,9 +166,12 @@ class NeighbourIndex:
         """
         faiss.omp_set_num_threads(1)  # of this thread: many small searches run side by side
         unit = (vector / np.linalg.norm(vector)).astype(np.float32)[None]
-        parameters = faiss.SearchParametersIVF(nprobe=self.description["probes"])
-        selector = faiss.IDSelectorBitmap(keep) if keep is not None else None  # kept alive
-        parameters.sel = selector
+        parameters: Any = faiss.SearchParametersIVF()
+        parameters.nprobe = self.description["probes"]
+        if keep is not None:
+            packed = np.ascontiguousarray(keep, dtype=np.uint8)  # outlives the search
+            selector = faiss.IDSelectorBitmap(len(packed), faiss.swig_ptr(packed))
+            parameters.sel = selector
         similarity, rows = self._index.search(unit, count, params=parameters)
         return [
             Neighbour(int(row), min(1.0, float(value)))
@@ -235,15 +239,13 @@ def _calibrated(
 
 def recall_of(found: np.ndarray, true: np.ndarray) -> float:
     """Share of the true neighbours (Q, k) that were found (Q, k); -1 is none."""
-    hits = sum(
-        len(np.intersect1d(f, t[t >= 0])) for f, t in zip(found, true, strict=True)
-    )
+    hits = sum(len(np.intersect1d(f, t[t >= 0])) for f, t in zip(found, true, strict=True))
     return hits / max(1, int((true >= 0).sum()))
 
 
 def _addresses(index: faiss.IndexIVF) -> np.ndarray:
     """(rows,) int64: list and place in it of every row number, -1 where the index has none."""
-    lists = index.invlists
+    lists: Any = index.invlists
     members = []
     for number in range(index.nlist):
         size = lists.list_size(number)

@@ -1,4 +1,4 @@
-"""Errors of the service: what happened, as HTTP names it (RFC 9457) and in the words of the tool."""
+"""Errors of the service: as HTTP names them (RFC 9457), in the words of the tool."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -135,9 +135,7 @@ def samples(
     cursor: Cursor = None,
 ) -> Response:
     """The coreset's samples: filtered, sorted, by pages."""
-    question = _question(
-        selected, organ, device, label, group_id, cluster, source, min, max, sort
-    )
+    question = _question(selected, organ, device, label, group_id, cluster, source, min, max, sort)
     found = page(desk.state.coreset(name), desk.finder, question, limit, cursor)
     found["items"] = answers.with_pins(desk.state, found["items"])
     return json_reply(found)
@@ -237,5 +235,3 @@ def cluster(
     """One cluster and its first members."""
     found = desk.state.coreset(coreset)
     return json_reply(answers.cluster_answer(desk.state, found, cluster))
-
-

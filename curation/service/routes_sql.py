@@ -70,9 +70,7 @@ async def _answer(desk: Desk, request: Request, query: Query) -> Response:
     return StreamingResponse(_stream(desk, first, pieces), media_type=ARROW)
 
 
-async def _stream(
-    desk: Desk, first: bytes | None, pieces: Iterator[bytes]
-) -> AsyncIterator[bytes]:
+async def _stream(desk: Desk, first: bytes | None, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     """Hand on the pieces; when the caller leaves, the rest is not computed."""
     try:
         piece = first

@@ -1,4 +1,4 @@
-"""Bodies that callers send, and examples of what they get: the OpenAPI document is made of these."""
+"""Bodies that callers send, and examples of what they get, for the OpenAPI document."""
 
 from typing import Any, Literal
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import socket
 import sys
 from pathlib import Path
 
@@ -63,9 +64,7 @@ def serve(
     path = token_path(store, token_file, derived_folder(store, index_folder))
     token, made = find_token(path)
     hosts = (*allowed_hosts, *(() if host in EVERYWHERE else (host,)))
-    app = create_app(
-        Options(store.root, token, hosts, index_folder, address, log=access_log)
-    )
+    app = create_app(Options(store.root, token, hosts, index_folder, address, log=access_log))
     _set_up_log()
     scheme = "https" if ssl_certfile else "http"
     if ssl_certfile is None and host not in LOOPBACK:
@@ -97,7 +96,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._scheme, self._token, self._path = scheme, token, path
 
-    async def startup(self, sockets: list | None = None) -> None:  # type: ignore[type-arg]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.started:
             return

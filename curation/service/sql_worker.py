@@ -158,7 +158,7 @@ class Worker:
         self._frame(RESULT, body.encode())
 
     def _stream(self, found: duckdb.DuckDBPyConnection, limit: int) -> None:
-        reader = found.to_arrow_reader(ROWS_PER_FETCH * 16)
+        reader: Any = found.to_arrow_reader(ROWS_PER_FETCH * 16)
         sink = _Frames(self)
         left, truncated, error = limit, False, ""
         with pa.ipc.new_stream(pa.PythonFile(sink, "w"), reader.schema) as writer:

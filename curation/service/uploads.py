@@ -1,4 +1,4 @@
-"""Images that callers send: checked before they are decoded, and turned into the teacher's feature."""
+"""Images that callers send: checked, decoded, and turned into the teacher's feature."""
 
 import io
 import json

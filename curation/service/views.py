@@ -26,7 +26,7 @@ def describe_views(state: State, coreset: str | None) -> dict[str, Any]:
         coreset: name of the one that the view ``coreset`` shows; None for the default.
 
     Returns:
-        ``views``: name and sources (file, columns, condition, label), as ``sql_worker.Views`` reads.
+        ``views``: name and sources (file, columns, condition, label), for ``sql_worker.Views``.
     """
     catalogue, derived = state.catalogue, state.derived
     file = str(derived.catalogue)
@@ -143,5 +143,3 @@ def _sql_type(kind: pa.DataType) -> str:
         pa.float64(): "DOUBLE",
     }
     return names.get(kind, str(kind).upper())
-
-
