@@ -27,6 +27,9 @@ class Problem(Exception):  # noqa: N818 (a problem is what the standard calls it
     more: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return self.detail
+
     def as_dict(self) -> dict[str, Any]:
         """Return the answer's body."""
         title = self.kind.replace("-", " ")
