@@ -1,11 +1,11 @@
 """The select stage: scores in, coreset table out, every pool row with its reason."""
 
 import os
+from collections.abc import Callable
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from echostill.curation.clustering import cluster_count, cluster_pieces, training_rows
@@ -14,6 +14,7 @@ from echostill.curation.features import TableFeatures
 from echostill.curation.methods import METHODS
 from echostill.curation.part_map import Crew
 from echostill.curation.phases import phase
+from echostill.curation.pin_table import selection_tables
 from echostill.curation.selection import select_coreset, sorted_ids
 from echostill.curation.settings import SelectionSettings, check_limits, operations, resolve_budget
 from echostill.platform.config import StageConfig, execution
@@ -22,7 +23,7 @@ from echostill.platform.memory import available_memory
 from echostill.platform.runs import claim, fingerprint
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.store import Plan, Store, describe_bytes, save_configuration
-from echostill.platform.tables import MANIFEST, encode_parquet, write_table
+from echostill.platform.tables import MANIFEST, decode_parquet, encode_parquet, write_table
 
 BYTES_PER_IMAGE = 700  # ids, groups, ranks and reasons while the coreset is written (measured)
 
@@ -57,27 +58,32 @@ def select(
     overwrite: bool = False,
     excluded: pa.Table | None = None,
     pinned: pa.Table | None = None,
+    report: Callable[[str, float], None] | None = None,
 ) -> str:
     """Pick the coreset and write it as ``coresets/<name>`` in the store.
 
     Args:
         config: the stage's configuration.
         overwrite: replace a coreset of that name that was made from something else.
-        excluded: image_id and reason of images that are never chosen, besides ``config.exclude``.
+        excluded: image_id and reason of images that are never chosen, besides ``config.exclude``
+            and what was banned by hand.
         pinned: likewise, images that are chosen in any case.
+        report: told the stage and the fraction that is done.
 
     Returns:
         What was done, in words.
     """
+    report = report or (lambda stage, fraction: None)
     store = Store(config.store)
     scores, pool = store.open_scores(), store.open_pool()
     features = TableFeatures(scores)
     budget = resolve_budget(config.budget, scores.rows)
     check_limits(config, scores.rows, features.dimension)
     inputs = {"scores": scores.digest, "pool": pool.digest}
+    banned, held = selection_tables(store)
     decided = {
-        "excluded": _together(config.exclude, excluded, "exclude"),
-        "pinned": _together(config.pin, pinned, "pin"),
+        "excluded": _together(config.exclude, [banned, excluded], "exclude"),
+        "pinned": _together(config.pin, [held, pinned], "pin"),
     }
     for name, table in decided.items():
         if table is not None:
@@ -88,6 +94,7 @@ def select(
     if storage.exists(MANIFEST):
         return f"already done: {storage.root}"
     save_configuration(storage, config)
+    report("reading", 0.0)
     with phase("scores"):
         columns = scores.read(["image_id", "gradient_mean", "gradient_std"])
         ids, order = sorted_ids(columns)
@@ -95,8 +102,10 @@ def select(
         wanted_columns = {"image_id", "group_id", config.balance or "group_id"}
         known = [name for name, _ in pool.manifest["schema"]]
         groups = pool.read([name for name in known if name in wanted_columns])
+    report("clustering", 0.1)
     crew = Crew(_workers(config, scores.rows, features.dimension), address=config.address)
     clustering = cluster_pieces(features, ids, order, config, crew)
+    report("ranking", 0.6)
     table = select_coreset(
         columns,
         groups,
@@ -108,6 +117,7 @@ def select(
         **decided,
     )
     del columns, groups
+    report("writing", 0.9)
     with phase("writing"):
         write_table(
             storage,
@@ -178,9 +188,9 @@ def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False
     return max(int(cpus), 1)
 
 
-def _together(path: str | None, given: pa.Table | None, key: str) -> pa.Table | None:
-    """Join the images of a file with those that a caller gives."""
-    tables = [table for table in (_read(path, key) if path else None, given) if table is not None]
+def _together(path: str | None, given: list[pa.Table | None], key: str) -> pa.Table | None:
+    """Join the images of a file with those from elsewhere; None where there are none."""
+    tables = [table for table in (_read(path, key) if path else None, *given) if table]
     if not tables:
         return None
     names = ["image_id", "reason"]
@@ -208,12 +218,12 @@ def _read(path: str, key: str) -> pa.Table:
     storage = Storage(folder or os.curdir)
     if not storage.exists(name):
         raise UsageError(f"{key}: no file '{path}'.")
-    data = pa.BufferReader(storage.read(name))
+    data = storage.read(name)
     try:
         if name.endswith(".parquet"):
-            return pq.read_table(data)
+            return decode_parquet(data)
         # Ids may look like numbers; they are text.
         types = {"image_id": pa.string(), "reason": pa.string()}
-        return pa_csv.read_csv(data, convert_options=pa_csv.ConvertOptions(column_types=types))
+        return pa_csv.read_csv(pa.BufferReader(data), convert_options=pa_csv.ConvertOptions(column_types=types))
     except pa.ArrowInvalid as error:
         raise UsageError(f"{key}: cannot read '{path}': {error}") from None
