@@ -1,17 +1,43 @@
 """From raw files to a coreset: ingest, score, select, and questions about the result."""
 
-from echostill.curation.coreset import SelectConfig, select
-from echostill.curation.ingestion import IngestConfig, ingest
-from echostill.curation.questions import Answer, why
-from echostill.curation.scoring import ScoreConfig, score
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from echostill.curation.client import connect
+    from echostill.curation.coreset import SelectConfig, select
+    from echostill.curation.ingestion import IngestConfig, ingest
+    from echostill.curation.questions import Answer, why
+    from echostill.curation.scoring import ScoreConfig, score
+
+# Imported when first used: scoring needs torch and timm, which take seconds to load, and neither
+# the service nor its client nor a question about a coreset needs them.
+_HOMES = {
+    "Answer": "questions",
+    "IngestConfig": "ingestion",
+    "ScoreConfig": "scoring",
+    "SelectConfig": "coreset",
+    "connect": "client",
+    "ingest": "ingestion",
+    "score": "scoring",
+    "select": "coreset",
+    "why": "questions",
+}
 
 __all__ = [
     "Answer",
     "IngestConfig",
     "ScoreConfig",
     "SelectConfig",
+    "connect",
     "ingest",
     "score",
     "select",
     "why",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,5 +1,7 @@
 """The select stage: scores in, coreset table out, every pool row with its reason."""
 
+from collections.abc import Callable
+
 from pydantic import Field
 
 from echostill.curation.clustering import cluster_count
@@ -17,12 +19,23 @@ class SelectConfig(StageConfig, SelectionSettings):
     seed: int = Field(0, ge=0, description="Seed of the clustering.")
 
 
-def select(config: SelectConfig, *, overwrite: bool = False) -> str:
+def select(
+    config: SelectConfig,
+    *,
+    overwrite: bool = False,
+    report: Callable[[str, float], None] | None = None,
+) -> str:
     """Pick the coreset and write it as ``coresets/<name>`` in the store.
+
+    Args:
+        config: What to pick.
+        overwrite: Replace a coreset of that name that was made from something else.
+        report: Told the stage and the fraction that is done.
 
     Returns:
         What was done, in words.
     """
+    report = report or (lambda stage, fraction: None)
     store = Store(config.store)
     scores, pool = store.open_scores(), store.open_pool()
     budget = resolve_budget(config.budget, scores.rows)
@@ -33,7 +46,11 @@ def select(config: SelectConfig, *, overwrite: bool = False) -> str:
         return f"already done: {storage.root}"
     save_configuration(storage, config)
     columns = ["image_id", "feature", "gradient_mean", "gradient_std"]
-    table = select_coreset(scores.read(columns), pool.read(["image_id", "group_id"]), config)
+    report("reading", 0.0)
+    features, groups = scores.read(columns), pool.read(["image_id", "group_id"])
+    report("selecting", 0.1)
+    table = select_coreset(features, groups, config)
+    report("writing", 0.9)
     write_table(
         storage,
         table,

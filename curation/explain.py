@@ -10,7 +10,7 @@ from echostill.curation.reasons import GROUP_LIMIT, ordinal
 from echostill.curation.selection import SelectionSettings
 from echostill.platform.errors import UsageError, nearest
 
-__all__ = ["explain", "explanation", "find_image", "ordinal"]
+__all__ = ["describe", "explain", "explanation", "find_image", "ordinal"]
 
 PREFIX_LENGTH = 4  # shorter ones would match by accident
 SHOWN = 5
@@ -138,7 +138,11 @@ def explain(
         A few lines of text: the image, its cluster, both ranks, the dual rank, the quota, the rows
         at the boundary, and the reason.
     """
-    found = explanation(image_id, coreset, pool_row, settings)
+    return describe(explanation(image_id, coreset, pool_row, settings))
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """Put what ``explanation`` found into words."""
     size, alpha = found["cluster_size"], found["alpha"]
     spread = f" (mean - {found['penalty']:g} x spread)" if found["penalty"] else ""
     fused = (

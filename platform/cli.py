@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from echostill.curation.commands import add_commands as add_service_commands
 from echostill.platform.config import STAGES
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
@@ -195,6 +196,9 @@ def submit_command(
         wait=not no_wait,
     )
     raise typer.Exit(code)
+
+
+add_service_commands(app)
 
 
 def _interrupt(signum: int, frame: Any) -> None:
