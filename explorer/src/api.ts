@@ -126,8 +126,23 @@ export async function ask(path: string, options: RequestInit = {}): Promise<Resp
   throw new Problem(answer.status, detail);
 }
 
+/** Ask, and ask again each second while the service says that it is still preparing. */
+export async function askPatiently(path: string, signal: AbortSignal, waiting: (words: string) => void): Promise<Response> {
+  for (;;) {
+    try {
+      return await ask(path, { signal });
+    } catch (error) {
+      if (!(error instanceof Problem) || error.status !== 503) throw error;
+      waiting(error.message);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      if (signal.aborted) throw new DOMException("", "AbortError");
+    }
+  }
+}
+
 export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
-  return (await ask(path, signal ? { signal } : {})).json() as Promise<T>;
+  const answer = await askPatiently(path, signal ?? new AbortController().signal, () => undefined);
+  return answer.json() as Promise<T>;
 }
 
 export async function send<T>(method: string, path: string, body?: unknown): Promise<T> {

@@ -21,13 +21,15 @@ export class Canvas {
   private view: ViewState;
   private points: Points | null = null;
   private positions = new Float32Array(0);
-  private values: Uint8Array<ArrayBufferLike> = new Uint8Array(0);
+  private values: Uint8ClampedArray = new Uint8ClampedArray(0);
   private marked = new Float32Array(0);
   private polygon: number[] = [];
   private drawing = false;
   private limit = 150_000; // points while moving
   private drawn = 0;
   private rest: ReturnType<typeof setTimeout> | undefined;
+  private resized: ResizeObserver;
+  private moved = false; // whether the reader has left the whole map
   lassoing = false;
   lastFrame = 0;
 
@@ -43,15 +45,18 @@ export class Canvas {
       getCursor: () => (this.lassoing ? "crosshair" : "grab"),
       onViewStateChange: ({ viewState }) => {
         if (this.lassoing) return;
+        this.moved = true;
         this.moveTo(viewState as unknown as ViewState);
       },
       layers: [],
     });
-    const canvas = parent;
-    canvas.addEventListener("pointerdown", this.down);
-    canvas.addEventListener("pointermove", this.move);
-    canvas.addEventListener("pointerup", this.up);
-    canvas.addEventListener("pointerleave", () => handlers.hover(-1, 0, 0));
+    // Captured, so that a lasso is seen before deck.gl would move the map.
+    parent.addEventListener("pointerdown", this.down, true);
+    parent.addEventListener("pointermove", this.move, true);
+    parent.addEventListener("pointerup", this.up, true);
+    parent.addEventListener("pointerleave", () => handlers.hover(-1, 0, 0));
+    this.resized = new ResizeObserver(() => this.moved || this.reset());
+    this.resized.observe(parent);
   }
 
   show(points: Points): void {
@@ -64,7 +69,7 @@ export class Canvas {
     this.settle();
   }
 
-  colour(values: Uint8Array): void {
+  colour(values: Uint8ClampedArray): void {
     this.values = values;
     this.settle();
   }
@@ -80,21 +85,25 @@ export class Canvas {
   }
 
   pan(right: number, up: number): void {
+    this.moved = true;
     const step = 80 / 2 ** this.view.zoom;
     this.moveTo({ ...this.view, target: [this.view.target[0] + right * step, this.view.target[1] + up * step] });
   }
 
   zoom(by: number): void {
+    this.moved = true;
     this.moveTo({ ...this.view, zoom: Math.max(4, Math.min(22, this.view.zoom + by)) });
   }
 
   reset(): void {
+    this.moved = false;
     const side = Math.max(50, Math.min(this.parent.clientWidth, this.parent.clientHeight));
     this.moveTo({ target: [0, 0], zoom: Math.log2(side / 2.2) });
   }
 
   destroy(): void {
     clearTimeout(this.rest);
+    this.resized.disconnect();
     this.deck.finalize();
   }
 
@@ -197,13 +206,14 @@ export class Canvas {
     this.drawing = true;
     this.polygon = this.place(event);
     event.stopPropagation();
-    this.parent.setPointerCapture(event.pointerId);
+    event.preventDefault();
   };
 
   private hovering = 0;
 
   private move = (event: PointerEvent): void => {
     if (this.drawing) {
+      event.stopPropagation();
       const [x, y] = this.place(event);
       const last = this.polygon.slice(-2);
       if (Math.hypot(x - last[0]!, y - last[1]!) * 2 ** this.view.zoom < 3) return;
@@ -222,6 +232,7 @@ export class Canvas {
 
   private up = (event: PointerEvent): void => {
     if (this.drawing) {
+      event.stopPropagation();
       this.drawing = false;
       const polygon = this.polygon;
       if (polygon.length >= 6) this.handlers.lasso(polygon);

@@ -79,7 +79,7 @@ export function Gallery() {
   return (
     <section class="gallery" aria-labelledby="gallery-title">
       <h1 id="gallery-title" class="quiet">Gallery</h1>
-      <form class="bar" role="search" onSubmit={(event) => event.preventDefault()}>
+      <form class="bar" role="search" aria-label="Filters" onSubmit={(event) => event.preventDefault()}>
         <label>
           Show{" "}
           <select value={filters.selected || "any"} onChange={(event) => adjust({ selected: event.currentTarget.value })}>

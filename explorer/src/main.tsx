@@ -104,7 +104,7 @@ function Header() {
           <a href={address(key)} aria-current={view === key ? "page" : undefined} title={`key ${letter}`}>{text}</a>
         ))}
       </nav>
-      <form role="search" onSubmit={search}>
+      <form role="search" aria-label="Find an image" onSubmit={search}>
         <input id="find" name="q" type="search" placeholder="id or source  ( / )" aria-label="Find an image by id or source" />
       </form>
       <label class="pick-coreset">

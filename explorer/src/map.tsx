@@ -5,7 +5,7 @@ import { Canvas } from "./canvas";
 import { useKeys } from "./hooks";
 import { openPin } from "./pins";
 import { colours, type Colouring, inside, type Legend, type Points, readPoints } from "./points";
-import { address, adjust, coreset, go, number, route, say } from "./state";
+import { address, adjust, coreset, go, number, pool, route, say } from "./state";
 import { Card, Picture } from "./thumbnail";
 
 const COLOURINGS: [Colouring, string][] = [
@@ -33,6 +33,8 @@ export function MapView() {
   const asked = route.value.values.get("colour") as Colouring | null;
   const by: Colouring = COLOURINGS.some(([key]) => key === asked) ? asked! : "organ";
   const name = coreset.value;
+  const known = pool.value !== null;
+  const [state, setState] = useState("reading the map …");
   const current = useRef<Points | null>(null);
   current.current = points;
 
@@ -69,9 +71,10 @@ export function MapView() {
 
   useEffect(() => {
     const stop = new AbortController();
-    readPoints(name, stop.signal).then(setPoints).catch(say);
+    if (!known) return undefined; // which coreset is meant is not known yet
+    readPoints(name, stop.signal, setState).then(setPoints).catch(say);
     return () => stop.abort();
-  }, [name]);
+  }, [name, known]);
 
   useEffect(() => {
     if (points) canvas.current?.show(points);
@@ -129,7 +132,7 @@ export function MapView() {
         <button type="button" onClick={() => canvas.current?.zoom(0.5)} aria-label="Zoom in">+</button>
         <button type="button" onClick={() => canvas.current?.zoom(-0.5)} aria-label="Zoom out">−</button>
         <button type="button" onClick={() => canvas.current?.reset()}>Whole map</button>
-        <span class="quiet-text">{points ? `${number(points.count)} images` : "reading the map …"}</span>
+        <span class="quiet-text">{points ? `${number(points.count)} images` : state}</span>
       </div>
       <div class="map-body">
         <div class="plot" ref={box} role="img" data-ready={points ? "true" : "false"}

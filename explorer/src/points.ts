@@ -1,6 +1,6 @@
 // The map's data: one Arrow table of points in typed arrays, its colours, and what a lasso holds.
 import { tableFromIPC } from "@uwdata/flechette";
-import { ask, query } from "./api";
+import { askPatiently, query } from "./api";
 
 export interface Points {
   count: number;
@@ -14,8 +14,10 @@ export type Colouring = "organ" | "device" | "cluster" | "rank" | "selected";
 export interface Legend { label: string; colour: [number, number, number] }
 
 /** Read the points of a coreset; rows come shuffled, so that any beginning is a fair sample. */
-export async function readPoints(coreset: string, signal: AbortSignal): Promise<Points> {
-  const answer = await ask(`v1/map${query({ coreset })}`, { signal });
+export async function readPoints(
+  coreset: string, signal: AbortSignal, waiting: (words: string) => void,
+): Promise<Points> {
+  const answer = await askPatiently(`v1/map${query({ coreset })}`, signal, waiting);
   const table = tableFromIPC(new Uint8Array(await answer.arrayBuffer()));
   const metadata = table.schema.metadata ?? new Map<string, string>();
   const list = (key: string): string[] => JSON.parse(metadata.get(key) ?? "[]") as string[];
@@ -71,8 +73,8 @@ function hue(index: number): [number, number, number] {
 }
 
 /** Colours of all points (RGBA, 4 x count) and the legend that explains them. */
-export function colours(points: Points, by: Colouring): { values: Uint8Array; legend: Legend[] } {
-  const values = new Uint8Array(4 * points.count);
+export function colours(points: Points, by: Colouring): { values: Uint8ClampedArray; legend: Legend[] } {
+  const values = new Uint8ClampedArray(4 * points.count);
   const set = (i: number, [r, g, b]: [number, number, number], alpha: number): void => {
     values[4 * i] = r; values[4 * i + 1] = g; values[4 * i + 2] = b; values[4 * i + 3] = alpha;
   };

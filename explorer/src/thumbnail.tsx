@@ -69,6 +69,8 @@ export function Picture({ id, size, alt }: { id: string; size: number; alt: stri
   );
 }
 
+const MARKS: Record<string, string> = { pin: "pinned", ban: "banned", chosen: "chosen" };
+
 /** A picture with what one wants to know at a glance; leads to the image's page. */
 export function Card({ sample, note }: { sample: Sample; note?: string }) {
   const mark = sample.pin ?? (sample.selected ? "chosen" : "");
@@ -78,7 +80,7 @@ export function Card({ sample, note }: { sample: Sample; note?: string }) {
       <Picture id={sample.image_id} size={160} alt={`${sample.organ || "image"}, ${sample.source}`} />
       <span class="caption">
         <span>{note ?? sample.source.split("/").pop()}</span>
-        {mark && <span class={`mark ${mark}`}>{mark === "pin" ? "pinned" : mark === "ban" ? "banned" : mark}</span>}
+        {mark && <span class={`mark ${mark}`}>{MARKS[mark]}</span>}
       </span>
     </a>
   );
