@@ -224,6 +224,8 @@ def _read(path: str, key: str) -> pa.Table:
             return decode_parquet(data)
         # Ids may look like numbers; they are text.
         types = {"image_id": pa.string(), "reason": pa.string()}
-        return pa_csv.read_csv(pa.BufferReader(data), convert_options=pa_csv.ConvertOptions(column_types=types))
+        return pa_csv.read_csv(
+            pa.BufferReader(data), convert_options=pa_csv.ConvertOptions(column_types=types)
+        )
     except pa.ArrowInvalid as error:
         raise UsageError(f"{key}: cannot read '{path}': {error}") from None

@@ -77,7 +77,12 @@ def write_store(root, rows=ROWS, quarantined=QUARANTINED, dimension=DIMENSION):
     store = Store(str(root))
     pool = pa.Table.from_pylist(pool_rows(rows), schema=POOL_SCHEMA)
     write_table(
-        store.pool(), pool, stage="ingest", fingerprint={}, rows_per_part=90, extra={"rows_in": rows}
+        store.pool(),
+        pool,
+        stage="ingest",
+        fingerprint={},
+        rows_per_part=90,
+        extra={"rows_in": rows},
     )
     kept = rows - quarantined
     numbers = np.random.default_rng(3)
@@ -214,5 +219,13 @@ def web(live):
 @pytest.fixture
 def make():
     """The functions above, for tests that need a store of their own."""
-    return {"write_store": write_store, "identity": identity, "features": features, "pick": pick,
-            "pool_rows": pool_rows, "running": Running, "token": TOKEN, "picture": picture}
+    return {
+        "write_store": write_store,
+        "identity": identity,
+        "features": features,
+        "pick": pick,
+        "pool_rows": pool_rows,
+        "running": Running,
+        "token": TOKEN,
+        "picture": picture,
+    }
