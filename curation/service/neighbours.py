@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from echostill.curation.clustering import feature_matrix
+from echostill.curation.features import ColumnFeatures, matrix_of
 from echostill.curation.service.columns import sync
 from echostill.platform.seeding import stream
 from echostill.platform.tables import Table
@@ -199,7 +199,7 @@ def unit_features(scores: Table) -> Iterator[np.ndarray]:
 
 def unit_rows(column: pa.ChunkedArray) -> np.ndarray:
     """Read a column of features as (n, D) float32 of unit length (zero stays zero)."""
-    block = feature_matrix(column, np.arange(len(column))).astype(np.float32)
+    block = matrix_of(ColumnFeatures(column), np.arange(len(column))).astype(np.float32)
     length = np.linalg.norm(block, axis=1, keepdims=True)
     return np.ascontiguousarray(block / np.where(length > 0, length, 1))
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Path, Query
 from fastapi.responses import Response, StreamingResponse
 
 from echostill.curation.coreset import SelectConfig
-from echostill.curation.selection import resolve_budget
+from echostill.curation.settings import resolve_budget
 from echostill.curation.service import answers, exports
 from echostill.curation.service.pages import Question, bounds, check_sort, page
 from echostill.curation.service.problems import conflict

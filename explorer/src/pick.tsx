@@ -11,7 +11,7 @@ interface Property {
 interface Schema { properties: Record<string, Property> }
 
 // The keys people change; the rest of the schema stands under "More".
-const FIRST = ["budget", "method", "quotas", "seed", "clusters", "max_per_group", "alpha"];
+const FIRST = ["budget", "method", "quota", "balance", "seed", "clusters", "max_per_group", "alpha"];
 const HIDDEN = new Set(["name", "store", "address", "tracking", "progress"]);
 
 /** A field's text as the value that the schema asks for: numbers, JSON, else text. */
@@ -29,17 +29,21 @@ function Field({ name, property, value, onChange }: {
   const options = property.enum ?? property.anyOf?.find((part) => part.enum)?.enum;
   const shown = property.default === null || property.default === undefined ? "" : String(
     typeof property.default === "object" ? JSON.stringify(property.default) : property.default);
+  const id = `about-${name}`;
   return (
-    <label class="field">
-      <span>{name.replaceAll("_", " ")}</span>
-      {options
-        ? <select value={value} onChange={(event) => onChange(event.currentTarget.value)}>
-            <option value="">{shown || "default"}</option>
-            {options.filter((option) => option !== shown).map((option) => <option value={option}>{option}</option>)}
-          </select>
-        : <input value={value} placeholder={shown || "none"} onInput={(event) => onChange(event.currentTarget.value)} />}
-      {property.description && <small>{property.description}</small>}
-    </label>
+    <div class="field">
+      <label>
+        {name.replaceAll("_", " ")}
+        {options
+          ? <select value={value} aria-describedby={id} onChange={(event) => onChange(event.currentTarget.value)}>
+              <option value="">{shown || "default"}</option>
+              {options.filter((option) => option !== shown).map((option) => <option value={option}>{option}</option>)}
+            </select>
+          : <input value={value} aria-describedby={id} placeholder={shown || "none"}
+                   onInput={(event) => onChange(event.currentTarget.value)} />}
+      </label>
+      <small id={id}>{property.description}</small>
+    </div>
   );
 }
 
@@ -98,11 +102,14 @@ export function Pick() {
     <section aria-labelledby="pick-title">
       <h1 id="pick-title">Pick a new coreset</h1>
       <form onSubmit={start} class="pick">
-        <label class="field">
-          <span>name</span>
-          <input required pattern="[A-Za-z0-9_.\-]+" value={name} onInput={(event) => setName(event.currentTarget.value)} />
-          <small>A new name; nothing is ever overwritten.</small>
-        </label>
+        <div class="field">
+          <label>
+            name
+            <input required pattern="[A-Za-z0-9_.\-]+" value={name} aria-describedby="about-the-name"
+                   onInput={(event) => setName(event.currentTarget.value)} />
+          </label>
+          <small id="about-the-name">A new name; nothing is ever overwritten.</small>
+        </div>
         {schema && first.map(field)}
         {rest.length > 0 && <details><summary>More</summary>{rest.map(field)}</details>}
         <button type="submit" class="main" disabled={!schema}>Pick</button>
