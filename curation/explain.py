@@ -100,7 +100,7 @@ def explanation(
         )
     row = coreset.slice(index, 1).to_pylist()[0]
     own = pc.equal(coreset["cluster"], row["cluster"])
-    if row.get("stratum"):
+    if settings.balance is not None:
         own = pc.and_(own, pc.equal(coreset["stratum"], row["stratum"]))
     members = coreset.filter(own).sort_by("cluster_rank")
     chosen = members.filter(members["selected"])
@@ -135,6 +135,7 @@ def explanation(
         "method": settings.method,
         "fusion": settings.fusion,
         "gradient_keep": settings.gradient_keep,
+        "balance": settings.balance,
         "alpha": settings.alpha,
         "penalty": settings.penalty,
     }
@@ -217,7 +218,9 @@ def _place(found: Mapping[str, Any]) -> str:
 
 
 def _kind(found: Mapping[str, Any]) -> str:
-    return f", for '{found['stratum']}' in this cluster" if found.get("stratum") else ""
+    if found["balance"] is None:
+        return ""
+    return f", for {found['balance']} '{found['stratum']}' in this cluster"
 
 
 def _line(name: str, text: str) -> str:
