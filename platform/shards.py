@@ -100,7 +100,8 @@ class ShardedStage:
     def finished(self, shards: int) -> dict[int, Record]:
         """Return the records of the finished shards whose files are still as they were written."""
         names = self.table.list("done")
-        sizes, held_sizes = self.table.sizes(), self.quarantine.sizes()
+        sizes = self.table.sizes(recursive=False)
+        held_sizes = self.quarantine.sizes(recursive=False)
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             found = [json.loads(data) for data in pool.map(self.table.read, names)]
         return {

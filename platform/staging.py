@@ -2,9 +2,10 @@
 
 The array is square (the whole image, as evaluation sees it) and a little larger than the model's
 input, so that crops keep their sharpness. It is a cache: named by what it holds, made again when
-missing.
+missing. An image that cannot be decoded is left out: the stage that scores it names it.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from echostill.platform.errors import EchostillError
-from echostill.platform.images import decode_staged, to_square
+from echostill.platform.images import DecodeError, decode_staged, to_square
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.tables import Table
 
@@ -74,7 +75,7 @@ def stage_images(
         image_ids: Ids to stage; all where None.
 
     Raises:
-        EchostillError: A named id is not in the pool.
+        EchostillError: A named id is not in the pool, or no image can be decoded.
     """
     side = staged_side(image_size)
     wanted = sorted(image_ids if image_ids is not None else _ids(pool))
@@ -88,7 +89,9 @@ def stage_images(
             _replace(words_path, json.dumps(words).encode())
     words = json.loads(words_path.read_text())
     pixels = np.load(array_path, mmap_mode="r")
-    return StagedImages(pixels, wanted, words["organs"], words["devices"])
+    return StagedImages(
+        pixels[: len(words["ids"])], words["ids"], words["organs"], words["devices"]
+    )
 
 
 def _ids(pool: Table) -> list[str]:
@@ -96,7 +99,7 @@ def _ids(pool: Table) -> list[str]:
 
 
 def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str, list[str]]:
-    """Write the array and return the images' organs and devices."""
+    """Write the array; return ids, organs and devices of its first rows, which hold the images."""
     position = {image_id: row for row, image_id in enumerate(wanted)}
     channels = 3 if _any_colour(pool, position) else 1
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -105,13 +108,16 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str,
     )
     found = 0
     organs, devices = [""] * len(wanted), [""] * len(wanted)
+    whole = np.zeros(len(wanted), dtype=bool)
 
     def fill(image_id: str, organ: str | None, device: str | None, data: bytes) -> bool:
         row = position.get(image_id)
         if row is None:
             return False
-        array[row] = to_square(decode_staged(data), side)[:channels]
         organs[row], devices[row] = organ or "", device or ""
+        with contextlib.suppress(DecodeError):
+            array[row] = to_square(decode_staged(data), side)[:channels]
+            whole[row] = True
         return True
 
     # Decoders release the interpreter's lock, and each image has its own place.
@@ -119,6 +125,10 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str,
         for part in pool.parts(["image_id", "organ", "device", "image"]):
             columns = [part[name].to_pylist() for name in ("image_id", "organ", "device", "image")]
             found += sum(threads.map(fill, *columns))
+    kept = np.flatnonzero(whole).tolist()
+    for place, row in enumerate(kept):
+        if place != row:  # close the gap that a damaged image leaves
+            array[place] = array[row]
     array.flush()
     if found != len(wanted):
         temporary.unlink()
@@ -126,8 +136,15 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str,
             f"{len(wanted) - found} of {len(wanted)} images are not in the pool "
             f"'{pool.storage.root}': select again from this pool."
         )
+    if not kept:
+        temporary.unlink()
+        raise EchostillError(f"none of {len(wanted)} images of '{pool.storage.root}' is readable.")
     os.replace(temporary, target)
-    return {"organs": organs, "devices": devices}
+    return {
+        "ids": [wanted[row] for row in kept],
+        "organs": [organs[row] for row in kept],
+        "devices": [devices[row] for row in kept],
+    }
 
 
 def _any_colour(pool: Table, position: dict[str, int]) -> bool:

@@ -112,7 +112,7 @@ class Storage:
         """Return the sorted names of the files in a folder, relative to this storage."""
         return sorted(self.sizes(name, recursive=recursive))
 
-    def sizes(self, name: str = "", *, recursive: bool = False) -> dict[str, int]:
+    def sizes(self, name: str = "", *, recursive: bool = True) -> dict[str, int]:
         """Return the sizes in bytes of the files in a folder, by names as in :meth:`list`."""
         selector = pafs.FileSelector(self._full(name), allow_not_found=True, recursive=recursive)
         prefix = self._path.rstrip("/") + "/"
