@@ -131,7 +131,7 @@ def drive(folder, steps):
     storage = Storage(str(folder / "store" / "runs" / "killed"))
     job = make_job(folder, steps)
     tracker = Tracker.start(None, str(folder / "store"), storage, "killed", {"steps": steps})
-    small = {"object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+    small = {"object_store_memory": 80 * 2**20}
     head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder / "ray"), **small}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]

@@ -150,9 +150,9 @@ class DistillationObjective(nn.Module):
                 normalise_tokens(out.encoded.intermediate[layer][:, prefix:]) for out in outputs
             ]
             if self.settings.target == "standardised":
-                moments = self.token_moments[layer].take(
-                    (_moments(n), _rows(n)) for n in normalised
-                )
+                running = self.token_moments[layer]
+                assert isinstance(running, RunningMean)
+                moments = running.take((_moments(n), _rows(n)) for n in normalised)
                 normalised = [standardise(n, moments) for n in normalised]
             for part, target in zip(targets, normalised, strict=True):
                 part.append(target)
@@ -193,7 +193,8 @@ class DistillationObjective(nn.Module):
             if self.settings.centring:
                 centre = running.take((f.flatten(0, -2).sum(dim=0), _rows(f)) for f in features)
             for part, feature in zip(agreed, features, strict=True):
-                part.append(consistency_of(*feature.chunk(2), centre))
+                spatial, frequency = feature.chunk(2)
+                part.append(consistency_of(spatial, frequency, centre))
         return [torch.stack(part) for part in agreed]
 
     def forward(

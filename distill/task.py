@@ -104,7 +104,8 @@ class DistillationTask(TrainingTask):
         """Compute the loss of a batch: the sum over the students, whose gradients do not meet."""
         if prepared is None:
             (prepared,) = self.prepare([batch])
-        losses, parts = [], {}
+        losses: list[Tensor] = []
+        parts: dict[str, Tensor] = {}
         for place, signal in enumerate(prepared.signals):
             output = self.each(place)(batch.pixels, prepared.views, prepared.masks, signal)
             losses.append(output.loss)

@@ -199,6 +199,12 @@ DEFAULTS = (
         "Reconstruction plus consistency-driven distillation (abstract); the formulas are ours.",
     ),
     Default(
+        _OBJECTIVE, "Views", "distill", ("objective.views",), "I",
+        "separated",
+        "'Domain-separated' read as one view per mask, as the figure draws them; USFM puts both on "
+        "one input.",
+    ),
+    Default(
         _OBJECTIVE, "Pixel loss", "distill", ("objective.reconstruction.pixel",), "I",
         "l1",
         "L1 over hidden pixels, as in SimMIM and A2MIM, the teacher's lineage.",
@@ -230,11 +236,25 @@ DEFAULTS = (
         "weighting'); (1 + cos) / 2 is our form.",
     ),
     Default(
+        _OBJECTIVE, "Consistency: one for all layers, or one for each", "distill",
+        ("objective.consistency",), "I",
+        "last",
+        "The figure draws one angle between the teacher's last features; one per group of blocks "
+        "is an option.",
+    ),
+    Default(
         _OBJECTIVE, "Matched layers", "distill",
         ("objective.layers", "objective.teacher_layers"), "I",
         "automatic",
         "The figure draws three groups of four blocks; automatic is the end of each third, 4, 8 "
         "and 12 of 12.",
+    ),
+    Default(
+        _OBJECTIVE, "Matched attention logits, matched relations", "distill",
+        ("objective.attention_weight", "objective.relation_weight"), "I",
+        "0",
+        "The student's code exposes its logits for distillation and the sibling code matches them, "
+        "but the figure shows tokens alone; relations are TinyMIM's. Both are options.",
     ),
     Default(
         _OBJECTIVE, "Distance of matched tokens", "distill",

@@ -48,7 +48,8 @@ def _shard(task: TrainingTask, place: Place) -> nn.Module:
         if isinstance(blocks, nn.ModuleList | nn.Sequential):
             for block in blocks:
                 fully_shard(block, mesh=mesh)
-    return fully_shard(task, mesh=mesh)
+    fully_shard(task, mesh=mesh)  # in place
+    return task
 
 
 def whole_state(task: TrainingTask, state: TrainingState) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Watched(MaskedImageTask):
 
     def forward(self, batch, prepared=None):
         loss, metrics = super().forward(batch)
-        if self.event == "break" and batch.step == 5 and f"{0:032x}" in batch.image_ids:
+        if batch.step == 5 and self.event in batch.image_ids:  # on one of two workers
             loss = loss * float("inf")
         return loss, metrics
 
@@ -95,7 +95,7 @@ class Job:
 
 def job_in(folder, event=None, **change):
     seen = folder / "seen"
-    seen.mkdir()
+    seen.mkdir(parents=True)
     return Job(TrainingSettings(**{**SETTINGS, **change}), str(seen), event)
 
 
@@ -138,8 +138,9 @@ def test_two_workers_one_of_which_dies_end_as_one_that_is_left_alone(ray_cluster
         whole = make_batch(images, job.settings, 0, SIZE, step, Place()).image_ids
         shares = {tuple(ids) for seen, ids in lines if seen == step}
         assert shares == {tuple(whole[0::2]), tuple(whole[1::2])}
-    # What was done between the checkpoint and the death was done twice, and nothing else.
-    assert {step for step, _ in lines if sum(one == step for one, _ in lines) > 2} <= {4, 5}
+    # What was done between a checkpoint and the death was done twice, and nothing else. The newest
+    # checkpoint counts once the controller has seen it, which takes it a quarter of a second.
+    assert {step for step, _ in lines if sum(one == step for one, _ in lines) > 2} <= {2, 3, 4, 5}
 
     from mlflow.tracking import MlflowClient
 
@@ -153,14 +154,15 @@ def test_two_workers_one_of_which_dies_end_as_one_that_is_left_alone(ray_cluster
 
 
 def test_a_loss_that_is_no_number_is_written_down_and_not_tried_again(ray_cluster, tmp_path):
-    job = job_in(tmp_path, "break", workers=2)
+    images = job_in(tmp_path / "first").build()[1]
+    whole = make_batch(images, TrainingSettings(**SETTINGS), 0, SIZE, 5, Place()).image_ids
+    job = job_in(tmp_path, whole[0], workers=2)
     with pytest.raises(EchostillError, match=r"the loss became inf at step 6.*bad-batch"):
         run(job, tmp_path)
     assert len(list((tmp_path / "seen").glob("*.jsonl"))) == 2  # one attempt of two workers
     written = sorted((tmp_path / "store/runs/run/bad-batch").iterdir())
     batches = [json.loads(path.read_text()) for path in written]
     assert [batch["worker"] for batch in batches] == [0, 1]
-    whole = make_batch(job.build()[1], job.settings, 0, SIZE, 5, Place()).image_ids
     assert [batch["image_ids"] for batch in batches] == [whole[0::2], whole[1::2]]
 
 
