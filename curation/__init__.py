@@ -1,15 +1,18 @@
 """From raw files to a coreset: ingest, score, select, and questions about the result."""
 
 from echostill.curation.coreset import SelectConfig, select
+from echostill.curation.duplicates import DuplicatesConfig, find_duplicates
 from echostill.curation.ingestion import IngestConfig, ingest
 from echostill.curation.questions import Answer, why
 from echostill.curation.scoring import ScoreConfig, score
 
 __all__ = [
     "Answer",
+    "DuplicatesConfig",
     "IngestConfig",
     "ScoreConfig",
     "SelectConfig",
+    "find_duplicates",
     "ingest",
     "score",
     "select",
