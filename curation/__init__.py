@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from echostill.curation.client import connect
     from echostill.curation.coreset import SelectConfig, select
+    from echostill.curation.duplicates import DuplicatesConfig, find_duplicates
     from echostill.curation.ingestion import IngestConfig, ingest, retry_ingest
     from echostill.curation.questions import Answer, why
     from echostill.curation.scoring import ScoreConfig, retry_score, score
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 # the service nor its client nor a question about a coreset needs them.
 _HOMES = {
     "Answer": "questions",
+    "DuplicatesConfig": "duplicates",
     "IngestConfig": "ingestion",
     "ScoreConfig": "scoring",
     "SelectConfig": "coreset",
     "connect": "client",
+    "find_duplicates": "duplicates",
     "ingest": "ingestion",
     "retry_ingest": "ingestion",
     "retry_score": "scoring",
@@ -28,10 +31,12 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "DuplicatesConfig",
     "IngestConfig",
     "ScoreConfig",
     "SelectConfig",
     "connect",
+    "find_duplicates",
     "ingest",
     "retry_ingest",
     "retry_score",

@@ -26,6 +26,8 @@ from echostill.curation.manifests import (
     manifest_rows,
     portable_name,
 )
+from echostill.curation.perceptual import perceptual_columns
+from echostill.curation.quality import QualitySettings, quality_columns
 from echostill.platform.config import Config
 from echostill.platform.dicom import DicomHeader, is_dicom, read_frames
 from echostill.platform.errors import EchostillError, UsageError, nearest
@@ -70,6 +72,7 @@ class IngestSettings(Config):
     frame_stride: int = Field(1, description="Read every n-th frame of a cine.", ge=1)
     stage_side: int = Field(256, description="Longest side of a staged image, in pixels.", ge=16)
     max_pixels: int = Field(MAX_PIXELS, description="Refuse larger pictures.", ge=1)
+    quality: QualitySettings = QualitySettings()
     key_file: str | None = Field(
         None,
         description=f"File with the secret key for patient groups; {KEY_VARIABLE} does the same.",
@@ -344,6 +347,8 @@ def _row(
         "content_hash": content_hash(staged),
         "mean": float(brightness.mean(dtype=np.float64)),
         "contrast": float(brightness.std(dtype=np.float64)),
+        **quality_columns(staged, pixels.shape[1], pixels.shape[0], settings.quality),
+        **perceptual_columns(staged),
     }
 
 

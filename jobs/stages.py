@@ -40,6 +40,7 @@ REGISTRY = {
     "ingest": Stage("echostill.curation.ingestion", "IngestConfig", "ingest"),
     "pretrain": Stage("echostill.distill.pretraining", "PretrainConfig", "pretrain"),
     "score": Stage("echostill.curation.scoring", "ScoreConfig", "score"),
+    "duplicates": Stage("echostill.curation.duplicates", "DuplicatesConfig", "find_duplicates"),
     "select": Stage("echostill.curation.coreset", "SelectConfig", "select"),
     "distill": Stage("echostill.distill.distillation", "DistillConfig", "distill"),
     "evaluate": Stage("echostill.eval.evaluation", "EvaluateConfig", "evaluate"),

@@ -21,6 +21,7 @@ SUMMARIES = {
     "ingest": "Read images and DICOM cines into the pool: ids, groups, one decode, quarantine.",
     "pretrain": "Pretrain a teacher with the USFM recipe (block and band-stop mask on one input).",
     "score": "Train the proxy, then compute teacher features and gradient norms over the pool.",
+    "duplicates": "Find exact, near and semantic copies in the pool, and which of them stay.",
     "select": "Pick the coreset: cluster, rank by distance and by gradient, fill the quotas.",
     "distill": "Distil the teacher into the student on a coreset (or train it without a teacher).",
     "evaluate": "Compare teacher and students on labelled benchmarks, split by group.",
@@ -30,6 +31,7 @@ EXAMPLES = {
     "ingest": "echostill ingest store=runs/mine source=/data/ultrasound",
     "pretrain": "echostill pretrain --config config.yaml training.steps=20000",
     "score": "echostill score --config config.yaml workers=8",
+    "duplicates": "echostill duplicates --config config.yaml near_distance=16",
     "select": "echostill select --config config.yaml budget=200000",
     "distill": "echostill distill --config config.yaml training.workers=4",
     "evaluate": "echostill evaluate --config config.yaml",
@@ -91,7 +93,7 @@ def run_command(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the main job: ingest, score, select, distill, evaluate, report.
+    """Run the main job: ingest, score, duplicates, select, distill, evaluate, report.
 
     \b
     Example:

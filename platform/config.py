@@ -15,7 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from echostill.platform.errors import UsageError, nearest
 
-STAGES = ("ingest", "pretrain", "score", "select", "distill", "evaluate", "report")
+STAGES = (
+    "ingest",
+    "pretrain",
+    "score",
+    "duplicates",
+    "select",
+    "distill",
+    "evaluate",
+    "report",
+)
 
 
 class Config(BaseModel):

@@ -42,6 +42,14 @@ class Store:
         """The scores table."""
         return self.storage.at("scores")
 
+    def duplicates(self) -> Storage:
+        """The table of copies inside the pool."""
+        return self.storage.at("duplicates")
+
+    def leaks(self) -> Storage:
+        """The table of pool images that are copies of benchmark images."""
+        return self.storage.at("leaks")
+
     def coreset(self, name: str) -> Storage:
         """A coreset table."""
         return self.storage.at(f"coresets/{name}")
