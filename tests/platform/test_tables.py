@@ -1,6 +1,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from echostill.platform.errors import EchostillError, UsageError
@@ -83,3 +84,28 @@ def test_differences_name_added_and_removed_keys():
         "configuration.a: 1 -> absent",
         "configuration.c: absent -> 3",
     ]
+
+
+def test_parts_are_read_in_pieces(tmp_path):
+    storage = Storage(str(tmp_path / "t"))
+    half = pa.list_(pa.field("element", pa.float16()), 2)
+    schema = pa.schema([("id", pa.string()), ("feature", half)])
+    rows = 20_000
+    feature = pa.FixedSizeListArray.from_arrays(
+        pa.array([row % 100 for row in range(2 * rows)], pa.float16()), type=half
+    )
+    table = pa.table([[str(row) for row in range(rows)], feature], schema=schema)
+    write_table(storage, table, stage="x", fingerprint={})
+    found = Table.open(storage, "x")
+    (name,) = found.part_names
+    assert found.row_groups(name) == [8192, 8192, 3616]
+    batches = list(found.batches(name, ["feature"], 1000))
+    assert max(batch.num_rows for batch in batches) <= 1000
+    read = pa.Table.from_batches(batches)
+    assert read["feature"].combine_chunks().equals(table["feature"].combine_chunks())
+    last = pa.Table.from_batches(list(found.batches(name, ["id"], 1000, [2])))
+    assert last["id"].to_pylist() == [str(row) for row in range(16384, rows)]
+    # Lists are stored plain: reading halves through a dictionary takes five times as long.
+    columns = pq.ParquetFile(storage.arrow_path(name)).metadata.row_group(0)
+    assert "RLE_DICTIONARY" in columns.column(0).encodings
+    assert "RLE_DICTIONARY" not in columns.column(1).encodings
