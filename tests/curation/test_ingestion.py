@@ -8,8 +8,8 @@ import pydicom
 import pytest
 from PIL import Image
 
-from echostill.curation import IngestConfig, ingest
-from echostill.platform.errors import EchostillError
+from echostill.curation import IngestConfig, ingest, retry_ingest
+from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.images import decode_staged
 from echostill.platform.store import Store
 from echostill.platform.tables import Table
@@ -168,6 +168,35 @@ def test_a_run_cut_short_ends_as_an_undisturbed_one(ray_cluster, folder, tmp_pat
     assert held_in(tmp_path / "store") == held
     assert "already done" in run(folder, tmp_path / "store")
     assert verify_store(str(tmp_path / "store")).sound
+
+
+def test_mended_files_take_their_places(ray_cluster, folder, tmp_path):
+    """A file mended, one still bad, the same instance twice: as if mended before the first run."""
+    plant(folder)
+    (folder / "cine.dcm").write_bytes(CINE_FILE.read_bytes()[:2000])
+    (folder / "recopy.dcm").write_bytes(CINE_FILE.read_bytes())
+    run(folder, tmp_path / "store")
+    for name, data in (("cine.dcm", CINE_FILE.read_bytes()), ("truncated.jpg", encoded(9))):
+        (folder / name).write_bytes(data)
+    run(folder, tmp_path / "calm")
+    config = IngestConfig(
+        store=str(tmp_path / "store"),
+        source=str(folder),
+        files_per_shard=4,
+        max_error_rate=0.5,
+        progress=False,
+    )
+    said = retry_ingest(config)
+    # The cine is two frames now; its copy, which stood in for it, is read already.
+    assert "4 quarantined before, 4 now; 14 rows in = 10 rows out + 4 quarantined" in said
+    for table in ("pool", "quarantine/ingest"):
+        rough, calm = (tmp_path / name / table for name in ("store", "calm"))
+        found = {path.name: path.read_bytes() for path in rough.iterdir() if path.is_file()}
+        assert found == {path.name: path.read_bytes() for path in calm.iterdir() if path.is_file()}
+    assert verify_store(config.store).sound
+    (folder / "one more.jpg").write_bytes(encoded(20))
+    with pytest.raises(UsageError, match=r"inputs\.files: "):
+        retry_ingest(config)
 
 
 def test_a_run_is_as_rotten_when_it_is_resumed(ray_cluster, folder, tmp_path):
