@@ -17,6 +17,7 @@ import uvicorn
 from echostill.curation.coreset import SelectConfig, select
 from echostill.curation.service.app import Options, create_app
 from echostill.curation.service.derived import derived_folder, prepare
+from echostill.curation.service.serving import configuration
 from echostill.curation.service.state import State
 from echostill.platform.images import content_hash, encode_png
 from echostill.platform.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, scores_schema
@@ -77,7 +78,12 @@ def write_store(root, rows=ROWS, quarantined=QUARANTINED, dimension=DIMENSION):
     store = Store(str(root))
     pool = pa.Table.from_pylist(pool_rows(rows), schema=POOL_SCHEMA)
     write_table(
-        store.pool(), pool, stage="ingest", fingerprint={}, rows_per_part=90, extra={"rows_in": rows}
+        store.pool(),
+        pool,
+        stage="ingest",
+        fingerprint={},
+        rows_per_part=90,
+        extra={"rows_in": rows},
     )
     kept = rows - quarantined
     numbers = np.random.default_rng(3)
@@ -176,7 +182,7 @@ class Running:
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         self.app = app
-        self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        self.server = uvicorn.Server(configuration(app, "127.0.0.1", 0))
         self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
         self.thread.start()
         deadline = time.monotonic() + 60
@@ -211,8 +217,16 @@ def web(live):
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make():
     """The functions above, for tests that need a store of their own."""
-    return {"write_store": write_store, "identity": identity, "features": features, "pick": pick,
-            "pool_rows": pool_rows, "running": Running, "token": TOKEN, "picture": picture}
+    return {
+        "write_store": write_store,
+        "identity": identity,
+        "features": features,
+        "pick": pick,
+        "pool_rows": pool_rows,
+        "running": Running,
+        "token": TOKEN,
+        "picture": picture,
+    }

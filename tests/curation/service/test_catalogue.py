@@ -36,7 +36,10 @@ def test_scores_stand_at_their_images(state, built):
 def test_counts_are_those_of_the_pool(state):
     counts = state.catalogue.counts("organ", 10)
     assert {item["value"]: item["images"] for item in counts} == {
-        "liver": 60, "heart": 60, "lung": 60, "": 60,
+        "liver": 60,
+        "heart": 60,
+        "lung": 60,
+        "": 60,
     }
     assert len(state.catalogue.counts("organ", 2)) == 2
 

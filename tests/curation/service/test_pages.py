@@ -31,7 +31,8 @@ def everything(coreset, state):
     for sample in samples:
         sample |= state.catalogue.image(sample["row"])
         sample |= {
-            name: value for name, value in state.catalogue.scores(sample["row"]).items()
+            name: value
+            for name, value in state.catalogue.scores(sample["row"]).items()
             if name != "gradient"
         }
     return samples
