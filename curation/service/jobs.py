@@ -41,10 +41,13 @@ class Job:
     message: str = ""
     started: str | None = None
     finished: str | None = None
+    owns_folder: bool = False  # nobody had begun a coreset of that name
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a caller."""
-        return {**asdict(self), "coreset": f"/v1/coresets/{self.name}" if self.is_done else None}
+        values = asdict(self)
+        del values["owns_folder"]
+        return {**values, "coreset": f"/v1/coresets/{self.name}" if self.is_done else None}
 
     @property
     def is_done(self) -> bool:
@@ -106,9 +109,9 @@ class Jobs:
         Raises:
             Problem: Another job of that name is unfinished, or the queue is full.
         """
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         job = Job(
-            id=f"{stamp}-{secrets.token_hex(3)}",
+            id=f"{stamp}-{secrets.token_hex(2)}",  # in the order of time
             name=config.name,
             state=QUEUED,
             request=request,
@@ -138,7 +141,7 @@ class Jobs:
     def latest(self) -> list[Job]:
         """Return the latest jobs, newest first."""
         with self._changed:
-            found = sorted(self._jobs.values(), key=lambda job: (job.created, job.id))
+            found = sorted(self._jobs.values(), key=lambda job: job.id)
         return found[::-1][:LISTED]
 
     def cancel(self, job_id: str) -> Job:
@@ -186,15 +189,15 @@ class Jobs:
                     return
                 job = self._next()
                 assert job is not None
-                self._keep(replace(job, state=RUNNING, started=now()))
+                owns = job.owns_folder or not self._store.coreset(job.name).exists()
+                self._keep(replace(job, state=RUNNING, started=now(), owns_folder=owns))
             self._pick(self._jobs[job.id])
 
     def _next(self) -> Job | None:
         queued = [job for job in self._jobs.values() if job.state == QUEUED]
-        return min(queued, key=lambda job: (job.created, job.id), default=None)
+        return min(queued, key=lambda job: job.id, default=None)
 
     def _pick(self, job: Job) -> None:
-        new = not self._store.coreset(job.name).exists()
         values = {**job.request, "name": job.name, "store": self._store.root, "progress": False}
         arguments = [json.dumps(values), *([self._address] if self._address else [])]
         child = children.start("echostill.curation.service.picking", *arguments)
@@ -212,15 +215,15 @@ class Jobs:
         if self._closed:
             return  # stays in its file as running, and begins again at the next start
         job = self._jobs[job.id]
-        if running.cancelled and not message:
-            if new:
-                self._discard(job.name)
-            job = replace(job, state=CANCELLED, message="cancelled")
-        elif message and child.returncode == 0:
+        if message:
             job = replace(job, state=DONE, stage="done", fraction=1.0, message=message)
+        elif running.cancelled:
+            job = replace(job, state=CANCELLED, message="cancelled")
         else:
             why = error or f"the picking process ended with {child.returncode}"
             job = replace(job, state=FAILED, message=why)
+        if job.state != DONE and job.owns_folder:
+            self._discard(job.name)
         self._finished()
         with self._changed:
             self._running = None
@@ -228,7 +231,7 @@ class Jobs:
             self._changed.notify_all()
 
     def _discard(self, name: str) -> None:
-        """Delete what a cancelled pick left: a folder without a manifest."""
+        """Delete what a pick left that was not finished: a folder without a manifest."""
         storage = self._store.coreset(name)
         if not storage.exists(MANIFEST):
             with contextlib.suppress(OSError):

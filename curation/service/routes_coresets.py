@@ -1,10 +1,12 @@
 """Routes of coresets, their samples, clusters and comparison, and of picking."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Path, Query
 from fastapi.responses import Response, StreamingResponse
 
+from echostill.curation.clustering import cluster_count
 from echostill.curation.coreset import SelectConfig
 from echostill.curation.settings import resolve_budget
 from echostill.curation.service import answers, exports
@@ -76,8 +78,6 @@ def pick(
 
 
 def _checked(desk: Desk, request: dict[str, Any]) -> SelectConfig:
-    import re
-
     known = open_keys()
     for key in request:
         if key not in known:
@@ -89,7 +89,9 @@ def _checked(desk: Desk, request: dict[str, Any]) -> SelectConfig:
             "letter or digit."
         )
     config = validate(SelectConfig, {**request, "store": desk.state.store.root})
-    resolve_budget(config.budget, desk.state.store.open_scores().rows)
+    rows = desk.state.store.open_scores().rows
+    resolve_budget(config.budget, rows)
+    cluster_count(rows, config.clusters)
     return config
 
 

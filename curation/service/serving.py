@@ -10,7 +10,7 @@ import uvicorn
 
 from echostill.curation.service.app import Options, create_app
 from echostill.curation.service.derived import derived_folder, prepare
-from echostill.curation.service.edge import LOOPBACK
+from echostill.curation.service.edge import LOOPBACK, Edge
 from echostill.curation.service.token import find_token, token_path
 from echostill.platform.errors import UsageError
 from echostill.platform.store import Store
@@ -69,7 +69,23 @@ def serve(
     scheme = "https" if ssl_certfile else "http"
     if ssl_certfile is None and host not in LOOPBACK:
         print("warning: without TLS the token and the images pass in the clear.", file=sys.stderr)
-    config = uvicorn.Config(
+    config = configuration(app, host, port, ssl_keyfile, ssl_certfile)
+    server = _Server(config, scheme, token if made else None, path)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise UsageError(f"cannot listen on {host}:{port}: is another service there?")
+
+
+def configuration(
+    app: Edge,
+    host: str,
+    port: int,
+    ssl_keyfile: str | None = None,
+    ssl_certfile: str | None = None,
+) -> uvicorn.Config:
+    """How uvicorn is run: it says nothing about itself and believes no proxy."""
+    return uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -82,11 +98,6 @@ def serve(
         ssl_keyfile=ssl_keyfile,
         ssl_certfile=ssl_certfile,
     )
-    server = _Server(config, scheme, token if made else None, path)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run()
-    if not server.started:
-        raise UsageError(f"cannot listen on {host}:{port}: is another service there?")
 
 
 class _Server(uvicorn.Server):

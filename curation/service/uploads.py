@@ -77,14 +77,16 @@ class TeacherFeatures:
             return self._teacher
 
     def _load(self) -> Any:
-        from echostill.platform.config import ModelsConfig, validate
-        from echostill.platform.teacher import find_teacher
-
         table = self._state.scores()
         if table is None:
             raise conflict("nothing is scored yet, so there is nothing to compare with.")
         saved = json.loads(table.storage.read("configuration.json"))
-        wanted = table.manifest["fingerprint"]["weights"].get("teacher")
+        wanted = table.manifest["fingerprint"].get("weights", {}).get("teacher")
+        if wanted is None:
+            raise conflict("the scores do not say which teacher made them.")
+        from echostill.platform.config import ModelsConfig, validate
+        from echostill.platform.teacher import find_teacher  # loads torch
+
         try:
             config = validate(
                 ModelsConfig, {"store": self._state.store.root, "teacher": saved["teacher"]}

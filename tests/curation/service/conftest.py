@@ -17,6 +17,7 @@ import uvicorn
 from echostill.curation.coreset import SelectConfig, select
 from echostill.curation.service.app import Options, create_app
 from echostill.curation.service.derived import derived_folder, prepare
+from echostill.curation.service.serving import configuration
 from echostill.curation.service.state import State
 from echostill.platform.images import content_hash, encode_png
 from echostill.platform.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, scores_schema
@@ -181,7 +182,7 @@ class Running:
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         self.app = app
-        self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        self.server = uvicorn.Server(configuration(app, "127.0.0.1", 0))
         self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
         self.thread.start()
         deadline = time.monotonic() + 60
@@ -216,7 +217,7 @@ def web(live):
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make():
     """The functions above, for tests that need a store of their own."""
     return {
