@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from echostill.curation.coreset import SelectConfig, select
     from echostill.curation.duplicates import DuplicatesConfig, find_duplicates
     from echostill.curation.ingestion import IngestConfig, ingest, retry_ingest
+    from echostill.curation.leakcheck import LeakReport, LeakSettings, check_leaks
     from echostill.curation.questions import Answer, why
     from echostill.curation.scoring import ScoreConfig, retry_score, score
 
@@ -17,8 +18,11 @@ _HOMES = {
     "Answer": "questions",
     "DuplicatesConfig": "duplicates",
     "IngestConfig": "ingestion",
+    "LeakReport": "leakcheck",
+    "LeakSettings": "leakcheck",
     "ScoreConfig": "scoring",
     "SelectConfig": "coreset",
+    "check_leaks": "leakcheck",
     "connect": "client",
     "find_duplicates": "duplicates",
     "ingest": "ingestion",
@@ -33,8 +37,11 @@ __all__ = [
     "Answer",
     "DuplicatesConfig",
     "IngestConfig",
+    "LeakReport",
+    "LeakSettings",
     "ScoreConfig",
     "SelectConfig",
+    "check_leaks",
     "connect",
     "find_duplicates",
     "ingest",

@@ -125,6 +125,43 @@ def why_command(
     print(json.dumps(answer.as_dict(), indent=1) if as_json else answer.text)
 
 
+@app.command("leakcheck")
+def leakcheck_command(
+    store: Annotated[str, typer.Argument(help="The store with the pool.")],
+    benchmarks: Annotated[
+        list[str], typer.Argument(help="Manifests (CSV, Parquet), image folders, or stores.")
+    ],
+    record: Annotated[
+        bool, typer.Option("--record", help="Exit 0 though there are leaks: they are recorded.")
+    ] = False,
+    near_distance: Annotated[
+        int | None,
+        typer.Option(
+            "--near-distance", min=0, max=64, help="Bits of 256 that two copies may differ in."
+        ),
+    ] = None,
+    semantic_epsilon: Annotated[
+        float | None,
+        typer.Option("--semantic-epsilon", min=1e-6, max=1, help="Largest 1 - cosine of features."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for benchmark images in a pool; a selection leaves out what is found. Exit 1 on leaks.
+
+    \b
+    Example:
+      echostill leakcheck runs/quickstart examples/quickstart/benchmark/liver.csv
+    """
+    from echostill.curation import LeakSettings, check_leaks
+
+    given = {"near_distance": near_distance, "semantic_epsilon": semantic_epsilon}
+    settings = LeakSettings(**{key: value for key, value in given.items() if value is not None})
+    report = check_leaks(store, benchmarks, settings)
+    print(json.dumps(report.as_dict()) if as_json else report.describe())
+    if not report.clean and not record:
+        raise typer.Exit(1)
+
+
 @app.command("models")
 def models_command(as_json: JsonOption = False) -> None:
     """List the model zoo: parameters and GFLOPs, as the paper counts them and in full.
