@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from echostill.curation.estimate import estimate
+from echostill.curation.listing import list_sources
 from echostill.curation.sources import (
     Failure,
     IngestSettings,
     Source,
-    list_sources,
     read_source,
 )
 from echostill.platform import runtime
@@ -22,16 +23,19 @@ from echostill.platform.runs import claim, fingerprint
 from echostill.platform.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
 from echostill.platform.shards import Outcome, Record, ShardedStage
 from echostill.platform.storage import sha256
-from echostill.platform.store import Plan, Store, describe_bytes, save_configuration
+from echostill.platform.store import Plan, Store, save_configuration
 from echostill.platform.tables import decode_parquet
-
-STAGED_BYTES_PER_PIXEL = 0.6  # grey ultrasound as PNG, for the plan's estimate only
 
 
 class IngestConfig(StageConfig, IngestSettings):
-    """Ingest of image folders, file lists, manifests and DICOM files."""
+    """Ingest of image folders, file lists, manifests, archives, DICOM, videos and volumes."""
 
     files_per_shard: int = Field(1024, ge=1, description="Files that one part of the pool holds.")
+    bytes_per_shard: int = Field(
+        2**30,
+        ge=1,
+        description="Bytes of cines, volumes and archives after which a part of the pool is full.",
+    )
     workers: int | None = execution(None, "Ingest workers; default as many as fit.", ge=1)
     max_error_rate: float = execution(0.05, "Largest share of quarantined rows.", ge=0, le=1)
 
@@ -73,7 +77,7 @@ class Prepared:
     """The stage with its shards, before any work."""
 
     stage: ShardedStage
-    shards: list[list[dict[str, Any]]]
+    shards: list[list[dict[str, Any]]]  # sources as plain values
 
     @property
     def files(self) -> int:
@@ -137,7 +141,7 @@ def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
     )
     if not stage.is_finished():
         save_configuration(store.pool(), config)
-    return Prepared(stage, shards)
+    return Prepared(stage, [[asdict(source) for source in shard] for shard in shards])
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
@@ -158,11 +162,10 @@ def plan_ingest(config: IngestConfig) -> Plan:
     files = sum(len(shard) for shard in shards)
     cpus, _ = runtime.local_resources()
     out = Plan("ingest")
-    out.add("sources", f"{files} files (a DICOM cine is one file and gives a row per frame)")
+    out.add("sources", f"{files} files (a cine is one file and gives a row per frame)")
     out.add("shards", f"{len(shards)} of up to {config.files_per_shard} files")
     out.add("workers", runtime.plan_workers(config.workers, len(shards), cpus).describe())
-    size = files * config.stage_side**2 * STAGED_BYTES_PER_PIXEL
-    out.add("size", f"about {describe_bytes(size)} or less, staged at {config.stage_side} pixels")
+    out.add("size", estimate([source for shard in shards for source in shard], config).describe())
     done = len(store.pool().list("done"))
     out.add("already done", f"{done} of {len(shards)} shards")
     out.add("result", store.pool().root)
@@ -177,17 +180,26 @@ class _MakeWorker:
         return IngestWorker(self.settings)
 
 
-def _shards(config: IngestConfig) -> list[list[dict[str, Any]]]:
-    sources = [asdict(source) for source in list_sources(config)]
-    step = config.files_per_shard
-    return [sources[start : start + step] for start in range(0, len(sources), step)]
+def _shards(config: IngestConfig) -> list[list[Source]]:
+    """Cut the sources into shards: by files, and by bytes, so that cines do not fill the memory."""
+    shards: list[list[Source]] = []
+    held = 0
+    for source in list_sources(config):
+        full = bool(shards) and (
+            len(shards[-1]) >= config.files_per_shard or held + source.size > config.bytes_per_shard
+        )
+        if not shards or full:
+            shards.append([])
+            held = 0
+        shards[-1].append(source)
+        held += source.size
+    return shards
 
 
-def _fingerprint(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> Any:
+def _fingerprint(config: IngestConfig, shards: list[list[Source]]) -> Any:
     listing = [
-        {key: value for key, value in source.items() if key != "file"}
+        [{key: value for key, value in asdict(source).items() if key != "file"} for source in shard]
         for shard in shards
-        for source in shard
     ]
     digest = sha256(json.dumps(listing, sort_keys=True).encode())
     return fingerprint(config, inputs={"files": digest})

@@ -29,8 +29,9 @@ POOL_SCHEMA = pa.schema(
         ("organ", pa.string()),
         ("device", pa.string()),
         ("label", pa.string()),  # empty where unknown
+        ("modality", pa.string()),  # one of platform/modality.py
         ("frame", pa.int32()),
-        ("image", pa.large_binary()),  # staged PNG, grey or RGB
+        ("image", pa.large_binary()),  # staged PNG, JPEG or WebP, grey or RGB
         ("width", pa.int32()),  # of the staged image, in pixels
         ("height", pa.int32()),
         ("original_width", pa.int32()),

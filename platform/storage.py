@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pyarrow.fs as pafs
 
@@ -74,6 +75,10 @@ class Storage:
         ):
             return bytes(stream.read())
 
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading and seeking, without reading it whole."""
+        return cast(BinaryIO, self._filesystem.open_input_file(self._full(name)))
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically, making its folder where needed."""
         target = self._full(name)
@@ -123,6 +128,14 @@ class Storage:
             for info in found
             if info.type == pafs.FileType.File and not info.path.endswith(".tmp")
         }
+
+    def sizes(self, name: str = "") -> dict[str, int]:
+        """Return every file below a folder with its bytes, by name relative to this storage."""
+        selector = pafs.FileSelector(self._full(name), allow_not_found=True, recursive=True)
+        prefix = self._path.rstrip("/") + "/"
+        found = self._filesystem.get_file_info(selector)
+        files = (info for info in found if info.type == pafs.FileType.File)
+        return {info.path.removeprefix(prefix): int(info.size) for info in files}
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder; a missing one is fine."""

@@ -1,10 +1,12 @@
 """One Ray for the whole session: starting it costs ten seconds."""
 
+import io
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
@@ -67,3 +69,60 @@ def object_store():
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def dicom():
+    """Write DICOM files, as bytes."""
+    return write_dicom
+
+
+def write_dicom(values=None, photometric="MONOCHROME2", syntax="1.2.840.10008.1.2.1", **elements):
+    """Write a DICOM file; ``values`` (frames, H, W[, 3]), or None for no pixels.
+
+    ``PixelData`` among the elements replaces the values' bytes; None leaves an element out.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRBigEndian, UltrasoundImageStorage
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = UltrasoundImageStorage, "1.2.3"
+    dataset.StudyInstanceUID, dataset.PatientID = "1.2", "SECRET-7"
+    if values is not None:
+        bits = values.dtype.itemsize * 8
+        dataset.SamplesPerPixel = 3 if values.ndim == 4 else 1
+        if values.ndim == 4:
+            dataset.PlanarConfiguration = 0
+        dataset.NumberOfFrames, dataset.Rows, dataset.Columns = values.shape[:3]
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+        dataset.PixelRepresentation = int(values.dtype.kind == "i")
+        dataset.PhotometricInterpretation = photometric
+        order = ">" if syntax == ExplicitVRBigEndian else "<"
+        stored = values.astype(values.dtype.newbyteorder(order)).tobytes()
+        dataset.PixelData = stored + b"\0" * (len(stored) % 2)
+        dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
+    for keyword, value in elements.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    sink = io.BytesIO()
+    little = syntax != ExplicitVRBigEndian
+    implicit = syntax == "1.2.840.10008.1.2"
+    known = not UID(syntax).is_private and UID(syntax).is_transfer_syntax
+    dataset.save_as(
+        sink,
+        enforce_file_format=True,
+        **({} if known else {"implicit_vr": implicit, "little_endian": little}),
+    )
+    return sink.getvalue()
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The quickstart's pool of real images."""
+    return Path(__file__).resolve().parent.parent / "examples/quickstart/pool"

@@ -8,7 +8,6 @@ from fastapi.responses import Response, StreamingResponse
 
 from echostill.curation.clustering import cluster_count
 from echostill.curation.coreset import SelectConfig
-from echostill.curation.settings import resolve_budget
 from echostill.curation.service import answers, exports
 from echostill.curation.service.pages import Question, bounds, check_sort, page
 from echostill.curation.service.problems import conflict
@@ -21,6 +20,7 @@ from echostill.curation.service.schemas import (
     open_keys,
     selection_schema,
 )
+from echostill.curation.settings import resolve_budget
 from echostill.platform.config import result_relevant, validate
 from echostill.platform.errors import UsageError, nearest
 
