@@ -23,7 +23,8 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from echostill.curation.duplicate_groups import NEAR
 from echostill.curation.duplicates import DuplicatesConfig, find_links
-from echostill.curation.sources import IngestSettings, list_sources, read_source
+from echostill.curation.listing import list_sources
+from echostill.curation.sources import IngestSettings, read_source
 from echostill.platform.schemas import POOL_SCHEMA
 from echostill.platform.storage import Storage
 from echostill.platform.tables import Table, write_table

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from echostill.curation.sources import Failure, IngestSettings, list_sources, read_source
+from echostill.curation.listing import list_sources
+from echostill.curation.sources import Failure, IngestSettings, read_source
 from echostill.platform.errors import UsageError
 from echostill.platform.store import Store
 from echostill.platform.tables import MANIFEST, Table

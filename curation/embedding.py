@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from echostill.curation.listing import list_sources
 from echostill.curation.sources import (
     Failure,
     IngestSettings,
     Row,
     Source,
-    list_sources,
     read_source,
 )
 from echostill.platform.errors import EchostillError, UsageError, nearest

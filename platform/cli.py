@@ -327,6 +327,7 @@ def embed_command(
     """
     from echostill.curation.embedding import embed, find_model
     from echostill.curation.sources import IngestSettings
+    from echostill.platform.frames import FrameSampling
 
     found = find_model(model, store=store, weights=weights, form=form, threads=threads)
     done = embed(
@@ -335,7 +336,7 @@ def embed_command(
         to,
         batch_size=batch_size,
         threads=threads,
-        settings=IngestSettings(frame_stride=frame_stride),
+        settings=IngestSettings(frames=FrameSampling(every=frame_stride)),
     )
     print(done.describe())
 

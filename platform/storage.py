@@ -129,14 +129,6 @@ class Storage:
             if info.type == pafs.FileType.File and not info.path.endswith(".tmp")
         }
 
-    def sizes(self, name: str = "") -> dict[str, int]:
-        """Return every file below a folder with its bytes, by name relative to this storage."""
-        selector = pafs.FileSelector(self._full(name), allow_not_found=True, recursive=True)
-        prefix = self._path.rstrip("/") + "/"
-        found = self._filesystem.get_file_info(selector)
-        files = (info for info in found if info.type == pafs.FileType.File)
-        return {info.path.removeprefix(prefix): int(info.size) for info in files}
-
     def delete(self, name: str) -> None:
         """Delete a file or a folder; a missing one is fine."""
         kind = self._info(name).type

@@ -101,7 +101,7 @@ def test_a_feature_is_that_of_the_pool_row(folder, store, tmp_path):
     settings = IngestSettings(source=str(folder))
     from dataclasses import asdict
 
-    from echostill.curation.sources import list_sources
+    from echostill.curation.listing import list_sources
 
     pool = IngestWorker(settings).process([asdict(s) for s in list_sources(settings)]).rows
     assert pool["image_id"].to_pylist() == table["image_id"].to_pylist()

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from echostill.curation.sources import IngestSettings, list_sources, read_source
+from echostill.curation.listing import list_sources
+from echostill.curation.sources import IngestSettings, read_source
 from echostill.distill import export_graph
 from echostill.distill.export import check_forms, export
 from echostill.platform import exported
