@@ -197,8 +197,13 @@ def _shards(config: IngestConfig) -> list[list[Source]]:
 
 
 def _fingerprint(config: IngestConfig, shards: list[list[Source]]) -> Any:
+    # What may change while the pool stays the same: where the files lie, and what mending changes.
+    passing = {"file", "size", "problem"}
     listing = [
-        [{key: value for key, value in asdict(source).items() if key != "file"} for source in shard]
+        [
+            {key: value for key, value in asdict(source).items() if key not in passing}
+            for source in shard
+        ]
         for shard in shards
     ]
     digest = sha256(json.dumps(listing, sort_keys=True).encode())
