@@ -10,8 +10,7 @@ through the service against every feature exactly.
 
 What is synthetic: features are 2,000 overlapping clusters of 48 latent dimensions, turned into the
 wanted ones and normalised; pixels are one small picture; the coreset's clusters are the generating
-ones, so that
-no hours of k-means stand before a measurement of the service.
+ones, so that no hours of k-means stand before a measurement of the service.
 """
 
 import argparse
