@@ -130,6 +130,14 @@ class Coreset:
         mask[self.rows] = ~self.selected
         return bits(mask)
 
+    def warm(self) -> None:
+        """Compute what most answers need, before the first of them."""
+        for column in (self.selected_positions, self.selected_bits, self.unselected_bits):
+            assert column is not None
+        assert self.stats
+        for name in CATEGORIES:
+            self.category(name)
+
     def position(self, row: int) -> int | None:
         """Return where a row of the catalogue stands in the coreset, None where it is not."""
         if self.aligned:

@@ -84,12 +84,13 @@ class State:
         self._mapping = threading.Lock()
         self._stop = threading.Event()
         self._child: Any = None
+        self._warmed = False
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Map what is there, and prepare the rest in the background."""
         self.refresh()
-        for work in (self._watch, self._prepare):
+        for work in (self._watch, self._prepare, self._warm):
             thread = threading.Thread(target=work, name=work.__name__, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -104,8 +105,11 @@ class State:
 
     @property
     def ready(self) -> bool:
-        """Whether everything that the store allows can be answered."""
-        return self._catalogue is not None and self.preparation.state in (READY, ABSENT)
+        """Whether everything that the store allows can be answered, and without delay."""
+        derived = self._catalogue is not None and self.preparation.state in (READY, ABSENT)
+        name = self.default_name()
+        mapped = {key[0] for key in self._coresets}
+        return derived and (name is None or name in mapped or self._warmed)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -283,6 +287,18 @@ class State:
                 self.refresh()
             except (EchostillError, OSError, ValueError) as error:
                 LOGGER.warning("cannot look at the store: %s", error)
+
+    def _warm(self) -> None:
+        """Map the default coreset before somebody asks for it."""
+        while self._catalogue is None:
+            if self._stop.wait(0.1):
+                return
+        try:
+            if self.entries:
+                self.coreset(None).warm()
+        except (Problem, EchostillError, OSError, ValueError) as error:
+            LOGGER.warning("the default coreset cannot be mapped: %s", error)
+        self._warmed = True
 
     def _prepare(self) -> None:
         """Have a child process make what is missing."""

@@ -205,7 +205,7 @@ def test_a_queue_is_read_back_in_its_order(tmp_path, make):
     try:
         assert [job.id for job in again.latest()] == ["j2", "j1"]
         assert again.counts()["done"] == 1
-        with pytest.raises(Problem, match=r"no job 'j3'\. Did you mean"):
+        with pytest.raises(Problem, match="no job 'j3'"):
             again.get("j3")
         with pytest.raises(Problem, match="is done already"):
             again.cancel("j1")
