@@ -48,6 +48,10 @@ LIVER = ROOT / "examples" / "quickstart" / "benchmark" / "liver.csv"
 METRIC = "balanced_accuracy"
 
 
+def settings_of(name):
+    return ObjectiveSettings.model_validate_json(json.dumps(VARIANTS[name]))
+
+
 def grouped(variants):
     """Variants that see the same views and masks, and so share the teacher."""
     groups = {}
@@ -104,9 +108,7 @@ def probe(encoder, tasks, seed):
 def compare(options):
     """Train and probe everything; returns scores and spreads by variant, lists over the seeds."""
     chosen = options.variants or list(VARIANTS)
-    variants = {
-        name: ObjectiveSettings.model_validate_json(json.dumps(VARIANTS[name])) for name in chosen
-    }
+    variants = {name: settings_of(name) for name in chosen}
     weights = None if options.weights == "none" else Path(options.weights)
     teacher = trained_teacher(options.teacher, weights)
     images = pool_images(Path(options.pool), teacher.image_size, options.images)
@@ -218,8 +220,9 @@ def main():
         ]
         if name in spreads:
             spread = statistics.fmean(spreads[name])
-            inert = " (inert)" if spread <= INERT_SPREAD else ""
-            told.append(f"weight spread {spread:.3f}{inert}")
+            fixed = settings_of(name).weighting == "fixed"
+            inert = " (inert)" if spread <= INERT_SPREAD and not fixed else ""
+            told.append("weight fixed" if fixed else f"weight spread {spread:.3f}{inert}")
         if name in seconds:
             told.append(f"{statistics.fmean(seconds[name]):.0f} s")
         print(f"  {name:<18} {'; '.join(told)}")

@@ -155,7 +155,7 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
             at_once,
         )
     done = {name: result for found in results for name, result in found.items()}
-    lines = [_summary(run.name, done[run.name]) for run in runs]
+    lines = [_summary(run, done[run.name]) for run in runs]
     return f"{len(ids)} images, {config.training.steps} steps; " + "; ".join(lines)
 
 
@@ -288,9 +288,9 @@ def weight_spread(history: list[dict[str, float]]) -> float | None:
     return sum(spreads) / len(spreads) if spreads else None
 
 
-def _summary(name: str, result: RunResult) -> str:
-    spread = weight_spread(result.history)
-    if spread is not None and spread <= INERT_SPREAD:
+def _summary(run: Run, result: RunResult) -> str:
+    name, spread = run.name, weight_spread(result.history)
+    if spread is not None and spread <= INERT_SPREAD and run.objective.weighting != "fixed":
         console.print(
             f"warning: {name}: inert weight: the consistency weight's spread is {spread:.4f}, not "
             f"above {INERT_SPREAD}: the run is plain distillation. Use centring, level 'token' or "
