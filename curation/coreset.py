@@ -9,6 +9,7 @@ import pyarrow.csv as pa_csv
 from pydantic import Field
 
 from echostill.curation.clustering import cluster_count, cluster_pieces, training_rows
+from echostill.curation.exclusions import ExclusionSettings, exclusions
 from echostill.curation.feature_rows import fits_in_memory
 from echostill.curation.features import TableFeatures
 from echostill.curation.methods import METHODS
@@ -28,7 +29,7 @@ from echostill.platform.tables import MANIFEST, decode_parquet, encode_parquet, 
 BYTES_PER_IMAGE = 700  # ids, groups, ranks and reasons while the coreset is written (measured)
 
 
-class SelectConfig(StageConfig, SelectionSettings):
+class SelectConfig(StageConfig, SelectionSettings, ExclusionSettings):
     """Selection of a coreset from the scores."""
 
     name: str = Field("default", description="Name of the coreset.")
@@ -65,8 +66,8 @@ def select(
     Args:
         config: the stage's configuration.
         overwrite: replace a coreset of that name that was made from something else.
-        excluded: image_id and reason of images that are never chosen, besides ``config.exclude``
-            and what was banned by hand.
+        excluded: image_id and reason of images that are never chosen, besides ``config.exclude``,
+            copies, leaks, named flags and what was banned by hand.
         pinned: likewise, images that are chosen in any case.
         report: told the stage and the fraction that is done.
 
@@ -82,7 +83,7 @@ def select(
     inputs = {"scores": scores.digest, "pool": pool.digest}
     banned, held = selection_tables(store)
     decided = {
-        "excluded": _together(config.exclude, [banned, excluded], "exclude"),
+        "excluded": _together(config.exclude, [exclusions(store, config), banned, excluded], "exclude"),
         "pinned": _together(config.pin, [held, pinned], "pin"),
     }
     for name, table in decided.items():

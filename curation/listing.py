@@ -27,7 +27,7 @@ from echostill.curation.manifests import (
 from echostill.curation.sources import IngestSettings, Source, patient_group, read_key
 from echostill.platform.containers import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SUFFIXES, container_of
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.files import SourceFile, bucket_of
+from echostill.platform.files import SourceFile, bucket_of, with_options_first
 from echostill.platform.frames import Limits
 from echostill.platform.images import DecodeError
 from echostill.platform.storage import sha256
@@ -78,6 +78,7 @@ def _without_repeats(sources: list[Source]) -> Iterator[Source]:
 
 
 def _list_one(location: str, settings: IngestSettings) -> list[Source]:
+    location = with_options_first(location) if "://" in location else location
     suffix = posixpath.splitext(location.lower())[1]
     kind = _kind_of_remote(location) if "://" in location else _kind_of_local(location)
     if "://" not in location:

@@ -13,11 +13,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from echostill.curation.clustering import ROWS_PER_CHUNK, cluster_count
+from echostill.curation.clustering import cluster_count
 from echostill.platform.tables import Table
 
 ITERATIONS = 10
 POINTS_PER_CENTROID = 64  # enough for clusters that only gather what is alike
+ROWS_PER_CHUNK = 8192  # bounds copies in float32
 ROWS_AT_ONCE = 2048  # of a cluster, compared with all of it
 
 

@@ -21,7 +21,7 @@ from echostill.curation.manifests import portable_name
 from echostill.curation.perceptual import perceptual_columns
 from echostill.curation.quality import QualitySettings, quality_columns
 from echostill.platform.config import Config
-from echostill.platform.containers import container_of, open_clip
+from echostill.platform.containers import ARCHIVE_SUFFIXES, container_of, open_clip
 from echostill.platform.dicom import DicomHeader
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.files import SourceFile
@@ -62,7 +62,9 @@ class IngestSettings(Config):
     )
     organ: str = Field("", description="Organ of the files that name none.")
     device: str = Field("", description="Device of the files that name none.")
-    frames: FrameSampling = FrameSampling()
+    frames: FrameSampling = Field(
+        FrameSampling(), description="Which frames of a cine are kept; default all."
+    )
     stage_side: int = Field(256, description="Longest side of a staged image, in pixels.", ge=16)
     stage_codec: Literal["png", "jpeg", "webp"] = Field(
         "png", description="Format of a staged image; PNG is lossless."
@@ -154,6 +156,8 @@ def stream_source(source: Source, settings: IngestSettings) -> Iterator[Row | Fa
         return
     file = SourceFile(source.name, source.file)
     try:
+        if not source.name.lower().endswith(ARCHIVE_SUFFIXES):
+            file = file.loaded()
         head = file.head()
         if head and container_of(head, source.name) == "archive":
             yield from _archive_rows(source, file, settings, key)

@@ -18,14 +18,17 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from echostill.platform.dicom_colours import display
 from echostill.platform.dicom_frames import FrameDecoder
+from echostill.platform.encapsulation import split_frames
 from echostill.platform.files import SourceFile
 from echostill.platform.frames import Clip, Frame, Limits
 from echostill.platform.images import DecodeError, check_size
+from echostill.platform.video import open_video
 
 # Its log quotes header values, which may name a person; what matters of it comes as an error.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_FILM_SYNTAXES = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: a film in one piece
 _FIRST_GROUPS = (b"\x02\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00")
 
 
@@ -85,6 +88,11 @@ def open_dicom(source: SourceFile, limits: Limits | None = None) -> Clip:
     header = _header(dataset)
     check_size(int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0), limits.max_pixels)
     syntax = _syntax(dataset)
+    if str(syntax).startswith(_FILM_SYNTAXES):
+        with _in_words():
+            fragments = split_frames(dataset.PixelData, 1)[0]
+        film = open_video(SourceFile("film", data=b"".join(fragments)), limits)
+        return Clip(film.frames, film.decode, header)
     with _in_words():
         decoder = FrameDecoder(dataset, syntax, header.frames)
     if decoder.held > limits.max_frames:

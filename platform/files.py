@@ -5,17 +5,19 @@ import functools
 import hashlib
 import io
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, cast
 
 from echostill.platform.images import DecodeError
 from echostill.platform.storage import Storage
 
 HEAD = 4096  # bytes that tell what a file is
-_BLOCK = 2**20
+IN_MEMORY = 64 * 2**20
+_BLOCK = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,18 @@ class SourceFile:
             raise DecodeError(f"holds more bytes than allowed (max_bytes={max_bytes:.0f})")
         return data
 
+    def loaded(self, largest: int = IN_MEMORY) -> "SourceFile":
+        """Return the file with its bytes, fetched at once, or itself where it is larger.
+
+        Every look at a file costs a request where it lies in a bucket.
+        """
+        if self.data is not None:
+            return self
+        with self.opened() as file, _in_words():
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            return self if size > largest else replace(self, data=file.read())
+
     def sha256(self) -> str:
         """Return the hexadecimal SHA-256 of the bytes, read piece by piece."""
         hasher = hashlib.sha256()
@@ -76,7 +90,8 @@ class SourceFile:
             return io.BytesIO(self.data)
         if "://" in self.location:
             storage, key = bucket_of(self.location)
-            return storage.open(key)
+            # Arrow asks the bucket for every read, however small.
+            return io.BufferedReader(cast(io.RawIOBase, storage.open(key)), _BLOCK)
         path = existing_form(self.location)
         # Opening a pipe would wait for ever, so look before.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -97,8 +112,17 @@ def existing_form(path: str) -> str:
     return path
 
 
+def with_options_first(uri: str) -> str:
+    """Move a URI's options to its bucket, where names can follow them.
+
+    ``s3://bucket/folder?region=x`` becomes ``s3://bucket?region=x/folder``.
+    """
+    found = re.fullmatch(r"(\w+://[^/?]+)(/.*)?(\?\w+=[^/]*)", uri)
+    return f"{found[1]}{found[3]}{found[2] or ''}" if found else uri
+
+
 def bucket_of(uri: str) -> tuple[Storage, str]:
-    """Split a URI into its bucket and the key inside; keys may hold what URIs may not."""
+    """Split a URI into its bucket (with options) and the key, which may hold what URIs may not."""
     scheme, _, rest = uri.partition("://")
     if scheme == "file":
         return _bucket("/"), rest.lstrip("/")

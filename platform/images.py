@@ -100,8 +100,10 @@ def decode_staged(data: bytes) -> np.ndarray:
         DecodeError: The bytes are not a whole image.
     """
     pixels = decode_image(data, max_pixels=float("inf"))
-    # WebP knows no grey: what was staged grey comes back as three equal channels.
-    return drop_equal_channels(pixels) if data[8:12] == b"WEBP" else pixels
+    # WebP knows no grey: what was staged grey comes back as channels that differ by rounding.
+    if data[8:12] == b"WEBP" and pixels.ndim == 3 and int(np.ptp(pixels, axis=2).max()) <= 1:
+        return np.ascontiguousarray(pixels[..., 1])
+    return pixels
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -1,7 +1,7 @@
 """The same application behind Ray Serve: what ``infra/serve.yaml`` deploys.
 
-Serve brings its own HTTP server; the edge, with token and limits, is inside the application and goes
-with it. One replica: the queue of picks and the writer of pins belong to one process.
+Serve brings its own HTTP server; the edge, with token and limits, is inside the application and
+goes with it. One replica: the queue of picks and the writer of pins belong to one process.
 """
 
 from typing import Any
@@ -38,9 +38,7 @@ def application(arguments: ServeArguments) -> Edge:
     folder = derived_folder(store, arguments.index_folder)
     token, _ = find_token(token_path(store, arguments.token_file, folder))
     hosts = tuple(arguments.hosts)
-    return create_app(
-        Options(store.root, token, hosts, arguments.index_folder, arguments.address)
-    )
+    return create_app(Options(store.root, token, hosts, arguments.index_folder, arguments.address))
 
 
 def build(arguments: dict[str, Any]) -> Any:

@@ -215,7 +215,7 @@ def cines(dicom):
         ),
         "film.dcm": bad(
             file(grey, "MONOCHROME2", "1.2.840.10008.1.2.4.102", PixelData=encapsulate([b"12"])),
-            "MPEG-4",
+            "damaged or truncated video",
         ),
         "unknown_colours.dcm": bad(file(noise(1, 9, 9, 3), "CMYK"), "'CMYK'"),
         "deflated_bomb.dcm": bad(

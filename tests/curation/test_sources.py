@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from echostill.curation import IngestConfig
 from echostill.curation.listing import list_sources
 from echostill.curation.sources import (
     KEY_VARIABLE,
@@ -24,6 +25,7 @@ from echostill.curation.sources import (
     digest,
     read_source,
 )
+from echostill.platform.config import load
 from echostill.platform.errors import UsageError
 from echostill.platform.frames import FrameSampling
 from echostill.platform.images import decode_staged
@@ -158,6 +160,41 @@ def test_a_row_describes_the_staged_image(tmp_path):
     table = pa.Table.from_pylist([row], schema=POOL_SCHEMA)
     assert not any(column.null_count for column in table.columns)
     assert set(row) == set(POOL_SCHEMA.names)
+
+
+def test_the_codec_is_a_choice_and_changes_no_id(tmp_path):
+    write_image(tmp_path / "a.png", shape=(90, 90))
+    rows = {
+        codec: read_all(source=str(tmp_path), stage_codec=codec, stage_quality=50)[0]
+        for codec in ("png", "jpeg", "webp")
+    }
+    starts = {codec: row["image"][:4] for codec, row in rows.items()}
+    assert starts == {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff\xe0", "webp": b"RIFF"}
+    assert len({(row["image_id"], row["content_hash"]) for row in rows.values()}) == 1
+    for row in rows.values():
+        assert decode_staged(row["image"]).shape == (90, 90)
+    with pytest.raises(ValidationError, match="png"):
+        IngestSettings(stage_codec="gif")
+
+
+def test_frames_are_a_setting_of_the_command_line(tmp_path):
+    cine = str(DICOM / "examples_ybr_color.dcm")
+    overrides = [f"source={cine}", "frames.per_clip=3"]
+    config = load(IngestConfig, "ingest", overrides=overrides)
+    assert [row["frame"] for row in read_all(source=cine, frames=config.frames)] == [5, 15, 25]
+    motion = read_all(source=cine, frames=FrameSampling(motion=0.02))
+    assert 1 <= len(motion) < 30
+    with pytest.raises(UsageError, match=r"frames.*every and motion exclude each other"):
+        load(IngestConfig, "ingest", overrides=["frames={every: 2, motion: 0.1}"])
+
+
+def test_frames_of_an_animation_are_one_group(tmp_path):
+    frames = [Image.fromarray(np.full((9, 9), level, np.uint8)) for level in (10, 90, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    rows = read_all(source=str(tmp_path))
+    assert [row["source"] for row in rows] == ["a.gif#0", "a.gif#1", "a.gif#2"]
+    assert len({row["image_id"] for row in rows}) == 3
+    assert len({row["group_id"] for row in rows}) == 1
 
 
 def test_grey_stored_as_rgb_is_staged_grey(tmp_path):

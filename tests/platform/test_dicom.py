@@ -1,6 +1,7 @@
 import io
 from pathlib import Path
 
+import av
 import numpy as np
 import pydicom
 import pytest
@@ -149,7 +150,7 @@ def test_a_missing_decoder_is_named_with_its_package(dicom, monkeypatch):
         opened(lossless)
 
 
-@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.102", "1.2.3.4.5.6"])
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.94", "1.2.3.4.5.6"])
 def test_a_transfer_syntax_that_nothing_reads_is_named(dicom, syntax):
     data = dicom(np.zeros((1, 4, 4), np.uint8), syntax=syntax, PixelData=encapsulate([b"12"]))
     with pytest.raises(DecodeError, match=r"transfer syntax '.*', which is not read"):
@@ -163,6 +164,38 @@ def test_damaged_compressed_pixels_become_the_frames_error(dicom, syntax):
     (frame,) = frames
     assert frame.pixels is None
     assert "cannot be decoded" in str(frame.error)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "codec", "container"),
+    [
+        ("1.2.840.10008.1.2.4.100", "mpeg2video", "mpeg2video"),
+        ("1.2.840.10008.1.2.4.102", "libx264", "mp4"),
+        ("1.2.840.10008.1.2.4.102", "libx264", "h264"),
+    ],
+)
+def test_films_inside_dicom(dicom, syntax, codec, container):
+    sink, levels = io.BytesIO(), range(20, 230, 10)
+    with av.open(sink, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in levels:
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), "rgb24")
+            for packet in stream.encode(picture):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    film = encapsulate([sink.getvalue()])
+    data = dicom(np.zeros((1, 48, 64, 3), np.uint8), "YBR_PARTIAL_420", syntax, PixelData=film)
+    header, frames = opened(data)
+    means = [frame.pixels.mean() for frame in frames]
+    assert header.patient_id == "SECRET-7"
+    assert len(means) == len(levels)
+    assert np.abs(np.array(means) - levels).max() < 6
+    values = np.zeros((1, 48, 64, 3), np.uint8)
+    broken = dicom(values, "RGB", syntax, PixelData=encapsulate([b"no film"]))
+    with pytest.raises(DecodeError, match="damaged or truncated video"):
+        opened(broken)
 
 
 def test_regions_are_read_and_damaged_ones_left_out(dicom):

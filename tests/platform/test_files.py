@@ -4,7 +4,12 @@ import unicodedata
 
 import pytest
 
-from echostill.platform.files import SourceFile, bucket_of, existing_form
+from echostill.platform.files import (
+    SourceFile,
+    bucket_of,
+    existing_form,
+    with_options_first,
+)
 from echostill.platform.images import DecodeError
 
 CONTENT = bytes(range(256)) * 40
@@ -19,6 +24,14 @@ def test_a_file_and_bytes_are_read_the_same(tmp_path):
         with file.opened() as stream:
             stream.seek(100)
             assert stream.read(2) == CONTENT[100:102]
+
+
+def test_small_files_are_fetched_at_once(tmp_path):
+    (tmp_path / "a").write_bytes(CONTENT)
+    file = SourceFile("a", str(tmp_path / "a"))
+    assert file.loaded().data == CONTENT
+    assert file.loaded(largest=len(CONTENT) - 1) is file
+    assert file.loaded().loaded() == file.loaded()
 
 
 def test_bytes_stay_out_of_repr():
@@ -69,6 +82,19 @@ def test_names_are_found_in_the_other_unicode_form(tmp_path):
     (tmp_path / composed).write_bytes(b"y")
     assert SourceFile("a", str(tmp_path / composed)).read() == b"y"
     assert existing_form("/no/such") == "/no/such"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("s3://b/f/g?region=x&scheme=http", "s3://b?region=x&scheme=http/f/g"),
+        ("s3://b?region=x", "s3://b?region=x"),
+        ("s3://b/what?.png", "s3://b/what?.png"),
+        ("s3://b/f", "s3://b/f"),
+    ],
+)
+def test_options_of_a_uri_go_with_its_bucket(given, expected):
+    assert with_options_first(given) == expected
 
 
 def test_keys_in_buckets_may_hold_what_uris_may_not(tmp_path):
