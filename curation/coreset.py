@@ -83,7 +83,9 @@ def select(
     inputs = {"scores": scores.digest, "pool": pool.digest}
     banned, held = selection_tables(store)
     decided = {
-        "excluded": _together(config.exclude, [exclusions(store, config), banned, excluded], "exclude"),
+        "excluded": _together(
+            config.exclude, [exclusions(store, config), banned, excluded], "exclude"
+        ),
         "pinned": _together(config.pin, [held, pinned], "pin"),
     }
     for name, table in decided.items():
