@@ -70,7 +70,7 @@ def quality_columns(
         # As the table holds it: a flag made again from the stored score must be the same.
         score = float(np.float32(scores[issue]))
         columns[score_column(issue)] = score
-        columns[issue] = score < np.float32(getattr(settings, issue))
+        columns[issue] = bool(score < np.float32(getattr(settings, issue)))
     return columns
 
 
