@@ -1,4 +1,4 @@
-"""From raw files to a coreset: ingest, score, select, and questions about the result."""
+"""From raw files to a coreset: ingest, score, duplicates, leaks, select, questions."""
 
 from echostill.curation.coreset import SelectConfig, select
 from echostill.curation.duplicates import DuplicatesConfig, find_duplicates
