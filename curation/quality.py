@@ -238,7 +238,8 @@ def _sharpness(grey: np.ndarray, histogram: np.ndarray) -> float:
     laplacian += line[width - 1 : -width - 1]
     laplacian += line[width + 1 : line.size - width + 1]
     laplacian -= 4 * middle
-    inner = laplacian.reshape(height - 2, width)[:, 1:-1].astype(np.float32).ravel()
+    # Whole numbers in float64 add up exactly, in whatever order the threads of BLAS do it.
+    inner = laplacian.reshape(height - 2, width)[:, 1:-1].astype(np.float64).ravel()
     energy = max(0.0, float(inner @ inner) / inner.size - ROUNDING_ENERGY)
     return float(1 - np.exp(-energy / variance / SHARPNESS_SCALE))
 
