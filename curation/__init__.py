@@ -1,4 +1,4 @@
-"""From raw files to a coreset: ingest, score, select, and questions about the result."""
+"""From raw files to a coreset: ingest, score, duplicates, leaks, select, questions."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -73,7 +73,8 @@ def group_copies(links: Links, preference: np.ndarray) -> Groups:
         preference: (N,) distinct integers; of two copies, the one with the smaller stays.
 
     Returns:
-        The groups; a dropped row goes with its surest and nearest kept copy, then the preferred.
+        The groups. A dropped row goes with a kept copy that is preferred to it: the one linked
+        most surely, then the nearest, then the most preferred.
     """
     rows = len(preference)
     swap = preference[links.first] > preference[links.second]

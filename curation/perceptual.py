@@ -21,6 +21,7 @@ BANDS = 8  # of 32 bits each: what the search for close hashes looks up
 VIEWS = 2  # the picture, the sector
 THUMBNAIL_SIDE = 16
 LIT_SHARE = 0.03  # of a row's or column's pixels, at least, are lit where it crosses the sector
+ZERO = 1e-6  # a coefficient up to here is rounding's, whose sign another processor may turn
 FLAT_SPREAD = 1.0  # grey levels; below this spread a picture has no frequencies to speak of
 
 
@@ -90,7 +91,7 @@ def hash_squares(squares: np.ndarray) -> np.ndarray:
     transform = fft.dctn(values, axes=(1, 2), norm="ortho").reshape(len(values), -1)
     # The transform keeps the energy, so the spread is that of all but the mean.
     spread = np.sqrt(np.square(transform[:, 1:]).mean(axis=1))
-    bits = (transform[:, _POSITIONS] > 0) & (spread >= FLAT_SPREAD)[:, None]
+    bits = (transform[:, _POSITIONS] > ZERO) & (spread >= FLAT_SPREAD)[:, None]
     packed = np.packbits(np.ascontiguousarray(bits), axis=1, bitorder="little")
     return packed.view(np.uint64)
 

@@ -19,6 +19,7 @@ from echostill.platform.tables import Table
 ITERATIONS = 10
 POINTS_PER_CENTROID = 64  # enough for clusters that only gather what is alike
 ROWS_PER_CHUNK = 8192  # bounds copies in float32
+SLACK = 1e-5  # what a cosine in float32 may be off by: candidates are computed again in float64
 ROWS_AT_ONCE = 2048  # of a cluster, compared with all of it
 
 
@@ -88,11 +89,11 @@ def semantic_pairs(
         unit = centred(features[members], mean)
         for start in range(0, len(members), ROWS_AT_ONCE):
             cosine = unit[start : start + ROWS_AT_ONCE] @ unit[start:].T
-            one, other = np.nonzero(np.triu(cosine >= 1 - epsilon, 1))
+            one, other = np.nonzero(np.triu(cosine >= 1 - epsilon - SLACK, 1))
             first, second = members[start + one], members[start + other]
-            apart = labels[first] != labels[second]
-            gap = np.maximum(1 - cosine[one, other], 0)
-            found.append((first[apart], second[apart], gap[apart]))
+            gap = _gap(unit[start + one], unit[start + other])
+            near = (labels[first] != labels[second]) & (gap <= epsilon)
+            found.append((first[near], second[near], gap[near]))
     none = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, np.float32))
     first, second, gap = (np.concatenate(column) for column in zip(none, *found, strict=True))
     return np.minimum(first, second), np.maximum(first, second), gap
@@ -113,16 +114,25 @@ def nearest_features(
         Rows of the pool, rows of the other set, and 1 - cosine, (P,) each.
     """
     index = faiss.IndexFlatIP(features.shape[1])
-    index.add(centred(others, mean))
+    unit = centred(others, mean)
+    index.add(unit)
     found = []
     for start in range(0, len(features), ROWS_PER_CHUNK):
         block = centred(features[start : start + ROWS_PER_CHUNK], mean)
         cosine, nearest = index.search(block, 1)
-        rows = np.flatnonzero(cosine[:, 0] >= 1 - epsilon)
-        found.append((start + rows, nearest[rows, 0], np.maximum(1 - cosine[rows, 0], 0)))
+        rows = np.flatnonzero(cosine[:, 0] >= 1 - epsilon - SLACK)
+        gap = _gap(block[rows], unit[nearest[rows, 0]])
+        near = gap <= epsilon
+        found.append((start + rows[near], nearest[rows[near], 0], gap[near]))
     none = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, np.float32))
     row, other, gap = (np.concatenate(column) for column in zip(none, *found, strict=True))
     return row, other, gap
+
+
+def _gap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return 1 - cosine of pairs of unit rows, (P,) float32, the same for any number of threads."""
+    cosine = (first.astype(np.float64) * second).sum(axis=1)
+    return np.maximum(1 - cosine, 0).astype(np.float32)
 
 
 def _assign(features: np.ndarray, mean: np.ndarray, seed: int) -> np.ndarray:

@@ -35,7 +35,14 @@ from echostill.eval.report_page import (
     thumbnail,
 )
 from echostill.eval.report_page import thumbnails as thumbnail_row
-from echostill.eval.report_pool import CATEGORIES, accounts, file_name, pool_figures, quarantined
+from echostill.eval.report_pool import (
+    CATEGORIES,
+    accounts,
+    file_name,
+    pool_figures,
+    quality_flags,
+    quarantined,
+)
 
 CLUSTER_BARS = 80
 CORRELATED = 20_000  # images that a rank correlation is computed over, at most
@@ -113,6 +120,7 @@ class CoresetSections:
             count = dict(self.organs)[organ]
             content.append(paragraph(f"{organ}, {count:,} images", "lead"))
             content.append(self._row(positions))
+        content += quality_flags(self.material)
         content += quarantined(self.material)
         return Section("pool", "What the pool holds", join(content))
 

@@ -154,8 +154,8 @@ def leakcheck_command(
     """
     from echostill.curation import LeakSettings, check_leaks
 
-    given: dict[str, Any] = {"near_distance": near_distance, "semantic_epsilon": semantic_epsilon}
-    settings = LeakSettings(**{key: value for key, value in given.items() if value is not None})
+    given = {"near_distance": near_distance, "semantic_epsilon": semantic_epsilon}
+    settings = LeakSettings().model_copy(update={k: v for k, v in given.items() if v is not None})
     report = check_leaks(store, benchmarks, settings)
     print(json.dumps(report.as_dict()) if as_json else report.describe())
     if not report.clean and not record:

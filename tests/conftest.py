@@ -126,3 +126,31 @@ def write_dicom(values=None, photometric="MONOCHROME2", syntax="1.2.840.10008.1.
 def sample():
     """The quickstart's pool of real images."""
     return Path(__file__).resolve().parent.parent / "examples/quickstart/pool"
+
+
+@pytest.fixture(scope="session")
+def make_pool(tmp_path_factory):
+    """Read files as ingest does, without Ray: ``make_pool(store, {name: bytes}, groups)``."""
+    import pyarrow as pa
+
+    from echostill.curation.listing import list_sources
+    from echostill.curation.sources import IngestSettings, read_source
+    from echostill.platform.schemas import POOL_SCHEMA
+    from echostill.platform.tables import Table, write_table
+
+    def make(store, files, groups=None, rows_per_part=7):
+        folder = tmp_path_factory.mktemp("files")
+        lines = ["file,group"]
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+            lines.append(f"{name},{(groups or {}).get(name, '')}")
+        (folder / "list.csv").write_text("\n".join(lines) + "\n")
+        settings = IngestSettings(source=str(folder / "list.csv"))
+        rows = [row for source in list_sources(settings) for row in read_source(source, settings)]
+        table = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
+        counted = {"rows_in": table.num_rows, "quarantined": 0}
+        write_table(store.pool(), table, stage="ingest", fingerprint={"digest": ""},
+                    rows_per_part=rows_per_part, extra=counted)  # fmt: skip
+        return Table.open(store.pool(), "ingest")
+
+    return make

@@ -114,6 +114,7 @@ PLANNED = {
     "ingest": ["2 files", "already done"],
     "pretrain": ["usfm-micro", "2 in", "already done"],
     "score": ["2 images in 1 shards", "7 x 256 images", "proxy done", "scores"],
+    "duplicates": ["2 images in", "24 of 256 bits", "already done  no"],
     "select": ["2 rows of 2", "1 images", "already done  yes"],
     "distill": ["2 images of 2", "distilled-0", "to do"],
     "evaluate": ["teacher", "untrained student", "liver (classification)", "0 of"],
