@@ -17,7 +17,7 @@ def test_after_kills_the_tables_are_those_of_an_undisturbed_run(tmp_path):
         [sys.executable, str(HARNESS), *arguments, "--per-shard", "8", "--seed", "1", "--json"],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1500,
         check=False,
     )
     assert done.stdout, done.stderr
