@@ -224,10 +224,14 @@ def repeated(store: Path) -> int:
 
 
 def undisturbed(setting: Setting) -> Path:
+    """Run both stages in this process, which starts Ray once."""
+    from echostill.jobs.stages import run_stage
+    from echostill.platform import runtime
+
     store = setting.folder / "calm"
     for stage in STAGES:
-        if reached(start(stage, setting, store)) != 0:
-            raise SystemExit((setting.folder / f"{stage}.log").read_text()[-2000:])
+        run_stage(stage, str(setting.folder / "config.yaml"), [f"store={store}", "progress=false"])
+    runtime.disconnect()
     return store
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 
@@ -16,6 +15,7 @@ class Pace:
     """Rows per second between the first finished shard and the last, and what came before."""
 
     rows_per_second: float
+    processor_seconds: float  # of a row, over all threads of its worker
     startup_seconds: float
     total_seconds: float
     events: list[dict]
@@ -38,35 +38,34 @@ def pace_of(log: Path, started: float, total: float) -> Pace:
     """Read the pace of the log's last run.
 
     Shards of several workers end in turns: the clock runs from the end of each worker's first
-    shard, so that neither a worker's start nor its first batch counts.
+    shard, so that neither a worker's start nor its first batch counts. The clock is the workers',
+    because the driver hears of shards in bunches.
     """
     events = [json.loads(line) for line in log.open()]
     events = [event for event in events if event["run"] == events[-1]["run"]]
-    shards = [event for event in events if event["event"] == "shard"]
+    shards = [event for event in events if event["event"] == "shard" and event["seconds"]]
+    shards.sort(key=lambda event: event["ended"])
     first: dict[str, float] = {}
-    rows, seconds = 0, 0.0
+    rows, processor = 0, 0.0
     last: dict[str, float] = {}
     for event in shards:
-        worker, ended = event["worker"], _seconds(event)
+        worker, ended = event["worker"], event["ended"]
         if worker in first:
             rows += event["rows_out"] + event["quarantined"]
+            processor += event["seconds"]["processor"]
             last[worker] = ended
         else:
             first[worker] = ended
     if not last:
         raise SystemExit("too few shards to tell a steady pace: more images, or smaller shards")
     seconds = sum(last[worker] - first[worker] for worker in last) / len(last)
-    begun = min(_seconds(event) - sum_of(event) for event in shards)
-    return Pace(rows / seconds, begun - started, total, events)
+    begun = min(event["ended"] - sum_of(event) for event in shards)
+    return Pace(rows / seconds, processor / rows, begun - started, total, events)
 
 
 def sum_of(event: dict) -> float:
     """Seconds that a worker spent on a shard."""
     return event["seconds"]["work"] + event["seconds"]["write"]
-
-
-def _seconds(event: dict) -> float:
-    return datetime.fromisoformat(event["time"]).timestamp()
 
 
 def tile_files(source: Path, target: Path, count: int, suffixes: tuple[str, ...]) -> list[str]:

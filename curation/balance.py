@@ -64,7 +64,7 @@ def plan_balance(
         decode_rate, source = _measure(decoder, pool)
     if gpu_rate is None:
         gpu_rate = GPU_TERAFLOPS * 1e3 / max(gflops_per_image, 1e-9)
-        gpu_source = f"estimated: {gflops_per_image:.0f} GFLOPs at {GPU_TERAFLOPS:.0f} TFLOP/s"
+        gpu_source = f"estimated: {gflops_per_image:.3g} GFLOPs at {GPU_TERAFLOPS:.0f} TFLOP/s"
     return Balance(decode_rate, source, gpu_rate, gpu_source)
 
 

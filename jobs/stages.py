@@ -1,14 +1,16 @@
 """The stages by name: what the command line, the pipeline and submitted jobs call."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from echostill.platform.config import StageConfig, load
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.store import Plan
+from echostill.platform.events import EventLog
+from echostill.platform.store import Plan, Store
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,31 @@ def run_stage(
     if dry_run:
         return plan(config).describe()
     started = time.monotonic()
-    summary = call(config, overwrite=overwrite)
+    with _logged(name, config):
+        summary = call(config, overwrite=overwrite)
     return f"{name}: {summary} ({time.monotonic() - started:.1f} s)"
+
+
+@contextmanager
+def _logged(name: str, config: StageConfig) -> Iterator[None]:
+    """Log the start and the end of a stage; those with shards log more, and do it themselves.
+
+    Wrong usage is no event: it must not make a store where there is none.
+    """
+    store = Store(config.store)
+    if REGISTRY[name].load_retry() is not None or not store.storage.exists():
+        yield
+        return
+    log, started = EventLog(store.events(), name), time.monotonic()
+    log.add("started")
+    try:
+        yield
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        said = {"error": type(error).__name__, "message": str(error)} if failed else {}
+        log.add("failed" if failed else "interrupted", **said)
+        raise
+    log.add("finished", seconds=round(time.monotonic() - started, 3))
 
 
 def retry_stage(name: str, config_file: str | None, overrides: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from echostill.platform.errors import EchostillError, UsageError
 
 READER_SHARE = 0.5  # CPUs left to Ray Data's readers, whatever the pool's size
 ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothing goes on
-LAST_WORDS_SECONDS = 20.0  # for a driver to end by itself once one of them is dead
+LAST_WORDS_SECONDS = 10.0  # for a driver to end by itself once one of them is dead
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,11 @@ def cluster_resources() -> tuple[float, float]:
 
 
 def local_resources() -> tuple[float, float]:
-    """Return the CPUs this process may use, for plans made without starting Ray."""
-    return float(len(os.sched_getaffinity(0))), 0.0
+    """Return the CPUs and GPUs this process may use, for plans made without starting Ray."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return float(len(os.sched_getaffinity(0))), float(gpus)
 
 
 def process_usage() -> dict[str, float]:

@@ -42,7 +42,8 @@ def stream(
         retry: Try the quarantined units of finished shards again.
 
     Yields:
-        ``record``, ``worker`` (a name) and ``seconds`` (by what took them).
+        ``record``, ``worker`` (a name), ``seconds`` (by what took them) and ``ended``, the worker's
+        clock: what the driver hears of comes in bunches.
 
     Raises:
         EchostillError: A worker failed, or Ray did.
@@ -126,9 +127,9 @@ class ShardActor:
         earlier = self._stage.record(index)
         if earlier is not None and not self._retry:
             # An actor that was lost had written this shard, and its answer was lost with it.
-            return {"record": earlier, "worker": self._name, "seconds": seconds}
+            return {"record": earlier, "worker": self._name, "seconds": {}, "ended": time.time()}
         with self._stage.attempt(index):
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             if earlier is None:
                 outcome = self._worker.process(payload)
                 seconds |= outcome.seconds
@@ -140,11 +141,12 @@ class ShardActor:
                 computed = time.perf_counter()
                 same = outcome.same_tables(before)
                 record = earlier if same else self._stage.write(index, outcome)
-            written = time.perf_counter()
+            written, ended = time.perf_counter(), round(time.time(), 3)
         seconds |= {"work": computed - started, "write": written - computed}
+        seconds["processor"] = time.process_time() - worked  # over all threads, writing too
         self._metrics.count(outcome, seconds)
         rounded = {name: round(value, 4) for name, value in seconds.items()}
-        return {"record": record, "worker": self._name, "seconds": rounded}
+        return {"record": record, "worker": self._name, "seconds": rounded, "ended": ended}
 
     def _again(self, payload: Any, before: Outcome) -> Outcome:
         """Do the units in quarantine again; a shard that is one unit, as a whole."""

@@ -113,6 +113,7 @@ class ShardLog:
             quarantined=own.quarantined,
             worker=told["worker"],
             seconds=told["seconds"],
+            ended=told["ended"],
             done=self.bar.done,
             shards=self.bar.total,
             rows_out_so_far=so_far.rows_out,

@@ -232,6 +232,7 @@ class ShardedStage:
         with self._log("retry", len(todo), plan, progress) as log:
             # Readers must not meet parts that their manifest does not know.
             self.table.delete(MANIFEST)
+            self.quarantine.delete(MANIFEST)
             for told in self._stream(todo, make_worker, plan, None, retry=True):
                 records[told["record"]["shard"]] = told["record"]
                 log.shard(told, {index: records[index] for index in todo})

@@ -61,6 +61,8 @@ def describe(event: dict[str, Any]) -> str:
 def _words(event: dict[str, Any]) -> str:
     kind = event["event"]
     if kind == "started":
+        if "shards" not in event:
+            return "starts"
         what = "tries the quarantine again" if event["mode"] == "retry" else "starts"
         return f"{what}: {event['shards']} shard(s), {event['plan']}"
     if kind == "resumed":
@@ -75,6 +77,8 @@ def _words(event: dict[str, Any]) -> str:
             f"{_end(event)}"
         )
     if kind == "finished":
+        if "rows_in" not in event:
+            return f"finished ({event['seconds']:.1f} s)"
         return (
             f"finished: {event['rows_in']} rows in = {event['rows_out']} rows out + "
             f"{event['quarantined']} quarantined ({event['seconds']:.1f} s)"

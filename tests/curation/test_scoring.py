@@ -183,7 +183,7 @@ def test_decoding_apart_gives_the_same_files(scored, weights, tmp_path):
 
 def test_mended_rows_are_scored_as_if_they_had_always_been_whole(scored, weights, tmp_path):
     other = tmp_path / "other"
-    shutil.copytree(scored, other, ignore=shutil.ignore_patterns("cache", "scores"))
+    shutil.copytree(scored, other, ignore=shutil.ignore_patterns("cache", "scores", "coresets"))
     part = other / "pool" / "part-00001.parquet"
     whole = part.read_bytes()
     rows = Store(str(other)).open_pool().read_part(part.name).to_pylist()

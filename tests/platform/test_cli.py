@@ -42,6 +42,10 @@ def call(capsys, *arguments):
         (["select", "budget"], ["'budget' is not of the form key=value"]),
         (["select", "store=ftp://there/store"], ["ftp://there/store", "s3://"]),
         (["ingest", "source=examples", "workers=0"], ["workers", "greater than or equal to 1"]),
+        (["retry-failed", "scoer", "store=STORE"], ["no stage 'scoer'", "Did you mean 'score'"]),
+        (["retry-failed", "select", "store=STORE"], ["keeps no quarantine: ingest and score do"]),
+        (["retry-failed", "score", "store=STORE"], ["does not exist", "echostill ingest"]),
+        (["watch", "STORE"], ["no store", "to watch"]),
         (["submit", "selct"], ["no stage 'selct'", "Did you mean 'select'"]),
         (["submit", "select", "--working-dir", "no/such"], ["no folder 'no/such'"]),
         (

@@ -1,8 +1,12 @@
+import io
 import json
+import tempfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.runs import Fingerprint, claim, difference
@@ -109,3 +113,26 @@ def test_parts_are_read_in_pieces(tmp_path):
     columns = pq.ParquetFile(storage.arrow_path(name)).metadata.row_group(0)
     assert "RLE_DICTIONARY" in columns.column(0).encodings
     assert "RLE_DICTIONARY" not in columns.column(1).encodings
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1100), st.integers(0, 1100))
+def test_any_rows_of_a_part_are_read_through_its_row_groups(bounds_a, bounds_b):
+    start, stop = sorted((bounds_a, bounds_b))
+    table = pa.table({"number": range(1000), "word": [f"{n}" for n in range(1000)]})
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage(folder)
+        pq.write_table(table, storage.local_path("part"), row_group_size=256)
+        read = Table(storage, {}).read_rows("part", start, stop, ["number"])
+    assert read["number"].to_pylist() == list(range(1000))[start:stop]
+    assert read.column_names == ["number"]
+
+
+def test_pictures_make_small_row_groups():
+    rows = 700
+    table = pa.table({"image": pa.array([bytes(90_000)] * rows, pa.large_binary())})
+    groups = pq.ParquetFile(io.BytesIO(encode_parquet(table))).metadata
+    assert groups.num_rows == rows
+    assert groups.row_group(0).num_rows == 372  # 32 MiB of them
+    small = pa.table({"number": range(20_000)})
+    assert pq.ParquetFile(io.BytesIO(encode_parquet(small))).metadata.num_row_groups == 3
