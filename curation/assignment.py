@@ -1,8 +1,8 @@
 """Which centroid a feature belongs to, and how far it is, whoever computes it.
 
-FAISS finds the two centroids of largest cosine in single precision. Its last digits depend on how
-many rows it is given at once, so that near ties would fall one way in one block and another way in
-the next. Rows whose two cosines differ by less than single precision can err are therefore decided
+FAISS finds the centroids of largest cosine in single precision. Its last digits depend on how many
+rows it is given at once, so that near ties would fall one way in one block and another way in the
+next. Rows whose two best cosines differ by less than single precision can err are therefore decided
 again in double precision. That is exact: halves and centroids are multiples of 2^-24 here, their
 products multiples of 2^-48, and a double holds the sum of D such products without rounding, in
 whatever order they are added. So the result depends on the row and the centroids alone.
@@ -20,6 +20,7 @@ from echostill.curation.features import Features, usable_rows
 from echostill.platform.errors import UsageError
 
 GRID = 2.0**24
+CANDIDATES = 4  # centroids per row that FAISS names; near ties are nearly always among so few
 _GPU = Lock()  # an index on GPUs serves one caller at a time
 
 
@@ -103,17 +104,27 @@ class AssignPiece:
         unit = (exact / length[:, None]).astype(np.float32)
         cosine, nearest = self._search(unit)
         cluster = nearest[:, 0].astype(np.int32)
-        if nearest.shape[1] > 1:
-            near = np.flatnonzero(cosine[:, 0] - cosine[:, 1] <= self._margin)
-            if len(near):
-                again = (exact[near] @ self._exact.T) / self._lengths
-                cluster[near] = again.argmax(axis=1)
+        unsure = np.flatnonzero((cosine[:, 1:2] >= cosine[:, :1] - self._margin).any(axis=1))
+        if len(unsure):
+            cluster[unsure] = self._decide(exact[unsure], cosine[unsure], nearest[unsure])
         product = np.einsum("ij,ij->i", exact, self._exact[cluster])
         distance = 1.0 - product / (length * self._lengths[cluster])
         return Assigned(cluster, np.clip(distance, 0.0, 2.0).astype(np.float32))
 
+    def _decide(self, exact: np.ndarray, cosine: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+        """Find the nearest centroid in double precision; of equal ones the first, (n,)."""
+        options = np.sort(nearest, axis=1)
+        products = np.einsum("ij,ikj->ik", exact, self._exact[options]) / self._lengths[options]
+        best = options[np.arange(len(options)), products.argmax(axis=1)]
+        # Where even the last candidate is within the margin, one that is not listed may be nearer.
+        crowded = cosine[:, -1] >= cosine[:, 0] - self._margin
+        if nearest.shape[1] < len(self.centroids) and crowded.any():
+            all_products = (exact[crowded] @ self._exact.T) / self._lengths
+            best[crowded] = all_products.argmax(axis=1)
+        return best
+
     def _search(self, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        best = min(2, len(self.centroids))
+        best = min(CANDIDATES, len(self.centroids))
         if not self.gpus:
             cosine, nearest = self._index.search(unit, best)
         else:

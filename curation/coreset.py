@@ -16,17 +16,23 @@ from echostill.curation.methods import METHODS
 from echostill.curation.part_map import Crew
 from echostill.curation.phases import phase
 from echostill.curation.pin_table import selection_tables
-from echostill.curation.selection import select_coreset, sorted_ids
+from echostill.curation.selection import choose, prepare
 from echostill.curation.settings import SelectionSettings, check_limits, operations, resolve_budget
 from echostill.platform.config import StageConfig, execution
-from echostill.platform.errors import UsageError
+from echostill.platform.errors import UsageError, nearest
 from echostill.platform.memory import available_memory
-from echostill.platform.runs import claim, fingerprint
+from echostill.platform.runs import claim, claimed, fingerprint
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.store import Plan, Store, describe_bytes, save_configuration
-from echostill.platform.tables import MANIFEST, decode_parquet, encode_parquet, write_table
+from echostill.platform.tables import (
+    MANIFEST,
+    Table,
+    decode_parquet,
+    encode_parquet,
+    write_table,
+)
 
-BYTES_PER_IMAGE = 700  # ids, groups, ranks and reasons while the coreset is written (measured)
+BYTES_PER_IMAGE = 450  # ids, groups, ranks and reasons while the coreset is written (measured)
 
 
 class SelectConfig(StageConfig, SelectionSettings, ExclusionSettings):
@@ -93,33 +99,26 @@ def select(
             inputs[name] = sha256(encode_parquet(table))
     storage = store.coreset(config.name)
     wanted = fingerprint(config, inputs=inputs, without=("exclude", "pin"))
-    claim(storage, wanted, "a coreset", overwrite)
-    if storage.exists(MANIFEST):
+    if storage.exists(MANIFEST) and claimed(storage).digest == wanted.digest:
         return f"already done: {storage.root}"
-    save_configuration(storage, config)
     report("reading", 0.0)
+    # What can be refused is refused before the folder is claimed and anything is computed.
     with phase("scores"):
         columns = scores.read(["image_id", "gradient_mean", "gradient_std"])
-        ids, order = sorted_ids(columns)
     with phase("pool"):
-        wanted_columns = {"image_id", "group_id", config.balance or "group_id"}
-        known = [name for name, _ in pool.manifest["schema"]]
-        groups = pool.read([name for name in known if name in wanted_columns])
+        groups = pool.read(_pool_columns(config, pool))
+    with phase("ids and groups"):
+        request = prepare(columns, groups, config, **decided)
+    del columns, groups
+    claim(storage, wanted, "a coreset", overwrite)
+    save_configuration(storage, config)
     report("clustering", 0.1)
     crew = Crew(_workers(config, scores.rows, features.dimension), address=config.address)
-    clustering = cluster_pieces(features, ids, order, config, crew)
+    clustering = cluster_pieces(features, request.ids, request.order, config, crew)
     report("ranking", 0.6)
-    table = select_coreset(
-        columns,
-        groups,
-        config,
-        clustering,
-        features=features,
-        crew=crew,
-        scratch=config.scratch,
-        **decided,
+    table = choose(
+        request, config, clustering, features=features, crew=crew, scratch=config.scratch
     )
-    del columns, groups
     report("writing", 0.9)
     with phase("writing"):
         write_table(
@@ -142,6 +141,7 @@ def plan_select(config: SelectConfig) -> Plan:
     scores = store.open_scores()
     dimension = TableFeatures(scores).dimension
     check_limits(config, scores.rows, dimension)
+    _pool_columns(config, store.open_pool())
     storage = store.coreset(config.name)
     clusters = cluster_count(scores.rows, config.clusters)
     sample = training_rows(scores.rows, config)
@@ -173,6 +173,17 @@ def plan_select(config: SelectConfig) -> Plan:
     out.add("result", storage.root)
     out.add("already done", "yes" if storage.exists(MANIFEST) else "no")
     return out
+
+
+def _pool_columns(config: SelectConfig, pool: Table) -> list[str]:
+    """Columns of the pool that the selection reads."""
+    known = [name for name, _ in pool.manifest["schema"]]
+    if config.balance is not None and config.balance not in known:
+        raise UsageError(
+            f"the pool has no column '{config.balance}' to balance by."
+            f"{nearest(config.balance, known)}"
+        )
+    return [name for name in known if name in ("image_id", "group_id", config.balance)]
 
 
 def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False) -> int:

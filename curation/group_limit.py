@@ -11,6 +11,38 @@ from echostill.curation import reasons
 from echostill.platform.errors import UsageError
 
 
+def places_per_group(
+    group_ids: pa.Array, limit: int, budget: int, excluded: np.ndarray, pinned: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count the images that each group may have in the coreset.
+
+    Args:
+        group_ids: (N,) group of each row.
+        limit: images that one group may have.
+        budget: images to choose.
+        excluded: (N,) bool, rows that are never taken.
+        pinned: (N,) bool, rows that are taken in any case.
+
+    Returns:
+        (N,) number of each row's group, and (groups,) places of each.
+
+    Raises:
+        UsageError: The budget exceeds the places; the message says the largest.
+    """
+    group = pc.dictionary_encode(group_ids).indices.to_numpy()
+    total = int(group.max()) + 1
+    members = np.bincount(group[~excluded], minlength=total)
+    # Pins beyond the limit stay: the limit binds what is chosen, not what was decided before.
+    allowed = np.maximum(np.minimum(members, limit), np.bincount(group[pinned], minlength=total))
+    feasible = int(allowed.sum())
+    if budget > feasible:
+        raise UsageError(
+            f"budget {budget} cannot be met with max_per_group {limit}: the largest feasible "
+            f"budget is {feasible}. Lower the budget or raise max_per_group."
+        )
+    return group, allowed
+
+
 def fill_within_group_limit(
     priority: np.ndarray,
     cluster: np.ndarray,
@@ -43,20 +75,10 @@ def fill_within_group_limit(
     Raises:
         UsageError: The budget exceeds what the limit allows; the message says the largest.
     """
-    group = pc.dictionary_encode(group_ids).indices.to_numpy()
-    never = np.zeros(len(group), bool) if excluded is None else excluded
-    always = np.zeros(len(group), bool) if pinned is None else pinned
-    groups_total = int(group.max()) + 1
-    members = np.bincount(group[~never], minlength=groups_total)
-    pins = np.bincount(group[always], minlength=groups_total)
-    # Pins beyond the limit stay: the limit binds what is chosen, not what was decided before.
-    allowed = np.maximum(np.minimum(members, limit), pins)
-    feasible = int(allowed.sum())
-    if budget > feasible:
-        raise UsageError(
-            f"budget {budget} cannot be met with max_per_group {limit}: the largest feasible "
-            f"budget is {feasible}. Lower the budget or raise max_per_group."
-        )
+    never = np.zeros(len(group_ids), bool) if excluded is None else excluded
+    always = np.zeros(len(group_ids), bool) if pinned is None else pinned
+    group, allowed = places_per_group(group_ids, limit, budget, never, always)
+    pins = np.bincount(group[always], minlength=len(allowed))
     outcome = np.full(len(group), reasons.OUTRANKED)
     outcome[always] = reasons.WITHIN_QUOTA
     room: list[int] = (quotas - np.bincount(cluster[always], minlength=len(quotas))).tolist()

@@ -7,7 +7,7 @@ feature-gradient driven selection and its overview figure shows both ranks; the 
 inferred. Every other method goes the same way: an order of the rows, quotas, reasons.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from echostill.curation.clustering import (
 )
 from echostill.curation.feature_rows import load_rows
 from echostill.curation.features import ArrayFeatures, ColumnFeatures, Features, inverse
+from echostill.curation.group_limit import places_per_group
 from echostill.curation.methods import METHODS, Pool
 from echostill.curation.part_map import Crew
 from echostill.curation.phases import phase
@@ -36,10 +37,13 @@ from echostill.platform.errors import UsageError, nearest
 from echostill.platform.schemas import CORESET_SCHEMA
 
 __all__ = [
+    "Request",
     "SelectionSettings",
+    "choose",
     "cluster_scores",
     "dual_ranks",
     "largest_remainder_quotas",
+    "prepare",
     "ranks_within_clusters",
     "resolve_budget",
     "select",
@@ -138,38 +142,91 @@ def select_coreset(
             finite, ids that occur twice, a clustering of other images, an image pinned and
             excluded, or a method that cannot do it with so many images.
     """
+    if features is None and "feature" in scores.column_names:
+        features = ColumnFeatures(scores["feature"])
+    if features is not None:
+        check_limits(settings, scores.num_rows, features.dimension)
+    request = prepare(scores, groups, settings, excluded, pinned)
+    if clustering is None:
+        if features is None:
+            raise UsageError("the scores have no column 'feature', and no features are given.")
+        clustering = cluster_pieces(features, request.ids, request.order, settings, crew)
+    return choose(request, settings, clustering, features=features, crew=crew, scratch=scratch)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A selection whose inputs were looked at: what can be refused was, before clustering.
+
+    Attributes:
+        ids: N image ids, ascending.
+        order: (N,) row of the scores that holds each id.
+        budget: images to choose.
+        decided: pins and exclusions.
+        group_ids: (N,) group of each image.
+        strata: what the budget is balanced by.
+        quality: (N,) float32 gradient score.
+    """
+
+    ids: pa.Array
+    order: np.ndarray
+    budget: int
+    decided: Decided
+    group_ids: pa.Array
+    strata: Strata
+    quality: np.ndarray
+
+
+def prepare(
+    scores: pa.Table,
+    groups: pa.Table,
+    settings: SelectionSettings,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
+) -> Request:
+    """Look at the inputs of a selection; arguments and errors as of :func:`select_coreset`."""
     ids, order = sorted_ids(scores)
     budget = resolve_budget(settings.budget, len(ids))
     decided = decide(ids, excluded, pinned)
     decided.check(budget)
-    if features is None and "feature" in scores.column_names:
-        features = ColumnFeatures(scores["feature"])
-    if features is not None:
-        check_limits(settings, len(ids), features.dimension)
-    with phase("groups"):
-        group_ids, strata = _of_pool(ids, groups, settings.balance)
-        quality = _quality(scores, order, ids, settings.penalty)
-    if clustering is None:
-        if features is None:
-            raise UsageError("the scores have no column 'feature', and no features are given.")
-        clustering = cluster_pieces(features, ids, order, settings, crew)
-    elif not clustering.ids.equals(ids):
+    group_ids, strata = _of_pool(ids, groups, settings.balance)
+    if settings.max_per_group is not None:
+        places_per_group(
+            group_ids, settings.max_per_group, budget, decided.excluded, decided.pinned
+        )
+    quality = _quality(scores, order, ids, settings.penalty)
+    return Request(ids, order, budget, decided, group_ids, strata, quality)
+
+
+def choose(
+    request: Request,
+    settings: SelectionSettings,
+    clustering: Clustering,
+    *,
+    features: Features | None = None,
+    crew: Crew | None = None,
+    scratch: str | None = None,
+) -> pa.Table:
+    """Choose, when inputs and clusters are at hand; arguments as of :func:`select_coreset`."""
+    if not clustering.ids.equals(request.ids):
         raise UsageError("the clustering is of other images than the scores: cluster them again.")
+    decided, strata, budget = request.decided, request.strata, request.budget
     with phase("ranks"):
-        pool = _ranked(ids, clustering, quality, settings, decided)
+        pool = _ranked(request.ids, clustering, request.quality, settings, decided)
     if METHODS[settings.method].compares:
         if features is None:
             raise UsageError(f"method '{settings.method}' compares images: it needs the features.")
         with phase("features by row"):
-            rows = load_rows(
-                features, inverse(order), clustering.assignment, crew or Crew(), scratch
+            place = inverse(request.order)
+            cluster = clustering.assignment
+            pool = replace(
+                pool, features=load_rows(features, place, cluster, crew or Crew(), scratch)
             )
-        pool = replace(pool, features=rows)
     with phase("choice"):
         allocation = Allocation.of(pool, clustering, strata, decided, settings, budget)
-        outcome = outcomes(pool, allocation, group_ids, decided, settings, budget)
+        outcome = outcomes(pool, allocation, request.group_ids, decided, settings, budget)
     with phase("reasons"):
-        return _table(pool, allocation, group_ids, strata, decided, outcome, settings)
+        return _table(pool, allocation, request.group_ids, strata, decided, outcome, settings)
 
 
 def sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:

@@ -37,6 +37,17 @@ def test_a_row_is_assigned_alike_in_any_block_and_with_any_threads():
     assert len(np.unique(whole.cluster)) > 100  # both of the twins get rows
 
 
+@pytest.mark.parametrize("copies", [2, 4, 5, 30])
+def test_more_twins_than_candidates(copies):
+    features, centroids = case(500, 6, 32, 3)
+    shifts = np.random.default_rng(0).integers(-2, 3, size=(copies, 6, 32)) * 2.0**-24
+    crowd = (centroids + shifts).reshape(-1, 32).astype(np.float32)
+    found = AssignPiece(ArrayFeatures(features), crowd).assign(features)
+    centre = crowd.astype(np.float64)
+    cosine = (features.astype(np.float64) @ centre.T) / np.linalg.norm(centre, axis=1)
+    assert found.cluster.tolist() == cosine.argmax(axis=1).tolist()
+
+
 def test_products_of_halves_are_exact_in_any_order():
     features, centroids = case(3, 2, 768, 1)
     exact = sum(

@@ -265,3 +265,17 @@ def test_the_plan_says_what_will_be_done(larger):
         with pytest.raises(UsageError, match="above operation_limit"):
             work(refused)
     assert "by 2 Ray worker" in plan_select(chosen.model_copy(update={"workers": 2})).describe()
+
+
+def test_a_refused_request_claims_nothing(store):
+    refused = {
+        "no column 'orgn'": {"balance": "orgn"},
+        "not scored: nobody": {},
+        "largest feasible": {"max_per_group": 1, "budget": 50},
+    }
+    for message, keys in refused.items():
+        pins = pa.table({"image_id": ["nobody"]}) if "nobody" in message else None
+        with pytest.raises(UsageError, match=message):
+            select(config(store, **keys), pinned=pins)
+    select(config(store, budget=17))
+    assert len(selected(store, "default")) == 17
