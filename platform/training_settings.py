@@ -73,6 +73,8 @@ class TrainingSettings(Config):
             raise ValueError(
                 f"a batch_size of {self.batch_size} leaves some of {most} workers without an image"
             )
+        if self.ema is not None and self.sharding == "full":
+            raise ValueError("ema averages whole weights, and sharding 'full' has none: use one")
         if any(weight < 0 for weight in self.organ_weights.values()):
             raise ValueError("organ_weights must not be negative")
         if self.organ_weights and self.balance != "weighted":

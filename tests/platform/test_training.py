@@ -224,6 +224,7 @@ def test_settings_that_leave_a_worker_without_images_are_refused():
     for change, words in (
         ({"workers": 5}, "without an image"),
         ({"workers": (2, 1)}, "at least 1"),
+        ({"workers": 2, "sharding": "full", "ema": 0.9}, "averages whole weights"),
         ({"organ_weights": {"lung": 2.0}}, "for balance"),
         ({"balance": "weighted", "organ_weights": {"lung": -2.0}}, "negative"),
     ):
