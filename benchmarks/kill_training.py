@@ -241,8 +241,8 @@ def kill(pid):
 class Driver:
     """A driver process, which is started again until the training ends."""
 
-    def __init__(self, folder, steps):
-        self.folder, self.steps, self.starts = folder, steps, 0
+    def __init__(self, folder, steps, pace):
+        self.folder, self.steps, self.pace, self.starts = folder, steps, pace, 0
         self.process = None
 
     def start(self):
@@ -255,7 +255,7 @@ class Driver:
             "--steps",
             str(self.steps),
         ]
-        environment = {**os.environ, "ECHOSTILL_KILL_PACE": "0.4"}
+        environment = {**os.environ, "ECHOSTILL_KILL_PACE": str(self.pace)}
         environment.pop("RAY_ADDRESS", None)
         log = (self.folder / f"driver-{self.starts}.log").open("w")
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -306,6 +306,7 @@ def main():
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--kinds", default=",".join(KINDS), help="what is killed, in turn")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--pace", type=float, default=0.4, help="Seconds to wait in each step.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
@@ -331,7 +332,7 @@ def run(folder, options):
     stream = effective_stream(records(calm), options.steps)
     kinds = options.kinds.split(",")
     steps = np.sort(random.integers(1, options.steps - 4, options.kills))
-    driver = Driver(rough, options.steps)
+    driver = Driver(rough, options.steps, options.pace)
     killed = []
     try:
         for place, step in enumerate(steps):

@@ -18,7 +18,7 @@ from echostill.platform.tables import Table
 
 CATEGORIES = ("organ", "device", "label")
 PLACE = ("part", "part_row")  # where the staged pixels lie: number of the pool's part, row in it
-NOT_COPIED = ("image", "feature")
+NOT_COPIED = ("image", "feature", "perceptual_hash", "thumbnail")
 # Of the scores only these are new columns; a later stage may add others under other names.
 SCORE_ID = "image_id"
 

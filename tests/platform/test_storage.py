@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_a_bucket_is_ingested_into_a_bucket_through_a_kill(bucket, tmp_path):
     config = IngestConfig(store=store.root, source=incoming.root, files_per_shard=PER_SHARD)
     parts = store.open_pool().manifest["parts"]
     for part, shard in zip(parts, _shards(config), strict=True):
-        rows = IngestWorker(_settings(config)).process(shard).rows
+        rows = IngestWorker(_settings(config)).process([asdict(source) for source in shard]).rows
         assert store.pool().read(part["file"]) == encode_parquet(rows)
 
     logged = read_events(store.events(), "ingest")
