@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from echostill.distill.objective import DistillationObjective, ObjectiveSettings
 from echostill.distill.reconstructions import draw_reconstructions
+from echostill.distill.teacher_cache import CachedTeacher, Precision
 from echostill.platform import runtime
 from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.errors import UsageError
@@ -48,6 +50,12 @@ class DistillConfig(ModelsConfig):
     training: TrainingSettings = TrainingSettings(steps=20_000, batch_size=1024)
     decoder: DecoderSettings = DecoderSettings()
     masks: MaskSettings = MaskSettings()
+    cache: bool = Field(
+        False, description="Take the teacher's outputs from what `echostill cache` made."
+    )
+    cache_name: str = execution("default", "Name of the teacher cache in the store.")
+    cache_precision: Precision = Field("float16", description="How cached tokens are kept.")
+    cache_limit_gb: float = execution(50.0, "Largest teacher cache, in GB.", gt=0)
 
     at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
 
@@ -81,6 +89,9 @@ class DistillationTask(TrainingTask):
         masks = draw_masks(
             self.masks, self.seed, batch.epochs, batch.image_ids, batch.pixels.device
         )
+        teacher: nn.Module | None = self.objective.teacher
+        if isinstance(teacher, CachedTeacher):
+            teacher.look_up(batch.image_ids, batch.epochs)
         output = self.objective(
             batch.pixels,
             apply_spatial(batch.pixels, masks.spatial),
@@ -113,13 +124,15 @@ class DistillationJob:
 
     def task(self) -> DistillationTask:
         """Build the task, its weights set by the seed alone, whatever the objective."""
+        # Before the seed: building the live teacher draws numbers, a cached one none.
+        teacher = self.teacher.load() if self.teacher else None
         torch.manual_seed(self.seed)
         encoder = create_encoder(self.student)
         student = MaskedImageModel(encoder, self.decoder)
-        teacher = self.teacher.load() if self.teacher else None
         objective = DistillationObjective(student, teacher, self.objective)
         masks = self.masks.scaled_to(encoder.image_size, encoder.patch_size)
-        return DistillationTask(objective, masks, self.seed)
+        view_seed, _ = self.settings.views(self.seed, np.zeros(0, dtype=np.int64))
+        return DistillationTask(objective, masks, view_seed)
 
     def on_checkpoint(self, task: TrainingTask, state: TrainingState) -> None:
         """Nothing is kept besides the checkpoint."""
@@ -136,6 +149,10 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
     ids = selected_ids(coreset)
     needs_teacher = any(student.objective.distil for student in config.students)
     teacher = find_teacher(config) if needs_teacher else None
+    if teacher is not None and config.cache:
+        from echostill.distill.caching import open_cache  # it imports this module
+
+        teacher = open_cache(config, teacher, ids)
     runs = config.runs()
     open_runs = [run for run in runs if not is_finished(store.run(run[2]))]
     at_once = _at_once(config, len(open_runs), connect=bool(open_runs))
@@ -193,6 +210,11 @@ def plan_distill(config: DistillConfig) -> Plan:
     if any(student.objective.distil for student in config.students):
         teacher = find_teacher(config)
         out.add("teacher", f"{teacher.model}, {teacher.path}")
+        if config.cache:
+            from echostill.distill.caching import open_cache
+
+            ids = selected_ids(coreset)
+            out.add("teacher cache", open_cache(config, teacher, ids).folder)
     out.add("student", config.student)
     out.add("steps", config.training.describe(count))
     at_once = _at_once(config, len(config.runs()), connect=False)

@@ -219,6 +219,38 @@ def export_command(
     print(json.dumps({**done.manifest, "parity": done.parity}) if as_json else done.describe())
 
 
+@app.command("cache")
+def cache_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Recompute a sample and compare; builds nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build it even above cache_limit_gb.")
+    ] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Cache the teacher's outputs for the repeating views of a distillation (its own settings).
+
+    \b
+    Example:
+      echostill cache --config config.yaml training.views_per_image=8 --dry-run
+    """
+    from echostill.distill.caching import make_cache, plan_cache, verify_cache
+    from echostill.distill.distillation import DistillConfig
+    from echostill.platform.config import load
+
+    settings = load(DistillConfig, "distill", config, overrides or [])
+    if dry_run:
+        print(plan_cache(settings).describe())
+    elif verify:
+        print(f"cache: {verify_cache(settings)}")
+    else:
+        print(f"cache: {make_cache(settings, overwrite=overwrite, force=force)}")
+
+
 @app.command("embed")
 def embed_command(
     images: Annotated[

@@ -37,12 +37,29 @@ class TrainingSettings(Config):
     balance: Literal["none", "organ"] = Field(
         "none", description="Draw all images alike, or every organ equally often (USFM)."
     )
+    views_per_image: int | None = Field(
+        None,
+        ge=1,
+        description="Views (crop, flip, masks) of an image before they repeat; default never.",
+    )
+    view_seed: int = Field(
+        0, ge=0, description="Seed of repeating views: runs of every seed share them."
+    )
     checkpoints: int = execution(
         8, "Checkpoints over the run; a restart repeats at most one.", ge=1
     )
     log_every: int = execution(10, "Steps between logged metrics.", ge=1)
     workers: int = execution(1, "Ray Train workers.", ge=1)
     threads: int | None = execution(None, "Threads per CPU worker; default all CPUs shared out.")
+
+    def views(self, seed: int, epochs: np.ndarray) -> tuple[int, np.ndarray]:
+        """Return seed and number (B,) of each image's view: its epoch, or that of the finite set.
+
+        A finite set does not depend on the run's seed, so that its teacher outputs can be kept.
+        """
+        if self.views_per_image is None:
+            return seed, epochs
+        return self.view_seed, epochs % self.views_per_image
 
     def rate_at(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then cosine to zero (MAE's schedule)."""
@@ -71,7 +88,7 @@ class Batch:
 
     pixels: Tensor  # (B, 3, S, S) float in [0, 1], augmented
     image_ids: list[str]
-    epochs: np.ndarray  # (B,) int64, the epoch each image belongs to
+    epochs: np.ndarray  # (B,) int64, the epoch each image belongs to, or its view where they repeat
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its pixels on a device."""
@@ -131,10 +148,23 @@ def make_batch(
     strata = images.organ_codes if settings.balance == "organ" else None
     whole = draw(seed, len(images), step * settings.batch_size, settings.batch_size, strata)
     share = worker_share(whole, place.rank, place.size)
-    pixels = torch.from_numpy(images.pixels[share.rows].astype(np.float32) / 255)
-    ids = [images.image_ids[row] for row in share.rows]
-    pixels = augment(pixels, ids, share.epochs, image_size, seed, settings.augment)
-    return Batch(pixels.expand(-1, 3, -1, -1), ids, share.epochs)
+    view_seed, views = settings.views(seed, share.epochs)
+    return view_batch(images, share.rows, views, image_size, view_seed, settings.augment)
+
+
+def view_batch(
+    images: StagedImages,
+    rows: np.ndarray,
+    views: np.ndarray,
+    image_size: int,
+    seed: int,
+    settings: AugmentSettings,
+) -> Batch:
+    """Read images by row and augment them: each view depends on (seed, view, image id) alone."""
+    pixels = torch.from_numpy(images.pixels[rows].astype(np.float32) / 255)
+    ids = [images.image_ids[row] for row in rows]
+    pixels = augment(pixels, ids, views, image_size, seed, settings)
+    return Batch(pixels.expand(-1, 3, -1, -1), ids, views)
 
 
 def prefetch(make: Callable[[int], Batch], steps: range, depth: int = 2) -> Iterator[Batch]:
