@@ -294,6 +294,29 @@ def embed_command(
     print(done.describe())
 
 
+@app.command("sweep")
+def sweep_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Distil with every combination of a grid of settings, on Ray Tune, and compare the runs.
+
+    \b
+    Example:
+      echostill sweep --config examples/sweep.yaml
+    """
+    from echostill.jobs.sweeping import SweepConfig, plan_sweep, sweep
+    from echostill.platform.config import load
+
+    settings = load(SweepConfig, "sweep", config, overrides or [])
+    if dry_run:
+        print(plan_sweep(settings).describe())
+    else:
+        print(f"sweep: {sweep(settings, overwrite=overwrite)}")
+
+
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit_command(
     context: typer.Context,
