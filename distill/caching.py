@@ -1,82 +1,40 @@
 """Making the teacher cache: planned, refused when too large, built in shards, verified."""
 
-import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from echostill.distill.cache_building import CacheJob, CacheWorker
 from echostill.distill.distillation import DistillConfig, selected_ids
 from echostill.distill.teacher_cache import (
     POOLED,
     SHARD_BYTES,
-    TOKENS,
     CachedWeights,
     CacheSpec,
     TeacherCache,
-    layer_name,
     quantisation_error,
-    quantise,
     restore,
-    shard_name,
     write_manifest,
 )
 from echostill.platform import runtime
-from echostill.platform.augment import AugmentSettings
-from echostill.platform.config import result_relevant
 from echostill.platform.errors import EchostillError, UsageError
-from echostill.platform.masks import MaskSettings, apply_frequency, apply_spatial, draw_masks
-from echostill.platform.models import Encoder, create_encoder
+from echostill.platform.models import create_encoder
 from echostill.platform.progress import Progress
-from echostill.platform.runs import Fingerprint, claim, code_version, difference
+from echostill.platform.runs import claim, difference
 from echostill.platform.seeding import stream
-from echostill.platform.staging import StagedImages, stage_images
-from echostill.platform.storage import Storage, sha256
+from echostill.platform.staging import stage_images
+from echostill.platform.storage import Storage
 from echostill.platform.store import Plan, Store, describe_bytes
 from echostill.platform.tables import MANIFEST
 from echostill.platform.teacher import Weights, find_teacher
-from echostill.platform.training import view_batch
 
-BATCH = 16  # views per pass of the teacher
 VERIFIED = 32  # views that --verify recomputes
 # Recomputing a view in another batch moves its numbers by float32 rounding, beyond quantisation.
 ROUNDING = 1e-4
-
-
-@dataclass(frozen=True)
-class CacheJob:
-    """What a cache is made of; picklable, so that a worker can build any shard."""
-
-    store: str
-    teacher: Weights
-    image_ids: tuple[str, ...]
-    spec: CacheSpec
-    view_seed: int
-    augment: AugmentSettings
-    masks: MaskSettings
-    image_size: int
-    pool_digest: str
-
-    def fingerprint(self) -> Fingerprint:
-        """Everything the cached numbers depend on."""
-        values = {
-            "teacher": self.teacher.model,
-            "layers": list(self.spec.layers),
-            "tokens": self.spec.tokens,
-            "views_per_image": self.spec.views,
-            "view_seed": self.view_seed,
-            "precision": self.spec.precision,
-            "image_size": self.image_size,
-            "augment": result_relevant(self.augment),
-            "masks": result_relevant(self.masks),
-        }
-        inputs = {"images": sha256("\n".join(self.image_ids).encode()), "pool": self.pool_digest}
-        return Fingerprint(values, code_version(), {"teacher": self.teacher.digest}, inputs)
 
 
 def cache_storage(config: DistillConfig) -> Storage:
@@ -273,72 +231,6 @@ def verify_cache(config: DistillConfig, views: int = VERIFIED) -> str:
     )
 
 
-class CacheWorker:
-    """Computes shards of a cache; made once per process, so that the teacher loads once."""
-
-    def __init__(self, job: CacheJob) -> None:
-        self.job = job
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.teacher: Encoder = job.teacher.load().to(self.device)
-        pool = Store(job.store).open_pool()
-        self.images: StagedImages = stage_images(pool, job.store, job.image_size, job.image_ids)
-
-    def build(self, storage: Storage, index: int) -> dict[str, Any]:
-        """Compute a shard, write its files, then the record that declares it finished."""
-        spec = self.job.spec
-        first = index * spec.images_per_shard
-        rows = np.arange(first, min(first + spec.images_per_shard, spec.images))
-        outputs = self.outputs(
-            np.repeat(rows, spec.views), np.tile(np.arange(spec.views), len(rows))
-        )
-        entries = []
-        for name, values in outputs.items():
-            shaped = values.reshape(len(rows), spec.views, *values.shape[1:])
-            if name == POOLED:
-                entries.append(_write(storage, index, name, shaped))
-                continue
-            codes, ranges = quantise(shaped, spec.precision)
-            entries.append(_write(storage, index, name, codes))
-            if ranges is not None:
-                entries.append(_write(storage, index, f"{name}-ranges", ranges))
-        record = {"shard": index, "files": entries}
-        storage.write(f"done/{index:05d}.json", json.dumps(record, sort_keys=True).encode())
-        return record
-
-    def outputs(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
-        """Teacher outputs by name, (n, 2, ...) float32, of image rows and their views."""
-        parts: dict[str, list[np.ndarray]] = {}
-        for start in range(0, len(rows), BATCH):
-            piece = slice(start, start + BATCH)
-            for name, values in self._pass(rows[piece], views[piece]).items():
-                spatial, frequency = values.float().cpu().chunk(2)
-                parts.setdefault(name, []).append(torch.stack([spatial, frequency], 1).numpy())
-        return {name: np.concatenate(values) for name, values in parts.items()}
-
-    @torch.inference_mode()
-    def _pass(self, rows: np.ndarray, views: np.ndarray) -> dict[str, Tensor]:
-        """One pass, on the very views that training makes of these images."""
-        job = self.job
-        batch = view_batch(self.images, rows, views, job.image_size, job.view_seed, job.augment).to(
-            self.device
-        )
-        masks = draw_masks(job.masks, job.view_seed, views, batch.image_ids, self.device)
-        both = torch.cat(
-            [
-                apply_spatial(batch.pixels, masks.spatial),
-                apply_frequency(batch.pixels, masks.frequency),
-            ]
-        )
-        out = self.teacher(both, job.spec.layers)
-        prefix = self.teacher.prefix_tokens
-        named = {POOLED: out.pooled}
-        for layer, tokens in zip(job.spec.layers, out.intermediate, strict=True):
-            named[layer_name(layer)] = tokens[:, prefix:]
-        if job.spec.tokens:
-            named[TOKENS] = out.tokens[:, prefix:]
-        return named
-
-
 def _job(config: DistillConfig) -> CacheJob:
     ids = selected_ids(Store(config.store).open_coreset(config.coreset))
     return cache_job(config, find_teacher(config), ids)
@@ -368,7 +260,8 @@ def _build(
             return self._worker.build(storage, index)
 
     threads = config.training.threads or max(int(cpus // where.workers), 1)
-    actors = [Builder.remote(threads) for _ in range(where.workers)]
+    make: Any = Builder
+    actors = [make.remote(threads) for _ in range(where.workers)]
     pool = ray.util.ActorPool(actors)
     try:
         yield from pool.map_unordered(
@@ -394,15 +287,6 @@ def _finished(storage: Storage, spec: CacheSpec) -> dict[int, dict[str, Any]]:
         if whole and record["shard"] < spec.shards:
             records[int(record["shard"])] = record
     return records
-
-
-def _write(storage: Storage, index: int, name: str, values: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(values))
-    data = buffer.getvalue()
-    file = f"{shard_name(index)}/{name}.npy"
-    storage.write(file, data)
-    return {"file": file, "bytes": len(data), "sha256": sha256(data)}
 
 
 def _check_size(spec: CacheSpec, limit_gb: float) -> None:

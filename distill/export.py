@@ -160,7 +160,7 @@ def _write(
         "tinyusfm": lambda: export_forms.write_published(encoder, folder, header),
         "timm": lambda: export_forms.write_timm(encoder, folder, header),
     }
-    files = {form: writers[form]() for form in forms if form in writers}
+    files: dict[str, list[str]] = {form: writers[form]() for form in forms if form in writers}
     if set(forms) - set(writers):
         program = export_graph.export_program(encoder)
         if "onnx" in forms:

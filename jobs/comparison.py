@@ -42,7 +42,7 @@ def compare(
     largest first), or by the final loss where nothing was probed (the smallest first). A loss is
     comparable only where the objective is the same; the page says so.
     """
-    lines = []
+    lines: list[dict[str, Any]] = []
     for trial in trials:
         own = [rows[run.name] for run in trial.runs if run.name in rows]
         probes: dict[str, list[float]] = {}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from echostill.curation.sources import IngestSettings, list_sources, read_source
+from echostill.distill.cache_building import CacheWorker
 from echostill.distill.caching import (
-    CacheWorker,
     cache_job,
     cache_storage,
     make_cache,
