@@ -1,4 +1,4 @@
-"""The service's commands: serve a store, and ask it or a running service."""
+"""Curation's commands: serve a store, ask it or a running service, explain, pin, check leaks."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from echostill.platform.cli_options import CoresetOption, JsonOption, StoreOption
 from echostill.platform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from echostill.curation.client import Client
 
-StoreOption = Annotated[
+StoreNotUrlOption = Annotated[
     str | None, typer.Option("--store", "-s", help="The store; default runs/default.")
 ]
 UrlOption = Annotated[
@@ -25,11 +26,10 @@ TokenFileOption = Annotated[
     str | None,
     typer.Option("--token-file", help="File with the token; else the variable ECHOSTILL_TOKEN."),
 ]
-CoresetOption = Annotated[
+AnyCoresetOption = Annotated[
     str | None,
     typer.Option("--coreset", help="Name of the coreset; 'default', or the newest, if left out."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SelectedOption = Annotated[
     str, typer.Option("--selected", help="true, false or any: which rows to keep.")
 ]
@@ -98,10 +98,10 @@ def serve_command(
 
 def query_command(
     sql: Annotated[str, typer.Argument(help="One SELECT over the store's views.")],
-    store: StoreOption = None,
+    store: StoreNotUrlOption = None,
     url: UrlOption = None,
     token_file: TokenFileOption = None,
-    coreset: CoresetOption = None,
+    coreset: AnyCoresetOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows at most.")] = 1000,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -136,10 +136,10 @@ def neighbours_command(
     image: Annotated[
         str, typer.Argument(help="Image id, a unique prefix of one, its source, or a file.")
     ],
-    store: StoreOption = None,
+    store: StoreNotUrlOption = None,
     url: UrlOption = None,
     token_file: TokenFileOption = None,
-    coreset: CoresetOption = None,
+    coreset: AnyCoresetOption = None,
     k: Annotated[int, typer.Option("-k", min=1, max=200, help="How many.")] = 10,
     selected: SelectedOption = "any",
     other_groups: Annotated[
@@ -182,7 +182,7 @@ def neighbours_command(
 def compare_command(
     a: Annotated[str, typer.Argument(help="Name of a coreset.")],
     b: Annotated[str, typer.Argument(help="Name of another one.")],
-    store: StoreOption = None,
+    store: StoreNotUrlOption = None,
     url: UrlOption = None,
     token_file: TokenFileOption = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Ids listed with --json.")] = 100,
@@ -208,7 +208,7 @@ def compare_command(
 def export_coreset_command(
     name: Annotated[str, typer.Argument(help="Name of the coreset.")],
     to: Annotated[str, typer.Argument(help="File: .parquet, .csv or .jsonl.")],
-    store: StoreOption = None,
+    store: StoreNotUrlOption = None,
     url: UrlOption = None,
     token_file: TokenFileOption = None,
     selected: SelectedOption = "true",
@@ -234,7 +234,7 @@ def export_coreset_command(
 def pin_command(
     image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
     reason: Annotated[str, typer.Option("--reason", help="Why.")],
-    store: Annotated[str, typer.Option("--store", "-s", help="The store.")] = DEFAULT_STORE,
+    store: StoreOption = DEFAULT_STORE,
     author: Annotated[
         str | None, typer.Option("--author", help="Who; default the user's name.")
     ] = None,
@@ -261,6 +261,60 @@ def pin_command(
     print(f"{pin.pin_id}: {image_id} {'banned' if ban else 'pinned'} by {who}")
 
 
+def why_command(
+    image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
+    store: StoreOption = DEFAULT_STORE,
+    coreset: CoresetOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Say why an image is, or is not, in the coreset.
+
+    \b
+    Example:
+      echostill why 3f9a --store runs/quickstart
+    """
+    from echostill.curation import why
+
+    answer = why(store, coreset, image)
+    print(json.dumps(answer.as_dict(), indent=1) if as_json else answer.text)
+
+
+def leakcheck_command(
+    store: Annotated[str, typer.Argument(help="The store with the pool.")],
+    benchmarks: Annotated[
+        list[str], typer.Argument(help="Manifests (CSV, Parquet), image folders, or stores.")
+    ],
+    record: Annotated[
+        bool, typer.Option("--record", help="Exit 0 though there are leaks: they are recorded.")
+    ] = False,
+    near_distance: Annotated[
+        int | None,
+        typer.Option(
+            "--near-distance", min=0, max=64, help="Bits of 256 that two copies may differ in."
+        ),
+    ] = None,
+    semantic_epsilon: Annotated[
+        float | None,
+        typer.Option("--semantic-epsilon", min=1e-6, max=1, help="Largest 1 - cosine of features."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for benchmark images in a pool; a selection leaves out what is found. Exit 1 on leaks.
+
+    \b
+    Example:
+      echostill leakcheck runs/quickstart examples/quickstart/benchmark/liver.csv
+    """
+    from echostill.curation import LeakSettings, check_leaks
+
+    given = {"near_distance": near_distance, "semantic_epsilon": semantic_epsilon}
+    settings = LeakSettings().model_copy(update={k: v for k, v in given.items() if v is not None})
+    report = check_leaks(store, benchmarks, settings)
+    print(json.dumps(report.as_dict()) if as_json else report.describe())
+    if not report.clean and not record:
+        raise typer.Exit(1)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve_command,
     "query": query_command,
@@ -268,6 +322,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare_command,
     "export-coreset": export_coreset_command,
     "pin": pin_command,
+    "why": why_command,
+    "leakcheck": leakcheck_command,
 }
 
 

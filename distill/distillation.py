@@ -16,6 +16,7 @@ from echostill.distill.objective import DistillationObjective
 from echostill.distill.objective_settings import ObjectiveSettings
 from echostill.distill.reconstructions import draw_reconstructions
 from echostill.distill.task import DistillationTask
+from echostill.distill.teacher_cache import Precision
 from echostill.platform import runtime
 from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.masks import MaskSettings
@@ -54,6 +55,12 @@ class DistillConfig(ModelsConfig):
     training: TrainingSettings = TrainingSettings(steps=20_000, batch_size=1024)
     decoder: DecoderSettings = DecoderSettings()
     masks: MaskSettings = MaskSettings()
+    cache: bool = Field(
+        False, description="Take the teacher's outputs from what `echostill cache` made."
+    )
+    cache_name: str = execution("default", "Name of the teacher cache in the store.")
+    cache_precision: Precision = Field("float16", description="How cached tokens are kept.")
+    cache_limit_gb: float = execution(50.0, "Largest teacher cache, in GB.", gt=0)
 
     at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
     share_teacher: bool = execution(
@@ -124,7 +131,7 @@ class DistillationJob:
         masks = (first.settings.masks or self.masks).scaled_to(
             encoder.image_size, encoder.patch_size
         )
-        return DistillationTask(objectives, masks, self.seed)
+        return DistillationTask(objectives, masks, self.settings.seed_of_views(self.seed))
 
     def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
         """Nothing is kept besides the checkpoint."""
@@ -141,6 +148,10 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
     ids = selected_ids(coreset)
     runs = config.runs()
     teacher = find_teacher(config) if any(run.objective.distil for run in runs) else None
+    if teacher is not None and config.cache:
+        from echostill.distill.caching import open_cache  # it imports this module
+
+        teacher = open_cache(config, teacher, ids)
     stage = _Stage(config, store, coreset, ids, teacher)
     groups = run_groups(runs, store, share=config.share_teacher)
     open_groups = [g for g in groups if any(not is_finished(store.run(run.name)) for run in g)]
@@ -191,15 +202,19 @@ def plan_distill(config: DistillConfig) -> Plan:
     """Say what :func:`distill` would do."""
     store = Store(config.store)
     coreset = store.open_coreset(config.coreset)
-    count = len(selected_ids(coreset))
+    ids = selected_ids(coreset)
     runs = config.runs()
     out = Plan("distill")
-    out.add("coreset", f"{count} images of {coreset.rows}, {coreset.storage.root}")
+    out.add("coreset", f"{len(ids)} images of {coreset.rows}, {coreset.storage.root}")
     if any(run.objective.distil for run in runs):
         teacher = find_teacher(config)
         out.add("teacher", f"{teacher.model}, {teacher.path}")
+        if config.cache:
+            from echostill.distill.caching import open_cache
+
+            out.add("teacher cache", open_cache(config, teacher, ids).folder)
     out.add("student", ", ".join(dict.fromkeys(run.model for run in runs)))
-    out.add("steps", config.training.describe(count))
+    out.add("steps", config.training.describe(len(ids)))
     groups = run_groups(runs, store, share=config.share_teacher)
     at_once = _at_once(config, len(groups), connect=False)
     where = plan(config.training, *runtime.local_resources(), at_once)

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from echostill.distill.consistency import weight_statistics
 from echostill.distill.objective import DistillationObjective, TeacherSignal
-from echostill.distill.views import ask_teacher, make_views
+from echostill.distill.teacher_cache import CachedTeacher
+from echostill.distill.views import TeacherOutput, ask_teacher, make_views
 from echostill.platform.batches import Batch
 from echostill.platform.masks import MaskChoice, Masks, MaskSettings, choose_masks
+from echostill.platform.models import Encoder
 from echostill.platform.training import Totals, TrainingTask
 
 
@@ -48,7 +50,8 @@ class DistillationTask(TrainingTask):
         self.image_size = first.student.encoder.image_size
         self._settings = first.settings
         teacher = first.teacher
-        self._teacher = () if teacher is None else (teacher,)  # hidden from torch's registration
+        # A tuple hides the module from torch's registration.
+        self._teacher: tuple[Encoder | CachedTeacher, ...] = () if teacher is None else (teacher,)
         every = [self.each(place) for place in range(len(self.names))]
         self.layers = _union(each.teacher_layers for each in every)
         self.attention_layers = _union(each.attention_teacher_layers for each in every)
@@ -81,9 +84,8 @@ class DistillationTask(TrainingTask):
         ]
         signals: list[list[TeacherSignal | None]] = [[] for _ in batches]
         if self._teacher:
-            (teacher,) = self._teacher
             outputs = [
-                ask_teacher(teacher, view, self.layers, self.attention_layers) for view in views
+                self._ask_teacher(batch, own) for batch, own in zip(batches, views, strict=True)
             ]
             for place in range(len(self.names)):
                 each = self.each(place)
@@ -97,6 +99,14 @@ class DistillationTask(TrainingTask):
         else:
             signals = [[None] * len(self.names) for _ in batches]
         return [Prepared(*part) for part in zip(masks, views, map(tuple, signals), strict=True)]
+
+    def _ask_teacher(self, batch: Batch, views: Tensor) -> TeacherOutput:
+        """Run the teacher over the views, or look up what it made of them."""
+        (teacher,) = self._teacher
+        if isinstance(teacher, CachedTeacher):
+            found = teacher.look_up(batch.image_ids, batch.epochs, self.layers, views.device)
+            return TeacherOutput(found, ())
+        return ask_teacher(teacher, views, self.layers, self.attention_layers)
 
     def forward(
         self, batch: Batch, prepared: Prepared | None = None
@@ -130,7 +140,8 @@ class DistillationTask(TrainingTask):
 
     def compiled(self) -> list[nn.Module]:
         """Return the teacher and the students' models."""
-        return [*self._teacher, *(self.each(place).student for place in range(len(self.names)))]
+        live = [each for each in self._teacher if not isinstance(each, CachedTeacher)]
+        return [*live, *(self.each(place).student for place in range(len(self.names)))]
 
     def members(self) -> dict[str, nn.Module]:
         """Name the students."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echostill.platform.augment import augment
+from echostill.platform.augment import AugmentSettings, augment
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.sampling import Draw, draw, draw_weighted, worker_share
 from echostill.platform.staging import StagedImages
@@ -32,7 +32,7 @@ class Batch:
 
     pixels: Tensor  # (B, 3, S, S) float in [0, 1], augmented
     image_ids: list[str]
-    epochs: np.ndarray  # (B,) int64, the epoch each image belongs to
+    epochs: np.ndarray  # (B,) int64, the epoch each image belongs to, or its view where they repeat
     draws: Any = None  # what the task drew for these images, see ``TrainingTask.draw``
     step: int = 0  # counted from 0
 
@@ -70,11 +70,25 @@ def make_batch(
 def assemble(
     images: StagedImages, drawn: Draw, settings: TrainingSettings, seed: int, image_size: int
 ) -> Batch:
-    """Read and augment drawn images."""
-    pixels = torch.from_numpy(images.pixels[drawn.rows].astype(np.float32) / 255)
-    ids = [images.image_ids[row] for row in drawn.rows]
-    pixels = augment(pixels, ids, drawn.epochs, image_size, seed, settings.augment)
-    return Batch(pixels.expand(-1, 3, -1, -1), ids, drawn.epochs)
+    """Read and augment drawn images, as a run with these settings and this seed sees them."""
+    views = settings.views(drawn.epochs)
+    seed = settings.seed_of_views(seed)
+    return view_batch(images, drawn.rows, views, image_size, seed, settings.augment)
+
+
+def view_batch(
+    images: StagedImages,
+    rows: np.ndarray,
+    views: np.ndarray,
+    image_size: int,
+    seed: int,
+    settings: AugmentSettings,
+) -> Batch:
+    """Read images by row and augment them: each view depends on (seed, view, image id) alone."""
+    pixels = torch.from_numpy(images.pixels[rows].astype(np.float32) / 255)
+    ids = [images.image_ids[row] for row in rows]
+    pixels = augment(pixels, ids, views, image_size, seed, settings)
+    return Batch(pixels.expand(-1, 3, -1, -1), ids, views)
 
 
 def replay(
@@ -93,7 +107,7 @@ def replay(
         seed: Seed of the run.
         image_size: Input side of the run's model in pixels.
         image_ids: The images, as a saved batch names them.
-        epochs: The epoch of each.
+        epochs: The epoch of each, or its view where they repeat.
 
     Raises:
         UsageError: An image is not among the staged ones.

@@ -1,7 +1,7 @@
 """The command line: one command per stage, and the questions people ask of a store.
 
-This module and ``jobs`` are the only ones that know every folder; both import them when needed, so
-that ``echostill --help`` does not wait for Ray and torch.
+This module, ``cli_models`` and ``jobs`` are the only ones that know every folder. They import them
+when needed, so that ``echostill --help`` does not wait for Ray and torch.
 """
 
 import json
@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from echostill.curation.commands import add_commands as add_service_commands
+from echostill.curation.commands import add_commands as add_curation_commands
+from echostill.platform.cli_models import add_commands as add_model_commands
+from echostill.platform.cli_options import ConfigFile, DryRun, JsonOption, Overrides, Overwrite
 from echostill.platform.config import STAGES
-from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
 
 SUMMARIES = {
@@ -48,20 +50,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # how Typer reports Ctrl-C
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Set configuration keys.")
-]
-ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML configuration.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show plan, resources, sizes and what is already done.")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a result that was made from something else.")
-]
-StoreOption = Annotated[str, typer.Option("--store", "-s", help="The store.")]
-CoresetOption = Annotated[str, typer.Option("--coreset", help="Name of the coreset.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _add_stage(name: str) -> None:
@@ -104,84 +92,6 @@ def run_command(
     run_pipeline(
         config, overrides or [], from_scratch=from_scratch, dry_run=dry_run, overwrite=overwrite
     )
-
-
-@app.command("why")
-def why_command(
-    image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
-    store: StoreOption = "runs/default",
-    coreset: CoresetOption = "default",
-    as_json: JsonOption = False,
-) -> None:
-    """Say why an image is, or is not, in the coreset.
-
-    \b
-    Example:
-      echostill why 3f9a --store runs/quickstart
-    """
-    from echostill.curation import why
-
-    answer = why(store, coreset, image)
-    print(json.dumps(answer.as_dict(), indent=1) if as_json else answer.text)
-
-
-@app.command("leakcheck")
-def leakcheck_command(
-    store: Annotated[str, typer.Argument(help="The store with the pool.")],
-    benchmarks: Annotated[
-        list[str], typer.Argument(help="Manifests (CSV, Parquet), image folders, or stores.")
-    ],
-    record: Annotated[
-        bool, typer.Option("--record", help="Exit 0 though there are leaks: they are recorded.")
-    ] = False,
-    near_distance: Annotated[
-        int | None,
-        typer.Option(
-            "--near-distance", min=0, max=64, help="Bits of 256 that two copies may differ in."
-        ),
-    ] = None,
-    semantic_epsilon: Annotated[
-        float | None,
-        typer.Option("--semantic-epsilon", min=1e-6, max=1, help="Largest 1 - cosine of features."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Look for benchmark images in a pool; a selection leaves out what is found. Exit 1 on leaks.
-
-    \b
-    Example:
-      echostill leakcheck runs/quickstart examples/quickstart/benchmark/liver.csv
-    """
-    from echostill.curation import LeakSettings, check_leaks
-
-    given = {"near_distance": near_distance, "semantic_epsilon": semantic_epsilon}
-    settings = LeakSettings().model_copy(update={k: v for k, v in given.items() if v is not None})
-    report = check_leaks(store, benchmarks, settings)
-    print(json.dumps(report.as_dict()) if as_json else report.describe())
-    if not report.clean and not record:
-        raise typer.Exit(1)
-
-
-@app.command("models")
-def models_command(as_json: JsonOption = False) -> None:
-    """List the model zoo: parameters and GFLOPs, as the paper counts them and in full.
-
-    \b
-    Example:
-      echostill models --json
-    """
-    from echostill.platform.models import describe_models
-
-    rows = describe_models()
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    print(f"{'name':<16}{'parameters':>12}{'GFLOPs (paper)':>16}{'GFLOPs (all)':>14}{'input':>7}")
-    for row in rows:
-        print(
-            f"{row['name']:<16}{row['parameters']:>12,}{row['gflops_paper']:>16.2f}"
-            f"{row['gflops']:>14.2f}{row['image_size']:>7}"
-        )
 
 
 @app.command("verify")
@@ -241,106 +151,6 @@ def watch_command(
     watch(store, follow=follow, as_json=as_json)
 
 
-@app.command("export")
-def export_command(
-    to: Annotated[str, typer.Option("--to", help="Folder to write the export into.")],
-    form: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--form", help="safetensors, tinyusfm, timm, onnx, onnx-int8, torch-export; repeatable."
-        ),
-    ] = None,
-    store: StoreOption = "runs/default",
-    run: Annotated[str | None, typer.Option("--run", help="A finished run of the store.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Instead of a run: a model of the zoo.")
-    ] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="Weights of --model.")] = None,
-    coreset: CoresetOption = "default",
-    images: Annotated[
-        int, typer.Option("--images", min=2, help="Images to calibrate on, and to compare on.")
-    ] = 64,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads of the timings; default all.")
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option("--repeats", min=0, help="Timed runs; 0 times nothing.")
-    ] = 15,
-    as_json: JsonOption = False,
-) -> None:
-    """Export a trained model: weights in other layouts, ONNX in float32 and int8, torch.export.
-
-    \b
-    Example:
-      echostill export --store runs/quickstart --run distilled-0 --to out --form onnx
-    """
-    from echostill.distill.export import check_forms, export
-    from echostill.platform.store import Store
-    from echostill.platform.trained import open_run, open_zoo
-
-    if (run is None) == (model is None) or (model is None) != (weights is None):
-        raise UsageError("name what to export: --run NAME, or --model NAME with --weights FILE.")
-    forms = check_forms(form or ["safetensors", "onnx"])
-    opened = Store(store)
-    source = open_run(opened, run) if run else open_zoo(model or "", weights or "")
-    done = export(
-        source,
-        opened,
-        to,
-        forms,
-        coreset=coreset,
-        calibration_images=images,
-        parity_images=images,
-        threads=threads,
-        repeats=repeats,
-    )
-    print(json.dumps({**done.manifest, "parity": done.parity}) if as_json else done.describe())
-
-
-@app.command("embed")
-def embed_command(
-    images: Annotated[
-        list[str], typer.Argument(help="Folders, files, lists (.txt), manifests (.csv, .parquet).")
-    ],
-    model: Annotated[
-        str, typer.Option("--model", help="An export (folder or file), a run, or a zoo model.")
-    ],
-    to: Annotated[str, typer.Option("--to", help="Parquet file to write.")] = "features.parquet",
-    store: StoreOption = "runs/default",
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="Weights of a zoo model.")
-    ] = None,
-    form: Annotated[
-        str | None, typer.Option("--form", help="Which form of an export folder.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    frame_stride: Annotated[
-        int, typer.Option("--frame-stride", min=1, help="Read every n-th frame of a cine.")
-    ] = 1,
-    threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
-) -> None:
-    """Write the features that a model gives of images: one Parquet row per image or frame.
-
-    \b
-    Example:
-      echostill embed examples/quickstart/pool --model distilled-0 --store runs/quickstart
-    """
-    from echostill.curation.embedding import embed, find_model
-    from echostill.curation.sources import IngestSettings
-    from echostill.platform.frames import FrameSampling
-
-    found = find_model(model, store=store, weights=weights, form=form, threads=threads)
-    done = embed(
-        images,
-        found,
-        to,
-        batch_size=batch_size,
-        threads=threads,
-        settings=IngestSettings(frames=FrameSampling(every=frame_stride)),
-    )
-    print(done.describe())
-
-
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit_command(
     context: typer.Context,
@@ -375,7 +185,8 @@ def submit_command(
     raise typer.Exit(code)
 
 
-add_service_commands(app)
+add_curation_commands(app)
+add_model_commands(app)
 
 
 def _interrupt(signum: int, frame: Any) -> None:

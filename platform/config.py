@@ -136,6 +136,13 @@ def resolve(config_class: type[ConfigType], stage: str, document: Mapping[str, A
     Raises:
         UsageError: An unknown key (with the nearest valid one) or a value of the wrong type.
     """
+    return validate(config_class, stage_values(config_class, stage, document))
+
+
+def stage_values(
+    config_class: type[ConfigType], stage: str, document: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a document says of one stage: shared keys it knows, then its own section."""
     values: dict[str, Any] = dict(document)
     if any(key in STAGES for key in document):
         for key in document:
@@ -152,7 +159,7 @@ def resolve(config_class: type[ConfigType], stage: str, document: Mapping[str, A
         known = config_class.model_fields
         values = {key: document[key] for key in document if key in SHARED_KEYS and key in known}
         values.update(section or {})
-    return validate(config_class, values)
+    return values
 
 
 def validate(config_class: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:

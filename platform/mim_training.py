@@ -86,7 +86,8 @@ class MaskedImageJob:
         encoder = self.initial.load(trainable=True) if self.initial else create_encoder(self.model)
         model = MaskedImageModel(encoder, self.decoder)
         masks = self.masks.scaled_to(encoder.image_size, encoder.patch_size)
-        return MaskedImageTask(model, masks, self.reconstruction, self.views, self.seed)
+        seed = self.settings.seed_of_views(self.seed)
+        return MaskedImageTask(model, masks, self.reconstruction, self.views, seed)
 
     def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
         """Keep the weights of every checkpoint for good, where a folder is given."""

@@ -25,6 +25,7 @@ from echostill.platform.storage import Storage
 RUN_FILE = "mlflow.json"
 EXPERIMENT = "echostill"
 MAX_PARAMETERS = 100  # MLflow's limit per call
+PARENT_VARIABLE = "ECHOSTILL_MLFLOW_PARENT"  # id of the run that new runs are nested under
 
 
 def default_uri(store: str) -> str:
@@ -76,7 +77,10 @@ class Tracker:
             experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
-        run = client.create_run(experiment_id, run_name=name, tags={"store": store})
+        tags = {"store": store}
+        if parent := os.environ.get(PARENT_VARIABLE):
+            tags["mlflow.parentRunId"] = parent
+        run = client.create_run(experiment_id, run_name=name, tags=tags)
         tracker = cls(resolved, run.info.run_id)
         storage.write(RUN_FILE, json.dumps({"uri": resolved, "run_id": tracker.run_id}).encode())
         tracker.parameters(parameters)

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from echostill.platform.augment import AugmentSettings
@@ -40,6 +41,14 @@ class TrainingSettings(Config):
     organ_weights: dict[str, float] = Field(
         {},
         description="Weight of an image by its organ, for balance 'weighted'; default 1.",
+    )
+    views_per_image: int | None = Field(
+        None,
+        ge=1,
+        description="Views (crop, flip, masks) of an image before they repeat; default never.",
+    )
+    view_seed: int = Field(
+        0, ge=0, description="Seed of repeating views: runs of every seed share them."
     )
     deterministic: bool = execution(
         False, "Refuse operations that do not repeat bit for bit; slower on GPUs."
@@ -85,6 +94,17 @@ class TrainingSettings(Config):
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers."""
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    def seed_of_views(self, seed: int) -> int:
+        """Return the seed of crops and masks of a run with a seed.
+
+        Views that repeat do not depend on the run's seed, so that a teacher's outputs can be kept.
+        """
+        return seed if self.views_per_image is None else self.view_seed
+
+    def views(self, epochs: np.ndarray) -> np.ndarray:
+        """Return the number (B,) of each image's view: its epoch, or that of the finite set."""
+        return epochs if self.views_per_image is None else epochs % self.views_per_image
 
     def rate_at(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then cosine to zero (MAE's) or another way."""

@@ -46,6 +46,15 @@ def call(capsys, *arguments):
         (["retry-failed", "select", "store=STORE"], ["keeps no quarantine: ingest and score do"]),
         (["retry-failed", "score", "store=STORE"], ["does not exist", "echostill ingest"]),
         (["watch", "STORE"], ["no store", "to watch"]),
+        (["export", "--store", "STORE", "--to", "STORE"], ["--run NAME"]),
+        (["export", "--store", "STORE", "--run", "a", "--to", "STORE"], ["no run 'a'"]),
+        (["export", "--run", "a", "--to", "b", "--form", "onxx"], ["Did you mean 'onnx'"]),
+        (["embed", "examples", "--model", "usfm"], ["--weights"]),
+        (["embed", "exampls", "--model", "a", "--store", "STORE"], ["no model 'a'"]),
+        (["cache", "store=STORE"], ["echostill select"]),
+        (["cache", "cache_precision=int9"], ["cache_precision", "Did you mean 'int8'"]),
+        (["sweep"], ["'base' is required", "'grid' is required"]),
+        (["sweep", "--config", "examples/sweep.yaml", "grid={trainin.steps: [1]}"], ["trainin"]),
         (["submit", "selct"], ["no stage 'selct'", "Did you mean 'select'"]),
         (["submit", "select", "--working-dir", "no/such"], ["no folder 'no/such'"]),
         (
@@ -182,7 +191,10 @@ def test_verify_says_what_is_wrong_as_json_too(capsys, finished):
     assert any("pool/part-00000.parquet" in problem for problem in said["problems"])
 
 
-@pytest.mark.parametrize("name", [*STAGES, "run", "why", "models", "verify", "submit"])
+@pytest.mark.parametrize(
+    "name",
+    [*STAGES, *("run", "why", "models", "verify", "export", "embed", "cache", "sweep", "submit")],
+)
 def test_every_command_shows_an_example(capsys, name):
     code, out, _ = call(capsys, name, "--help")
     assert code == 0

@@ -177,6 +177,27 @@ def test_a_view_can_be_made_again(images):
         replay(images, SETTINGS, 3, 8, ["imaje-1"], [0])
 
 
+def test_views_that_repeat_are_those_of_the_view_seed(images):
+    settings = TrainingSettings(**{**SETTINGS.model_dump(), "views_per_image": 2, "view_seed": 5})
+    seen = {}
+    for seed in (3, 4):
+        for step in range(12):
+            batch = make_batch(images, settings, seed, 8, step, Place())
+            for image_id, view, pixels in zip(
+                batch.image_ids, batch.epochs, batch.pixels, strict=True
+            ):
+                assert torch.equal(seen.setdefault((image_id, int(view)), pixels), pixels)
+            again = replay(images, settings, seed, 8, batch.image_ids, batch.epochs)
+            assert torch.equal(again.pixels, batch.pixels)
+    assert {view for _, view in seen} == {0, 1}
+    assert len(seen) == 2 * len(images)
+    orders = [make_batch(images, settings, seed, 8, 0, Place()).image_ids for seed in (3, 4)]
+    assert orders[0] != orders[1]  # the order is the run's own
+    plain = make_batch(images, SETTINGS, 5, 8, 0, Place())  # and the views those of that seed
+    for image_id, pixels in zip(plain.image_ids, plain.pixels, strict=True):
+        assert torch.equal(seen[image_id, 0], pixels)
+
+
 def test_two_workers_see_together_what_one_sees(images):
     whole = make_batch(images, SETTINGS, 1, 8, 5, Place())
     shares = [make_batch(images, SETTINGS, 1, 8, 5, Place(rank, 2)) for rank in range(2)]
