@@ -8,15 +8,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from echostill.curation.identifiers import Veil, check_key, key_check, run_key, spread
+from echostill.curation.review import (
+    NEEDS_REVIEW,
+    Desk,
+    approved_pixels,
+    prepare_pictures,
+    reopen,
+    waiting_in,
+    write_review,
+)
 from echostill.curation.sources import (
     Failure,
     IngestSettings,
     Source,
+    beginning,
     list_sources,
+    read_key,
     read_source,
 )
 from echostill.platform import runtime
 from echostill.platform.config import StageConfig, execution
+from echostill.platform.errors import EchostillError
+from echostill.platform.progress import console
 from echostill.platform.runs import claim, fingerprint
 from echostill.platform.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
 from echostill.platform.shards import Outcome, ShardedStage
@@ -39,17 +53,24 @@ class IngestWorker:
     """Reads the files of one shard."""
 
     settings: IngestSettings
+    veil: Veil
+    desk: Desk
+    samples: dict[str, int]  # frames for the contact sheet, by shard
 
     def process(self, payload: Any) -> Outcome:
         """Read a list of sources (plain values) into pool rows and quarantine rows."""
         rows: list[dict[str, Any]] = []
         refused: list[dict[str, Any]] = []
+        shard = shard_name(payload)
+        self.desk.sample = self.samples.get(shard, 0)
         for values in payload:
-            for item in read_source(Source(**values), self.settings):
+            source = Source(**values)
+            for item in read_source(source, self.settings, self.veil.key, self.desk):
                 if isinstance(item, Failure):
-                    refused.append(item.row())
+                    refused.append(self.veil.refusal(item, source.group).row())
                 else:
-                    rows.append(item)
+                    rows.append(self.veil.row(item))
+        self.desk.finish(shard)
         return Outcome(
             pa.Table.from_pylist(rows, schema=POOL_SCHEMA),
             pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
@@ -64,7 +85,11 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> str:
     """
     store = Store(config.store)
     shards = _shards(config)
-    wanted = _fingerprint(config, shards)
+    veil = _veil(config, shards)
+    shown = config.model_copy(
+        update=veil.values(config.model_dump(), ("source", "exclude", "root"))
+    )
+    wanted = _fingerprint(shown, shards, veil)
     claim(store.pool(), wanted, "a pool", overwrite)
     stage = ShardedStage(
         name="ingest",
@@ -75,22 +100,83 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> str:
         max_error_rate=config.max_error_rate,
     )
     files = sum(len(shard) for shard in shards)
+    approved = approved_pixels(store)
+    reopened = reopen(stage, len(shards), approved)
     if stage.is_finished():
         return f"already done: {files} files; {stage.accounting().describe()}"
-    save_configuration(store.pool(), config)
+    save_configuration(store.pool(), shown)
     runtime.connect(config.address)
     # Decoding is the CPU's work: GPUs of the cluster are left to the models.
     cpus, _ = runtime.cluster_resources()
     where = runtime.plan_workers(config.workers, len(shards), cpus)
     settings = IngestSettings(**{name: getattr(config, name) for name in _setting_names()})
-    done = stage.run(
-        shards,
-        _MakeWorker(settings),
-        where,
-        progress=config.progress,
-        finish=move_repeated_ids,
+    held = 0
+
+    def finish(stage: ShardedStage, records: dict[int, dict[str, Any]]) -> None:
+        nonlocal held
+        move_repeated_ids(stage, records)
+        held = write_review(store, stage, records)
+
+    try:
+        done = stage.run(
+            shards,
+            _MakeWorker(settings, veil, _desk(config, store, approved), _samples(config, shards)),
+            where,
+            progress=config.progress,
+            finish=finish,
+        )
+    except EchostillError as error:
+        raise _with_review(error, stage, len(shards)) from error
+    said = f"{files} files; {done.describe()}"
+    if reopened:
+        said += f"; {reopened} shard(s) read again for approved frames"
+    return f"{said}; {held} wait for `echostill review {config.store}`" if held else said
+
+
+def _veil(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> Veil:
+    """Return the key for identifiers, the user's or this run's own, and what it hides."""
+    key = read_key(config)
+    hidden = config.deidentify.sources
+    if key is not None:
+        check_key(key)
+        return Veil(key, hidden != "names")
+    files = [source["file"] for shard in shards for source in shard if not source["problem"]]
+    return Veil(run_key([beginning(file) for file in spread(files)]), hidden == "hashed")
+
+
+def _desk(config: IngestConfig, store: Store, approved: dict[str, str]) -> Desk:
+    settings = config.deidentify
+    if not settings.review_pixels and not settings.contact_sheet:
+        return Desk(approved)
+    pictures = prepare_pictures(store)
+    console.print(
+        f"warning: identifiable pixels are written to '{pictures.root}': keep it as the original "
+        "files are kept, and delete it after the review.",
+        markup=False,
+        soft_wrap=True,
     )
-    return f"{files} files; {done.describe()}"
+    return Desk(approved, pictures, settings.review_pixels)
+
+
+def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[str, int]:
+    """Share the frames of the contact sheet out over the shards."""
+    wanted = config.deidentify.contact_sheet
+    names = [shard_name(shard) for shard in spread(shards, wanted)] if wanted else []
+    return {
+        name: wanted // len(names) + (number < wanted % len(names))
+        for number, name in enumerate(names)
+    }
+
+
+def _with_review(error: EchostillError, stage: ShardedStage, shards: int) -> EchostillError:
+    """Say how many of the quarantined rows only wait for review."""
+    held = sum(waiting_in(stage, record) for record in stage.finished(shards).values())
+    if not held:
+        return error
+    return EchostillError(
+        f"{error} {held} of the rows in quarantine were held back by de-identification "
+        f"({NEEDS_REVIEW}): they count as errors until they are approved."
+    )
 
 
 def plan_ingest(config: IngestConfig) -> Plan:
@@ -106,6 +192,11 @@ def plan_ingest(config: IngestConfig) -> Plan:
     size = files * config.stage_side**2 * STAGED_BYTES_PER_PIXEL
     out.add("size", f"about {describe_bytes(size)} or less, staged at {config.stage_side} pixels")
     done = len(store.pool().list("done"))
+    names = "as keyed hashes" if _veil(config, shards).hidden else "as they are"
+    pixels = "the sector alone, doubtful frames held back"
+    if config.deidentify.pixels == "off":
+        pixels = "as they are (deidentify.pixels is off)"
+    out.add("identifiers", f"pixels: {pixels}; file names and groups: {names}")
     out.add("already done", f"{done} of {len(shards)} shards")
     out.add("result", store.pool().root)
     return out
@@ -114,9 +205,12 @@ def plan_ingest(config: IngestConfig) -> Plan:
 @dataclass(frozen=True)
 class _MakeWorker:
     settings: IngestSettings
+    veil: Veil
+    desk: Desk
+    samples: dict[str, int]
 
     def __call__(self) -> IngestWorker:
-        return IngestWorker(self.settings)
+        return IngestWorker(self.settings, self.veil, self.desk, self.samples)
 
 
 def _setting_names() -> list[str]:
@@ -129,14 +223,19 @@ def _shards(config: IngestConfig) -> list[list[dict[str, Any]]]:
     return [sources[start : start + step] for start in range(0, len(sources), step)]
 
 
-def _fingerprint(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> Any:
+def _fingerprint(config: IngestConfig, shards: list[list[dict[str, Any]]], veil: Veil) -> Any:
     listing = [
-        {key: value for key, value in source.items() if key != "file"}
+        {key: veil.name(str(value)) for key, value in source.items() if key != "file"}
         for shard in shards
         for source in shard
     ]
     digest = sha256(json.dumps(listing, sort_keys=True).encode())
-    return fingerprint(config, inputs={"files": digest})
+    return fingerprint(config, inputs={"files": digest, "key check": key_check(veil.key)})
+
+
+def shard_name(payload: list[dict[str, Any]]) -> str:
+    """Return a name for a shard that depends on its files alone, and tells none of them."""
+    return sha256(json.dumps(payload, sort_keys=True).encode())[:16]
 
 
 def move_repeated_ids(stage: ShardedStage, records: dict[int, dict[str, Any]]) -> None:

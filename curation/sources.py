@@ -6,6 +6,7 @@ wrong with a file becomes a :class:`Failure` of that file and stops nothing else
 
 import hashlib
 import hmac
+import itertools
 import os
 import posixpath
 import re
@@ -17,6 +18,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
+from echostill.curation.deidentification import (
+    Cleaned,
+    DeidentifySettings,
+    Scanner,
+    deidentify,
+)
+from echostill.curation.identifiers import keyed_hash
 from echostill.curation.manifests import (
     MANIFEST_SUFFIXES,
     OPTIONAL_COLUMNS,
@@ -26,6 +34,7 @@ from echostill.curation.manifests import (
     manifest_rows,
     portable_name,
 )
+from echostill.curation.review import NEEDS_REVIEW, Desk
 from echostill.platform.config import Config
 from echostill.platform.dicom import DicomHeader, is_dicom, read_frames
 from echostill.platform.errors import EchostillError, UsageError, nearest
@@ -72,8 +81,9 @@ class IngestSettings(Config):
     max_pixels: int = Field(MAX_PIXELS, description="Refuse larger pictures.", ge=1)
     key_file: str | None = Field(
         None,
-        description=f"File with the secret key for patient groups; {KEY_VARIABLE} does the same.",
+        description=f"File with the secret key for identifiers; {KEY_VARIABLE} does the same.",
     )
+    deidentify: DeidentifySettings = DeidentifySettings()
 
     @field_validator("group_pattern")
     @classmethod
@@ -131,7 +141,7 @@ def list_sources(settings: IngestSettings) -> list[Source]:
         UsageError: A source does not exist or holds nothing to read, a manifest lacks its file
             column, ``group_pattern`` fits no name, or the key file is missing.
     """
-    _key(settings)  # refuse a missing key file before the work, not in it
+    read_key(settings)  # refuse a missing key file before the work, not in it
     given = (settings.source,) if isinstance(settings.source, str) else settings.source
     sources = [source for location in given for source in _list_one(location, settings)]
     if not sources:
@@ -150,8 +160,16 @@ def list_sources(settings: IngestSettings) -> list[Source]:
     return [source for source in listed if not excluded or _content(source) not in excluded]
 
 
-def read_source(source: Source, settings: IngestSettings) -> list[Row | Failure]:
+def read_source(
+    source: Source, settings: IngestSettings, key: bytes | None = None, desk: Desk | None = None
+) -> list[Row | Failure]:
     """Read one source: its pool rows, and a failure for each frame (or the file) without one.
+
+    Args:
+        source: What to read.
+        settings: How.
+        key: For identifiers; default the user's, and without one they are plain hashes.
+        desk: Knows the frames that have been approved, and keeps pictures for review.
 
     Returns:
         At least one entry, in the order of the frames.
@@ -159,14 +177,14 @@ def read_source(source: Source, settings: IngestSettings) -> list[Row | Failure]
     Raises:
         UsageError: The key file is missing or empty: that concerns every file.
     """
-    key = _key(settings)
+    key, desk = key or read_key(settings), desk or Desk()
     if source.problem:
         return [Failure(source.name, source.name, "ListingError", source.problem)]
     try:
         data = _read_bytes(source.file)
         if is_dicom(data) or source.file.lower().endswith(DICOM_SUFFIXES):
-            return list(_dicom_rows(source, data, settings, key))
-        return [_image_row(source, data, settings)]
+            return list(_dicom_rows(source, data, settings, key, desk))
+        return [_image_row(source, data, settings, desk)]
     except Exception as error:
         return [_failure(source.name, source.name, error)]
 
@@ -273,6 +291,20 @@ def _check_pattern(pattern: str | None, sources: list[Source]) -> None:
         )
 
 
+def beginning(file: str, size: int = 2**20) -> bytes:
+    """Return a file's first bytes; none of one that cannot be read."""
+    try:
+        if "://" not in file:
+            with open(file, "rb") as stream:
+                return stream.read(size)
+        storage = Storage(posixpath.dirname(file))
+        name = storage.arrow_path(posixpath.basename(file))
+        with storage.filesystem.open_input_stream(name) as stream:
+            return bytes(stream.read(size))
+    except (OSError, UsageError):
+        return b""
+
+
 def _read_bytes(file: str) -> bytes:
     try:
         if "://" in file:
@@ -285,15 +317,17 @@ def _read_bytes(file: str) -> bytes:
         raise DecodeError(f"cannot be read: {error.strerror or type(error).__name__}") from None
 
 
-def _image_row(source: Source, data: bytes, settings: IngestSettings) -> Row:
+def _image_row(source: Source, data: bytes, settings: IngestSettings, desk: Desk) -> Row | Failure:
     pixels = decode_image(data, settings.max_pixels)
     image_id = _file_id(source, data)
     group = source.group or _pattern_group(source, settings) or image_id
-    return _row(source, settings, pixels, image_id, group)
+    scanner = Scanner(model=source.device or settings.device)
+    (cleaned,) = deidentify([pixels], (), settings.deidentify, scanner)
+    return _pass_or_hold(source, settings, pixels, cleaned, image_id, group, 0, desk)
 
 
 def _dicom_rows(
-    source: Source, data: bytes, settings: IngestSettings, key: bytes | None
+    source: Source, data: bytes, settings: IngestSettings, key: bytes | None, desk: Desk
 ) -> Iterator[Row | Failure]:
     header, frames = read_frames(data, stride=settings.frame_stride, max_pixels=settings.max_pixels)
     group = source.group or _pattern_group(source, settings) or _dicom_group(header, key)
@@ -305,14 +339,38 @@ def _dicom_rows(
         device=source.device or settings.device or header.device,
     )
     origin = header.sop_instance_uid or _file_id(source, data)
-    for frame in frames:
-        image_id = digest("dicom", origin, str(frame.index))
+    # The frames ahead are held while a cine's sector is looked for: a few, not the clip.
+    ahead, frames = itertools.tee(frames)
+    scanner = Scanner(header.manufacturer, header.device)
+    pixels = (frame.pixels for frame in ahead)
+    cleaned_frames = deidentify(pixels, header.regions, settings.deidentify, scanner)
+    for frame, cleaned in zip(frames, cleaned_frames, strict=True):
+        image_id = _dicom_id(origin, frame.index, key)
         name = f"{source.name}#{frame.index}" if header.frames > 1 else source.name
         if frame.pixels is None:
             yield _failure(name, image_id, frame.error or DecodeError("is missing"), "frame")
             continue
         named = replace(source, name=name)
-        yield _row(named, settings, frame.pixels, image_id, group, frame.index)
+        yield _pass_or_hold(
+            named, settings, frame.pixels, cleaned, image_id, group, frame.index, desk
+        )
+
+
+def _pass_or_hold(
+    source: Source,
+    settings: IngestSettings,
+    pixels: np.ndarray,
+    cleaned: Cleaned,
+    image_id: str,
+    group: str,
+    frame: int,
+    desk: Desk,
+) -> Row | Failure:
+    """Stage a frame's cleaned pixels, or hold it back for review; never the pixels as they were."""
+    desk.look(image_id, pixels, cleaned)
+    if cleaned.pixels is not None and desk.passes(image_id, cleaned):
+        return _row(source, settings, cleaned.pixels, image_id, group, frame)
+    return Failure(source.name, image_id, NEEDS_REVIEW, cleaned.verdict.describe())
 
 
 def _row(
@@ -360,6 +418,12 @@ def _file_id(source: Source, data: bytes) -> str:
     return digest("file", source.name, hashlib.sha256(data).hexdigest())
 
 
+def _dicom_id(instance: str, frame: int, key: bytes | None) -> str:
+    """Return a frame's id from its instance's UID, which others may know: under the key."""
+    plain = digest("dicom", instance, str(frame))
+    return plain if key is None else keyed_hash(key, "instance", plain)
+
+
 def _pattern_group(source: Source, settings: IngestSettings) -> str:
     match = re.search(settings.group_pattern, source.name) if settings.group_pattern else None
     if match is None:
@@ -374,10 +438,18 @@ def _dicom_group(header: DicomHeader, key: bytes | None) -> str:
     """
     if key is not None and header.patient_id:
         return hmac.new(key, header.patient_id.encode(), hashlib.sha256).hexdigest()[:32]
-    return digest("study", header.study_instance_uid) if header.study_instance_uid else ""
+    if not header.study_instance_uid:
+        return ""
+    study = digest("study", header.study_instance_uid)
+    return study if key is None else keyed_hash(key, "study", study)
 
 
-def _key(settings: IngestSettings) -> bytes | None:
+def read_key(settings: IngestSettings) -> bytes | None:
+    """Return the user's secret key for identifiers, None where there is none.
+
+    Raises:
+        UsageError: The key file is missing or empty.
+    """
     if settings.key_file is None:
         return os.environ.get(KEY_VARIABLE, "").encode() or None
     try:

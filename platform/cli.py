@@ -163,6 +163,36 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("review")
+def review_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    approve: Annotated[
+        list[str] | None,
+        typer.Option("--approve", help="Image id (or the beginning of one), or a file of ids."),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why the frames are harmless.")] = "",
+    by: Annotated[
+        str | None, typer.Option("--by", help="Who approves; default this machine's user.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the frames that de-identification held back, or approve some of them.
+
+    \b
+    Example:
+      echostill review runs/mine
+      echostill review runs/mine --approve ids.txt --reason "scale marks, no text"
+    """
+    from echostill.curation import review
+
+    if approve:
+        count = review.approve(store, approve, reason=reason, by=by)
+        print(f"{count} frame(s) approved: the next `echostill ingest` takes them in.")
+        return
+    rows = review.waiting(store)
+    print(json.dumps(rows, indent=1) if as_json else review.describe(store, rows))
+
+
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit_command(
     context: typer.Context,

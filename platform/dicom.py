@@ -4,6 +4,7 @@ Header values that name a person are kept out of every message and of every ``re
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,18 @@ _PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 @dataclass(frozen=True)
+class Region:
+    """An ultrasound region (PS3.3 C.8.5.5): what its rectangle shows; bounds are inclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    spatial_format: int  # 1 two-dimensional, 2 M-mode, 3 spectral, 4 wave form, 5 graphics
+    data_type: int  # 1 tissue, 2 colour flow, 3 and 4 spectral Doppler, 5 and more traces and bars
+
+
+@dataclass(frozen=True)
 class DicomHeader:
     """What the pipeline uses of a DICOM header; a missing value is an empty string."""
 
@@ -35,6 +48,8 @@ class DicomHeader:
     organ: str  # BodyPartExamined in lower case
     device: str  # ManufacturerModelName
     frames: int
+    manufacturer: str = ""  # never stored: to tell scanners apart
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,10 +126,45 @@ def _header(dataset: pydicom.Dataset) -> DicomHeader:
         sop_instance_uid=text("SOPInstanceUID"),
         study_instance_uid=text("StudyInstanceUID"),
         patient_id=text("PatientID"),
-        organ=text("BodyPartExamined").lower(),
-        device=text("ManufacturerModelName"),
+        organ=_unless_named(text("BodyPartExamined"), dataset).lower(),
+        device=_unless_named(text("ManufacturerModelName"), dataset),
         frames=max(frames, 1),
+        manufacturer=text("Manufacturer"),
+        regions=tuple(_regions(dataset)),
     )
+
+
+_PERSONAL = (
+    "PatientName", "PatientID", "OtherPatientNames", "PatientBirthName", "PatientBirthDate",
+    "AccessionNumber", "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName",
+)  # fmt: skip
+
+
+def _unless_named(value: str, dataset: pydicom.Dataset) -> str:
+    """Return a technical value, or nothing where it repeats a word of a personal one.
+
+    What is kept of a header is free text, and people write into the wrong fields.
+    """
+    personal = " ".join(str(dataset.get(keyword) or "") for keyword in _PERSONAL)
+    words = {word for word in re.split(r"[\W_]+", personal.casefold()) if len(word) > 2}
+    return "" if words & set(re.split(r"[\W_]+", value.casefold())) else value
+
+
+def _regions(dataset: pydicom.Dataset) -> Iterator[Region]:
+    for item in dataset.get("SequenceOfUltrasoundRegions") or ():
+        numbers = [
+            item.get(keyword)
+            for keyword in (
+                "RegionLocationMinX0",
+                "RegionLocationMinY0",
+                "RegionLocationMaxX1",
+                "RegionLocationMaxY1",
+                "RegionSpatialFormat",
+                "RegionDataType",
+            )
+        ]
+        if all(isinstance(number, int) for number in numbers):
+            yield Region(*numbers)
 
 
 def _check_decoder(dataset: pydicom.Dataset) -> None:

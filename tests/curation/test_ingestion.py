@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from echostill.curation import IngestConfig, ingest
+from echostill.curation.deidentification import DeidentifySettings
 from echostill.platform.errors import EchostillError
 from echostill.platform.images import decode_staged
 from echostill.platform.store import Store
@@ -47,6 +48,8 @@ def plant(root):
 
 
 def run(root, store, **settings):
+    # Here it is about files; what de-identification does is in its own tests.
+    settings.setdefault("deidentify", DeidentifySettings(pixels="off", sources="names"))
     settings = {"files_per_shard": 4, "max_error_rate": 0.5, "progress": False, **settings}
     return ingest(IngestConfig(store=str(store), source=str(root), **settings))
 
@@ -142,7 +145,7 @@ def test_workers_group_patients_under_the_secret_key(ray_cluster, folder, tmp_pa
         dataset.StudyInstanceUID = f"1.2.{number}"
         dataset.SOPInstanceUID = f"1.2.{number}.1"
         dataset.save_as(folder / f"patient_{number}.dcm")
-    (tmp_path / "key").write_bytes(b"secret")
+    (tmp_path / "key").write_bytes(b"a secret of some length")
     run(folder, tmp_path / "store", key_file=str(tmp_path / "key"))
     table = Store(str(tmp_path / "store")).open_pool().read(["source", "group_id"])
     groups = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
