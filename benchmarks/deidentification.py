@@ -43,7 +43,7 @@ LONG = (
 SHORT = ("RT 5", "LEFT", "MRI", "4711", "LT3", "F 62Y")
 SIZES = (9, 10, 11, 12, 13, 14, 16, 18, 20, 22, 26, 32, 40)
 COLOURS = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 0), (0, 1, 0), (0, 1, 1))
-THRESHOLDS = (0.5, 0.8, 0.9)
+THRESHOLDS = (0.5, 0.7, 0.9)
 
 
 def draw_text(
@@ -106,7 +106,7 @@ def examine(folder: Path, images: int, for_fit: bool) -> list[dict[str, Any]]:
     for digest, file in sorted(chosen)[:images]:
         pixels = decode_image(file.read_bytes())
         generator = np.random.default_rng(list(digest))
-        rows = text_rows(brightest(pixels))
+        rows = text_rows(pixels)
         begun = time.process_time()
         cleaned = clean(pixels)
         seconds = time.process_time() - begun
@@ -115,7 +115,7 @@ def examine(folder: Path, images: int, for_fit: bool) -> list[dict[str, Any]]:
             made = draw_text(pixels, str(text), generator)
             if made is None:
                 continue
-            hits = [row for row in text_rows(brightest(made[0])) if on_text(row, made[1])]
+            hits = [row for row in text_rows(made[0]) if on_text(row, made[1])]
             leaks = not for_fit and leaked(*made[:2])
             told = {"text": str(text), "contrast": made[2], "hits": hits, "leaks": leaks}
             drawn.append(told)

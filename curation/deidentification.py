@@ -25,14 +25,14 @@ _TOUCHES = 0.02  # share of a text's box inside the sector from which the text c
 
 
 class MaskRule(Config):
-    """What to keep of the frames of one scanner, where that is known better than it can be found."""
+    """What to keep of the frames of one scanner, where that is known better than found."""
 
     manufacturer: str = Field("", description="Manufacturer (0008,0070); empty fits all.")
     model: str = Field("", description="ManufacturerModelName (0008,1090); empty fits all.")
     rows: int = Field(description="Rows of the frame.", ge=1)
     columns: int = Field(description="Columns of the frame.", ge=1)
     keep: tuple[tuple[int, int, int, int], ...] = Field(
-        description="Rectangles to keep: left, top, right, bottom in pixels, the last two exclusive.",
+        description="Rectangles to keep: left, top, right, bottom (the last two exclusive).",
         min_length=1,
     )
 
@@ -64,7 +64,7 @@ class DeidentifySettings(Config):
         0.5, description="Hold back frames whose sector is less sure.", ge=0, le=1
     )
     max_text: float = Field(
-        0.8, description="Hold back frames with likelier text in the sector.", ge=0, le=1
+        0.7, description="Hold back frames with likelier text in the sector.", ge=0, le=1
     )
     frames_ahead: int = Field(
         32, description="Frames of a cine looked at before its sector is decided.", ge=1
@@ -196,8 +196,10 @@ def deidentify(
         held = Verdict(_failed(error))
         yield from (Cleaned(None, held) for _ in itertools.chain(ahead, remaining))
         return
+    # A still's text has been looked for already; other frames than this one are looked at anew.
+    still = present[0] if len(present) == 1 else None
     for frame in itertools.chain(ahead, remaining):
-        yield _clean(frame, sector, lettering, settings)
+        yield _clean(frame, sector, lettering, frame is still, settings)
 
 
 def _take(frames: Iterator[np.ndarray | None], count: int) -> list[np.ndarray | None]:
@@ -226,7 +228,7 @@ def _decide(
     for frame in frames:
         motion.add(frame)
     # What moves fades out of the darkest picture of a cine, and lettering over it stands out.
-    lettering = [row for row in text_rows(motion.lowest) if row.score > settings.max_text]
+    lettering = _likely(frames[0] if len(frames) == 1 else motion.lowest, settings)
     rule = _rule(settings.masks, motion.lowest.shape, scanner)
     if rule is not None:
         mask = np.zeros(motion.lowest.shape, dtype=bool)
@@ -235,6 +237,10 @@ def _decide(
         return Sector(mask, 1.0, "rule"), lettering
     found: np.ndarray | Motion = motion if motion.frames > 1 else frames[0]
     return find_sector(found, regions, [row.box for row in lettering]), lettering
+
+
+def _likely(frame: np.ndarray, settings: DeidentifySettings) -> list[Row]:
+    return [row for row in text_rows(frame) if row.score > settings.max_text]
 
 
 def _rule(rules: Sequence[MaskRule], shape: tuple[int, ...], scanner: Scanner) -> MaskRule | None:
@@ -247,7 +253,11 @@ def _rule(rules: Sequence[MaskRule], shape: tuple[int, ...], scanner: Scanner) -
 
 
 def _clean(
-    frame: np.ndarray | None, sector: Sector, lettering: list[Row], settings: DeidentifySettings
+    frame: np.ndarray | None,
+    sector: Sector,
+    lettering: list[Row],
+    looked_at: bool,
+    settings: DeidentifySettings,
 ) -> Cleaned:
     if frame is None:
         return Cleaned(None, Verdict())
@@ -257,7 +267,7 @@ def _clean(
         value = brightest(frame)
         if int(value.max()) - int(value.min()) <= _BLANK:
             return Cleaned(np.zeros_like(frame), Verdict(method="blank"))
-        rows = [*lettering, *(row for row in text_rows(value) if row.score > settings.max_text)]
+        rows = lettering if looked_at else [*lettering, *_likely(frame, settings)]
         rows = [row for row in rows if _share_inside(row.box, sector.mask) > _TOUCHES]
         pixels = frame if sector.mask.all() else np.where(_like(sector.mask, frame), frame, 0)
         reason = ""

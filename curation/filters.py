@@ -1,6 +1,6 @@
 """Running minimum and maximum of pictures, as whole-array operations.
 
-They give what ``scipy.ndimage``'s filters of the same name give, ten times faster on 8-bit pictures.
+They give what ``scipy.ndimage``'s filters give, ten times faster on 8-bit pictures.
 """
 
 import numpy as np
@@ -18,9 +18,7 @@ def shrink(values: np.ndarray, size: int) -> np.ndarray:
 
 def _slide(values: np.ndarray, size: int, extreme: np.ufunc, axis: int) -> np.ndarray:
     """Slide a window along one axis: windows of 1, 2, 4, ... are joined from overlapping halves."""
-    margin = [(0, 0), (0, 0)]
-    margin[axis] = (size // 2, size // 2)
-    result = np.pad(values, margin, mode="edge")
+    result = _extend(values, size // 2, axis)
     length = 1
     while length < size:
         step = min(length, size - length)
@@ -31,3 +29,17 @@ def _slide(values: np.ndarray, size: int, extreme: np.ufunc, axis: int) -> np.nd
         result = extreme(first, second)
         length += step
     return result
+
+
+def _extend(values: np.ndarray, margin: int, axis: int) -> np.ndarray:
+    """Repeat the edges along one axis; ``numpy.pad`` takes longer for it than the sliding does."""
+    height, width = values.shape
+    if axis == 0:
+        tall = np.empty((height + 2 * margin, width), dtype=values.dtype)
+        tall[margin : margin + height] = values
+        tall[:margin], tall[margin + height :] = values[0], values[-1]
+        return tall
+    wide = np.empty((height, width + 2 * margin), dtype=values.dtype)
+    wide[:, margin : margin + width] = values
+    wide[:, :margin], wide[:, margin + width :] = values[:, :1], values[:, -1:]
+    return wide

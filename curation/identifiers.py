@@ -21,7 +21,7 @@ _SHORTEST_PART = 3  # of a name, below which it is no identifier and would be fo
 
 
 def keyed_hash(key: bytes, kind: str, text: str) -> str:
-    """Return 128 bits of HMAC-SHA-256 in hexadecimal; each kind of identifier has hashes of its own."""
+    """Return 128 bits of HMAC-SHA-256 in hexadecimal; each kind of identifier has its own."""
     return hmac.new(key, f"{kind}\0{text}".encode(), hashlib.sha256).hexdigest()[:32]
 
 

@@ -1,7 +1,8 @@
 """The ingest stage: files in, pool out; bad rows to quarantine, nothing decoded twice."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -177,6 +178,27 @@ def _with_review(error: EchostillError, stage: ShardedStage, shards: int) -> Ech
         f"{error} {held} of the rows in quarantine were held back by de-identification "
         f"({NEEDS_REVIEW}): they count as errors until they are approved."
     )
+
+
+def reveal(config: IngestConfig, hashes: Sequence[str]) -> dict[str, str]:
+    """Say which files stand behind hashed names, for who has the key and the files.
+
+    Args:
+        config: Of the ingest; its sources are listed, and its key is used.
+        hashes: Values of ``source``, with or without the number of a frame.
+
+    Returns:
+        Name by hash, as far as found.
+    """
+    shards = _shards(config)
+    veil = replace(_veil(config, shards), hidden=True)
+    names = {veil.name(source["name"]): source["name"] for shard in shards for source in shard}
+    found = {}
+    for given in hashes:
+        stem, mark, frame = given.partition("#")
+        if stem in names:
+            found[given] = f"{names[stem]}{mark}{frame}"
+    return found
 
 
 def plan_ingest(config: IngestConfig) -> Plan:

@@ -106,7 +106,7 @@ def find_sector(
 
 
 def brightest(frame: np.ndarray) -> np.ndarray:
-    """Return the largest channel of each pixel, uint8 (H, W): coloured text is as bright as white."""
+    """Return each pixel's largest channel, (H, W): coloured text is as bright as white."""
     if frame.ndim == 2:
         return frame
     return np.maximum(np.maximum(frame[..., 0], frame[..., 1]), frame[..., 2])
@@ -165,13 +165,9 @@ def _outline(value: np.ndarray, change: np.ndarray | None, lettering: Sequence[B
         return Sector(whole, 1.0, "whole")
     step = -(-max(value.shape) // WORKING_SIDE)
     textured, method = _texture(value, step), "texture"
-    for x0, y0, x1, y1 in lettering:
-        # What belongs to a line of text, its dots and dashes, lies beyond the pieces that were found.
-        margin = (y1 - y0) // 2
-        rows = slice(max(y0 - margin, 0) // step, -(-(y1 + margin) // step))
-        textured[rows, max(x0 - margin, 0) // step : -(-(x1 + margin) // step)] = False
+    _erase(textured, lettering, step)
     if change is not None:
-        moving = textured & (grow(_blocks(change, step, np.minimum), 3) > _MOTION)
+        moving = textured & (_blocks(change, step, np.minimum) > _MOTION)
         # A clip in which little moves says nothing about what is an overlay.
         if moving.sum() >= 0.3 * sum(int(area.sum()) for area in _large(textured)):
             textured, method = moving, "motion"
@@ -201,19 +197,42 @@ def _texture(value: np.ndarray, step: int) -> np.ndarray:
     return textured
 
 
-def _blocks(values: np.ndarray, step: int, ufunc: np.ufunc) -> np.ndarray:
-    """Reduce blocks of step x step pixels to one value; the last blocks repeat the edge."""
-    height, width = values.shape
-    grown = np.pad(values, ((0, -height % step), (0, -width % step)), mode="edge")
-    columns = ufunc.reduce(grown.reshape(grown.shape[0], -1, step), axis=2)
-    reduced: np.ndarray = ufunc.reduce(columns.reshape(-1, step, columns.shape[1]), axis=1)
-    return reduced
+def _erase(textured: np.ndarray, lettering: Sequence[Box], step: int) -> None:
+    """Take lettering on an even ground out of a map of texture.
+
+    Lettering in tissue stays, and so does tissue that is mistaken for lettering: it must not be cut
+    out of the sector, and the text in the sector is what a person is asked about.
+    """
+    drawn, rims = np.zeros_like(textured), []
+    for x0, y0, x1, y1 in lettering:
+        box = slice(y0 // step, -(-y1 // step)), slice(x0 // step, -(-x1 // step))
+        drawn[box] = True
+        # A line of text has dots and dashes beyond the pieces that were found.
+        margin = max((y1 - y0) // (2 * step), 1)
+        rims.append(tuple(slice(max(s.start - margin, 0), s.stop + margin) for s in box))
+    for rim in rims:
+        ground = textured[rim][~drawn[rim]]
+        if ground.size == 0 or ground.mean() < 0.5:
+            textured[rim] = False
+
+
+def _blocks(values: np.ndarray, step: int, extreme: np.ufunc) -> np.ndarray:
+    """Reduce blocks of step x step pixels to one value; the last blocks may be smaller."""
+    for axis in (0, 1):
+        lines = values if axis == 0 else values.T
+        reduced = lines[::step].copy()
+        for offset in range(1, step):
+            part = lines[offset::step]
+            extreme(reduced[: len(part)], part, out=reduced[: len(part)])
+        values = reduced if axis == 0 else reduced.T
+    return values
 
 
 def _large(textured: np.ndarray) -> list[np.ndarray]:
     """Return the large areas of a map, without holes: lines and lettering are too thin to stay."""
     closed = shrink(grow(textured, 7), 7)
-    opened = grow(shrink(closed, 9), 9)
+    # One block less comes back: what borders on tissue differs from its neighbours as tissue does.
+    opened = grow(shrink(closed, 9), 7)
     labels, count = ndimage.label(opened)
     if count == 0:
         return []
@@ -226,19 +245,21 @@ def _large(textured: np.ndarray) -> list[np.ndarray]:
 def _hull(area: np.ndarray, step: int, shape: tuple[int, ...]) -> np.ndarray:
     """Return the convex hull of a map's blocks as a mask of the frame's own pixels."""
     height, width = shape
-    inside = area & ~ndimage.binary_erosion(area)  # its rim is enough, and few points
-    rows, columns = np.nonzero(inside)
-    corners = np.concatenate(
+    rim = area & ~ndimage.binary_erosion(area)  # enough, and few points
+    rows, columns = np.nonzero(rim)
+    corners = step * np.concatenate(
         [np.stack([rows + y, columns + x], axis=1) for y in (0, 1) for x in (0, 1)]
     )
-    a, b, c = ConvexHull(corners * step).equations.T  # inside: a * row + b * column + c <= 0
+    a, b, c = ConvexHull(corners).equations.T  # inside: a * row + b * column + c <= 0
     y, x = np.arange(height) + 0.5, np.arange(width) + 0.5
-    # A convex outline crosses each row once: between its last left and its first right edge.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = -(np.outer(y, a) + c) / b
+    # A convex outline has one left and one right end in each row that it crosses.
+    sloped = np.abs(b) > 1e-9
+    a, b, c = a[sloped], b[sloped], c[sloped]
+    crossing = -(np.outer(y, a) + c) / b
     left = np.where(b < 0, crossing, -np.inf).max(axis=1)
     right = np.where(b > 0, crossing, np.inf).min(axis=1)
-    mask: np.ndarray = (x >= left[:, None]) & (x <= right[:, None])
+    within = (y > corners[:, 0].min()) & (y < corners[:, 0].max())
+    mask: np.ndarray = within[:, None] & (x >= left[:, None]) & (x <= right[:, None])
     return mask
 
 

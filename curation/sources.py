@@ -146,7 +146,7 @@ def list_sources(settings: IngestSettings) -> list[Source]:
     sources = [source for location in given for source in _list_one(location, settings)]
     if not sources:
         raise UsageError("nothing to ingest: set 'source' to a folder, list or manifest.")
-    _check_pattern(settings.group_pattern, sources)
+    _check_pattern(settings, sources)
     first_name: dict[str, str] = {}
     listed = []
     for source in sources:
@@ -284,11 +284,12 @@ def _content(source: Source) -> str:
         return ""  # reading it again says why, in the quarantine
 
 
-def _check_pattern(pattern: str | None, sources: list[Source]) -> None:
+def _check_pattern(settings: IngestSettings, sources: list[Source]) -> None:
+    pattern = settings.group_pattern
     if pattern is not None and not any(re.search(pattern, source.name) for source in sources):
-        raise UsageError(
-            f"group_pattern '{pattern}' fits no name; the first is '{sources[0].name}'."
-        )
+        hidden = settings.deidentify.sources == "hashed" or read_key(settings) is not None
+        example = "" if hidden else f"; the first is '{sources[0].name}'"
+        raise UsageError(f"group_pattern '{pattern}' fits no name{example}.")
 
 
 def beginning(file: str, size: int = 2**20) -> bytes:

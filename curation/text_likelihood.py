@@ -6,6 +6,7 @@ traits, seldom all. Each row of pieces gets a score from a logistic model over i
 weights and measured recall and false alarms come from ``benchmarks/deidentification.py``.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +14,18 @@ from scipy import ndimage, sparse
 from scipy.special import expit
 
 from echostill.curation.filters import grow, shrink
-from echostill.curation.sector import Box
+from echostill.curation.sector import Box, brightest
 
-_STROKE = 7  # widest stroke in pixels at the scale looked at; the scales are 1, 1/2 and 1/4
+_STROKE = 7  # widest stroke in pixels, at each of the scales 1, 1/2 and 1/4 (2 in small pictures)
 _CONTRAST = 24  # least difference of a stroke from its surroundings, in grey levels
 _LOWEST, _HIGHEST = 5, 44  # of a letter in pixels, at the scale looked at
 _GAP = 1.3  # widest gap between the pieces of a row, in heights
 _MOST_PIECES = 8000  # of one picture; above it is noise, and the pieces of most contrast are kept
 _SMALLEST_SIDE = 64  # of a picture that is looked at once more at half its size
+_SMALL_SIDE = 320  # of a picture that is looked at once more at twice its size
 _BRIGHT = 140  # ground on which dark lettering is looked for
+_COLOURED = 48  # difference of channels that grey pixels do not have
+_FEWEST_PIXELS = 12  # of which three letters are drawn
 
 TRAITS = (
     "pieces",  # logarithm of their number
@@ -66,26 +70,49 @@ class _Pieces:
         return _Pieces(*(getattr(self, name)[chosen] for name in _Pieces.__dataclass_fields__))
 
 
-def text_rows(value: np.ndarray) -> list[Row]:
+def text_rows(frame: np.ndarray) -> list[Row]:
     """Find rows of what may be lettering, the likeliest first.
 
     Args:
-        value: uint8 (H, W); of a colour picture its brightest channel, in which coloured lettering
-            is as bright as white.
+        frame: uint8 (H, W) or (H, W, 3).
 
     Returns:
         Every row with three pieces or more, however unlikely; none in a picture without strokes.
     """
-    rows: list[Row] = []
-    scale = 1
-    while scale == 1 or min(value.shape) >= _SMALLEST_SIDE:
-        rows += _rows(value, scale)
-        if np.count_nonzero(value >= _BRIGHT) > value.size // 200:
-            rows += _rows(255 - value, scale)
-        if scale == 4:
-            break
-        value, scale = _halve(value), scale * 2
+    rows = _rows_at_scales(brightest(frame), with_dark=True)
+    if frame.ndim == 3:
+        # Coloured lettering on grey tissue is as bright as the tissue, and alone in its colour.
+        low = np.minimum(np.minimum(frame[..., 0], frame[..., 1]), frame[..., 2])
+        colour = brightest(frame) - low
+        if np.count_nonzero(colour >= _COLOURED) >= _FEWEST_PIXELS:
+            rows += _rows_at_scales(colour, with_dark=False)
     return sorted(rows, key=lambda row: (-row.score, row.box))
+
+
+def _rows_at_scales(value: np.ndarray, with_dark: bool) -> list[Row]:
+    rows: list[Row] = []
+    if max(value.shape) <= _SMALL_SIDE:
+        # A picture this small has been shrunk, and its letters with it.
+        rows += _rows(_double(value), 0.5)
+    scale = 1
+    while scale == 1 or (scale <= 4 and min(value.shape) >= _SMALLEST_SIDE):
+        rows += _rows(value, scale)
+        bright = np.count_nonzero(value >= _BRIGHT)
+        if with_dark and scale < 4 and bright > value.size // 100:
+            rows += _rows(255 - value, scale)
+        value, scale = _halve(value), scale * 2
+    return rows
+
+
+def _double(value: np.ndarray) -> np.ndarray:
+    """Return the picture at twice its size, interpolated between neighbours."""
+    for _ in (0, 1):
+        wide = np.empty((value.shape[0], 2 * value.shape[1]), dtype=np.uint8)
+        nearest = value.astype(np.uint16)
+        other = np.concatenate([nearest[:, 1:], nearest[:, -1:]], axis=1)
+        wide[:, ::2], wide[:, 1::2] = value, (nearest + other) // 2
+        value = wide.T
+    return value
 
 
 def _halve(value: np.ndarray) -> np.ndarray:
@@ -94,7 +121,7 @@ def _halve(value: np.ndarray) -> np.ndarray:
     return ((total + 2) // 4).astype(np.uint8)
 
 
-def _rows(value: np.ndarray, scale: int) -> list[Row]:
+def _rows(value: np.ndarray, scale: float) -> list[Row]:
     pieces = _pieces(value)
     if pieces is None:
         return []
@@ -105,13 +132,14 @@ def _rows(value: np.ndarray, scale: int) -> list[Row]:
         box = (int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3]))
         traits = _traits(row)
         score = float(expit(traits @ WEIGHTS + INTERCEPT))
-        x0, y0, x1, y1 = (edge * scale for edge in box)
+        x0, y0 = (int(edge * scale) for edge in box[:2])
+        x1, y1 = (math.ceil(edge * scale) for edge in box[2:])
         rows.append(Row((x0, y0, x1, y1), tuple(traits.tolist()), score))
     return rows
 
 
 def _pieces(value: np.ndarray) -> _Pieces | None:
-    """Cut bright strokes out of their surroundings: top-hat, and half of its height as threshold."""
+    """Cut bright strokes out of their surroundings, at half of the height of their top-hat."""
     height = value - grow(shrink(value, _STROKE), _STROKE)
     strokes = (height >= _CONTRAST) & (height > grow(height, _STROKE) // 2)
     labels, count = ndimage.label(strokes, structure=np.ones((3, 3), dtype=np.int8))
@@ -126,9 +154,7 @@ def _pieces(value: np.ndarray) -> _Pieces | None:
         return np.bincount(piece, values, minlength=count)
 
     area = total(np.ones(len(inside)))
-    framed = np.pad(strokes, 1)
-    sides = [framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]]
-    rim = np.sum([~side for side in sides], axis=0).ravel()[inside]
+    rim = _free_sides(strokes).ravel()[inside]
     brightness = value.ravel()[inside].astype(np.float64)
     mean = total(brightness) / area
     variance = np.maximum(total(brightness**2) / area - mean**2, 0)
@@ -153,6 +179,16 @@ def _pieces(value: np.ndarray) -> _Pieces | None:
     return pieces.take(chosen) if len(chosen) >= 3 else None
 
 
+def _free_sides(strokes: np.ndarray) -> np.ndarray:
+    """Count the sides on which each pixel borders on none of a map: 0 to 4."""
+    free = np.full(strokes.shape, 4, dtype=np.uint8)
+    free[1:] -= strokes[:-1]
+    free[:-1] -= strokes[1:]
+    free[:, 1:] -= strokes[:, :-1]
+    free[:, :-1] -= strokes[:, 1:]
+    return free
+
+
 def _neighbours(pieces: _Pieces) -> list[np.ndarray]:
     """Group the pieces that could be letters of one row; groups of three or more."""
     order = np.argsort(pieces.x0, kind="stable")
@@ -174,6 +210,8 @@ def _neighbours(pieces: _Pieces) -> list[np.ndarray]:
     alike = (gap >= -0.3 * low) & (gap <= _GAP * high + 1)
     alike &= (faint >= 0.4 * strong) & (thick <= 1.8 * thin)
     alike &= np.abs(pieces.peak[first] - pieces.peak[second]) <= 40
+    if not alike.any():
+        return []
     links = (np.ones(int(alike.sum())), (first[alike], second[alike]))
     graph = sparse.coo_matrix(links, shape=(len(order), len(order)))
     groups, group = sparse.csgraph.connected_components(graph, directed=False)

@@ -193,6 +193,25 @@ def review_command(
     print(json.dumps(rows, indent=1) if as_json else review.describe(store, rows))
 
 
+@app.command("names")
+def names_command(
+    hashes: Annotated[list[str], typer.Argument(help="Hashed names, as `source` has them.")],
+    config: ConfigFile = None,
+) -> None:
+    """Say which files stand behind hashed names; needs the key and the files of the ingest.
+
+    \b
+    Example:
+      echostill names 5b1d0c3e9a7f42168c0d5e6f7a8b9c0d --config config.yaml
+    """
+    from echostill.curation.ingestion import IngestConfig, reveal
+    from echostill.platform.config import load
+
+    found = reveal(load(IngestConfig, "ingest", config), hashes)
+    for name in hashes:
+        print(f"{name}  {found.get(name, 'not among the sources, or hashed with another key')}")
+
+
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit_command(
     context: typer.Context,
