@@ -10,8 +10,8 @@ import hmac
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from echostill.platform.errors import UsageError
 
@@ -56,16 +56,6 @@ def run_key(contents: Sequence[bytes]) -> bytes:
     return hasher.digest()
 
 
-class _Refusal(Protocol):
-    """A row of the quarantine in the making: a frozen dataclass with these fields, or more."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-    source: Any
-    id: Any
-    error_class: Any
-    message: Any
-
-
 Item = TypeVar("Item")
 
 
@@ -74,9 +64,6 @@ def spread(items: Sequence[Item], count: int = _SAMPLED_FILES) -> list[Item]:
     if len(items) <= count:
         return list(items)
     return [items[number * (len(items) - 1) // max(count - 1, 1)] for number in range(count)]
-
-
-Refusal = TypeVar("Refusal", bound="_Refusal")
 
 
 @dataclass(frozen=True)
@@ -102,23 +89,23 @@ class Veil:
         group = keyed_hash(self.key, "group", row["group_id"])
         return {**row, "source": self.name(row["source"]), "group_id": group}
 
-    def refusal(self, item: Refusal, group: str = "") -> Refusal:
-        """Veil a file's failure: its source, its id where that is a name, and its message.
+    def refusal(self, row: dict[str, str], group: str = "") -> dict[str, str]:
+        """Veil a row of the quarantine: its source, its id where that is a name, its message.
 
         Args:
-            item: A frozen dataclass with source, id, error_class and message.
+            row: With source, id, error_class and message.
             group: The group that the user gave the file.
         """
         if not self.hidden:
-            return item
-        message = item.message
-        if item.error_class == "ListingError":  # these quote other files' names
+            return row
+        message = row["message"]
+        if row["error_class"] == "ListingError":  # these quote other files' names
             message = re.sub(r"'([^']*)'", lambda quoted: f"'{self.name(quoted[1])}'", message)
-        for part in _parts(item.source, group):
+        for part in _parts(row["source"], group):
             message = re.sub(re.escape(part), "...", message, flags=re.IGNORECASE)
-        identity = self.name(item.id) if item.id == item.source else item.id
-        veiled: Refusal = replace(item, source=self.name(item.source), id=identity, message=message)
-        return veiled
+        source = self.name(row["source"])
+        identity = source if row["id"] == row["source"] else row["id"]
+        return {**row, "source": source, "id": identity, "message": message}
 
     def values(self, values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         """Veil some of a configuration's values, for what is kept beside a result."""

@@ -68,7 +68,7 @@ class IngestWorker:
             source = Source(**values)
             for item in read_source(source, self.settings, self.veil.key, self.desk):
                 if isinstance(item, Failure):
-                    refused.append(self.veil.refusal(item, source.group).row())
+                    refused.append(self.veil.refusal(item.row(), source.group))
                 else:
                     rows.append(self.veil.row(item))
         self.desk.finish(shard)

@@ -21,7 +21,7 @@ _CONTRAST = 24  # least difference of a stroke from its surroundings, in grey le
 _LOWEST, _HIGHEST = 5, 44  # of a letter in pixels, at the scale looked at
 _GAP = 1.3  # widest gap between the pieces of a row, in heights
 _MOST_PIECES = 8000  # of one picture; above it is noise, and the pieces of most contrast are kept
-_SMALLEST_SIDE = 64  # of a picture that is looked at once more at half its size
+_SMALLEST_SIDE = 100  # of a picture that is looked at once more at half its size
 _SMALL_SIDE = 320  # of a picture that is looked at once more at twice its size
 _BRIGHT = 140  # ground on which dark lettering is looked for
 _COLOURED = 48  # difference of channels that grey pixels do not have
@@ -98,7 +98,7 @@ def _rows_at_scales(value: np.ndarray, with_dark: bool) -> list[Row]:
     while scale == 1 or (scale <= 4 and min(value.shape) >= _SMALLEST_SIDE):
         rows += _rows(value, scale)
         bright = np.count_nonzero(value >= _BRIGHT)
-        if with_dark and scale < 4 and bright > value.size // 100:
+        if with_dark and scale == 1 and bright > value.size // 100:
             rows += _rows(255 - value, scale)
         value, scale = _halve(value), scale * 2
     return rows

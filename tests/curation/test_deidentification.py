@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from echostill.curation.deidentification import (
     Verdict,
     deidentify,
 )
-from echostill.platform.dicom import Region
+from echostill.platform.dicom import Region, read_frames
 
+DICOM = Path(__file__).parents[2] / "examples/quickstart/pool/dicom"
 DEFAULT = DeidentifySettings()
 
 
@@ -114,6 +116,17 @@ def test_frames_are_asked_for_one_by_one_after_those_ahead(phantom):
     stream = deidentify(frames(), (), DeidentifySettings(frames_ahead=3))
     next(stream)
     assert len(asked) == 3
+
+
+def test_real_cines_pass_or_wait_as_their_pixels_ask_for():
+    """A distance is written into the declared region of the first; the second's sector is free."""
+    for name, reason in (("OBXXXX1A_rle_2frame.dcm", "text"), ("examples_ybr_color.dcm", "")):
+        header, frames = read_frames(DICOM / name)
+        out = run((frame.pixels for frame in frames), header.regions)
+        assert len(out) == header.frames
+        assert {cleaned.verdict.reason for cleaned in out} == {reason}
+        if not reason:  # of the menu below the sector nothing is left
+            assert not any(cleaned.pixels[225:].any() for cleaned in out)
 
 
 # --- failing closed ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 
 from echostill.curation import IngestConfig, ingest, review
 from echostill.curation.deidentification import DeidentifySettings
+from echostill.curation.ingestion import reveal
 from echostill.curation.sources import KEY_VARIABLE
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.images import decode_staged
@@ -146,7 +147,12 @@ def test_nothing_planted_comes_out(
     listing, box = export
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     caplog.set_level(logging.DEBUG)
-    said = ingest(configured(listing, tmp_path / "store"))
+    config = configured(listing, tmp_path / "store")
+    with pytest.raises(EchostillError, match="2 of the rows in quarantine were held") as raised:
+        ingest(config.model_copy(update={"max_error_rate": 0.01}))
+    rotten = str(raised.value)
+    said = ingest(config)
+    assert "(3 finished earlier)" in said
     store = Store(str(tmp_path / "store"))
     rows = store.open_pool().read().to_pylist()
     held = Table.open(store.quarantine("ingest"), "ingest").read().to_pylist()
@@ -168,7 +174,7 @@ def test_nothing_planted_comes_out(
     assert told(everything_in(tmp_path / "store")) == []
     spoken = capfd.readouterr()
     described = review.describe(store.root, waits)
-    assert told("\n".join([said, spoken.out, spoken.err, caplog.text, described])) == []
+    assert told("\n".join([rotten, said, spoken.out, spoken.err, caplog.text, described])) == []
     assert told(ray_logs()) == []
 
     # In no staged pixel: where text was drawn into the border there is black, and tissue is left.
@@ -185,22 +191,12 @@ def test_nothing_planted_comes_out(
         ingest(configured(listing, tmp_path / "other", group_pattern="nowhere"))
     assert told(str(raised.value)) == []
 
-
-def test_another_key_is_another_pool_and_the_same_is_the_same(
-    ray_cluster, export, tmp_path, monkeypatch
-):
-    listing, _ = export
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    ingest(configured(listing, tmp_path / "one"))
-    ingest(configured(listing, tmp_path / "two", workers=1))
-    one, two = (Store(str(tmp_path / name)).open_pool() for name in ("one", "two"))
-    assert one.digest == two.digest
-    monkeypatch.setenv(KEY_VARIABLE, f"not {KEY}")
-    with pytest.raises(UsageError, match="key check"):
-        ingest(configured(listing, tmp_path / "one"))
-    monkeypatch.setenv(KEY_VARIABLE, "short")
-    with pytest.raises(UsageError, match="openssl rand"):
-        ingest(configured(listing, tmp_path / "three"))
+    # A pool is not continued under another key, and no short key is taken.
+    for key, message in ((f"not {KEY}", "key check"), ("short", "openssl rand")):
+        monkeypatch.setenv(KEY_VARIABLE, key)
+        with pytest.raises(UsageError, match=message) as raised:
+            ingest(config)
+        assert told(str(raised.value)) == []
 
 
 def test_without_a_key_patients_are_grouped_and_a_run_cut_short_goes_on(
@@ -228,10 +224,19 @@ def test_approved_frames_enter_as_they_were_cleaned(ray_cluster, export, tmp_pat
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     settings = DeidentifySettings(review_pixels=True, contact_sheet=3)
     config = configured(listing, tmp_path / "store", deidentify=settings)
+    with pytest.raises(UsageError, match="run `echostill ingest`"):
+        review.waiting(str(tmp_path / "store"))
     ingest(config)
     store = Store(str(tmp_path / "store"))
     before = store.open_pool().rows
     first, second = review.waiting(store.root)
+
+    # Who has the key and the files finds the names behind the hashes.
+    named = reveal(config, [first["source"], second["source"], "0" * 32])
+    assert sorted(name.rpartition("/")[2] for name in named.values()) == [
+        "MRN-77120934 over.png",
+        "zsofia_late.dcm#3",
+    ]
 
     # Pictures were asked for: they lie apart, under a name that warns.
     pictures = tmp_path / "store" / "review" / review.PICTURES
@@ -242,6 +247,14 @@ def test_approved_frames_enter_as_they_were_cleaned(ray_cluster, export, tmp_pat
     assert Image.open(io.BytesIO(sheets[0].read_bytes())).size[0] > 320
     assert told("\n".join(names)) == []
 
+    for wanted, reason, message in (
+        ([first["image_id"]], " ", "needs a reason"),
+        (["ffff"], "why not", "does not wait for review"),
+        ([""], "why not", "is the beginning of 2 ids"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            review.approve(store.root, wanted, reason=reason)
+    assert not (tmp_path / "store/review/approvals").exists()
     ids = tmp_path / "ids.txt"
     ids.write_text(f"{first['image_id'][:8]}\n")
     assert review.approve(store.root, [str(ids)], reason="only a scale", by="R. Reader") == 1
@@ -256,41 +269,7 @@ def test_approved_frames_enter_as_they_were_cleaned(ray_cluster, export, tmp_pat
     assert verify_store(store.root).sound
 
     # What was approved are those pixels: settings that show more of the frame ask again.
-    ingest(config.model_copy(update={"stage_side": 300}), overwrite=True)
-    assert len(review.waiting(store.root)) == 1
     rule = {"rows": 240, "columns": 320, "keep": ((0, 0, 320, 240),)}
     wider = DeidentifySettings(masks=(rule,))
     ingest(config.model_copy(update={"deidentify": wider}), overwrite=True)
     assert first["image_id"] in {row["image_id"] for row in review.waiting(store.root)}
-
-
-def test_frames_held_back_count_as_errors_and_the_message_says_so(
-    ray_cluster, export, tmp_path, monkeypatch
-):
-    listing, _ = export
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    config = configured(listing, tmp_path / "store").model_copy(update={"max_error_rate": 0.01})
-    with pytest.raises(
-        EchostillError, match="2 of the rows in quarantine were held back"
-    ) as raised:
-        ingest(config)
-    assert told(str(raised.value)) == []
-
-
-def test_approvals_name_frames_that_wait_and_give_a_reason(
-    ray_cluster, export, tmp_path, monkeypatch
-):
-    listing, _ = export
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    with pytest.raises(UsageError, match="run `echostill ingest`"):
-        review.waiting(str(tmp_path / "store"))
-    ingest(configured(listing, tmp_path / "store"))
-    root = str(tmp_path / "store")
-    (row, _) = review.waiting(root)
-    with pytest.raises(UsageError, match="needs a reason"):
-        review.approve(root, [row["image_id"]], reason=" ")
-    with pytest.raises(UsageError, match="does not wait for review"):
-        review.approve(root, ["ffff"], reason="why not")
-    with pytest.raises(UsageError, match="is the beginning of 2 ids"):
-        review.approve(root, [""], reason="why not")
-    assert "approvals" not in {path.name for path in (tmp_path / "store/review").iterdir()}
