@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageEnhance
 
+from echostill.curation.deidentification import DeidentifySettings
 from echostill.curation.duplicate_groups import NEAR
 from echostill.curation.duplicates import DuplicatesConfig, find_links
 from echostill.curation.listing import list_sources
@@ -54,7 +55,7 @@ def planted(file: Path, seed: int, pad: bool) -> bytes:
 
 def pool_of(files: list[str], folder: Path) -> Table:
     """Read files as ingest does, into a pool whose rows are in the files' order."""
-    settings = IngestSettings()
+    settings = IngestSettings(deidentify=DeidentifySettings(pixels="off"))
     rows = []
     for file in files:
         for source in list_sources(IngestSettings(source=file)):

@@ -100,7 +100,9 @@ def embed(
 
     Columns: ``image`` (the source), ``image_id``, ``frame`` (of a cine, else 0) and ``feature``
     (fixed-size list of float32, the model's own pooling, not normalised). Rows stand in the order
-    of the sources. Images that could not be read go to ``<name>.quarantine.parquet`` beside it.
+    of the sources. Pixels are taken as they are, not de-identified, unless ``settings`` say so: no
+    pixels are kept, and no image of one's own goes missing. The names of the files are kept.
+    Images that could not be read go to ``<name>.quarantine.parquet`` beside it.
 
     Args:
         images: Folders, files, lists (.txt) or manifests (.csv, .parquet).
@@ -120,6 +122,7 @@ def embed(
     values = {
         # A pool stages at 256 pixels; a model that takes more must not see enlarged ones.
         "stage_side": max(256, staged_side(model.image_size)),
+        "deidentify": {"pixels": "off"},
         **(settings.model_dump(exclude_unset=True) if settings else {}),
         "source": tuple(images),
     }

@@ -24,7 +24,7 @@ from echostill.curation.manifests import (
     manifest_rows,
     portable_name,
 )
-from echostill.curation.sources import IngestSettings, Source, patient_group, read_key
+from echostill.curation.sources import IngestSettings, Source, read_key
 from echostill.platform.containers import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SUFFIXES, container_of
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.files import SourceFile, bucket_of, with_options_first
@@ -49,7 +49,7 @@ def list_sources(settings: IngestSettings) -> list[Source]:
     sources = [source for location in given for source in _list_one(location, settings)]
     if not sources:
         raise UsageError("nothing to ingest: set 'source' to a folder, list or manifest.")
-    _check_pattern(settings.group_pattern, sources)
+    _check_pattern(settings, sources)
     listed = list(_without_repeats(sources))
     excluded = _contents(settings)
     return [kept for source in listed for kept in _without(source, excluded)]
@@ -211,7 +211,6 @@ def _list_table(location: str, settings: IngestSettings) -> list[Source]:
     root = settings.root or posixpath.dirname(location)
     if "://" not in root:
         root = os.path.abspath(os.path.expanduser(root))
-    key = read_key(settings)
     files = [absolute_path(row["file"], root) if row.get("file") else "" for row in rows]
     base = common_folder([file for file in files if file and not is_inside(file, root)])
     sources = []
@@ -222,12 +221,6 @@ def _list_table(location: str, settings: IngestSettings) -> list[Source]:
             name = portable_name(row.get("file") or f"row {number}")
             sources.append(Source("", name, problem=f"{where} {problem}"))
             continue
-        group = row.get("group", "")
-        if not group and row.get("patient"):
-            try:
-                group = patient_group(row["patient"], key)
-            except DecodeError as error:
-                raise UsageError(f"'{location}' {error}.") from None
         name = os.path.relpath(file, root) if is_inside(file, root) else file[len(base) :]
         name = portable_name(Path(name).as_posix().lstrip("/"))
         sources.append(
@@ -235,7 +228,8 @@ def _list_table(location: str, settings: IngestSettings) -> list[Source]:
                 file,
                 name,
                 id=row.get("id", ""),
-                group=group,
+                group=row.get("group", ""),
+                patient=row.get("patient", ""),
                 organ=row.get("organ", ""),
                 device=row.get("device", ""),
                 label=row.get("label", ""),
@@ -273,11 +267,11 @@ def _size(location: str) -> int:
         return 0  # reading it says why
 
 
-def _check_pattern(pattern: str | None, sources: list[Source]) -> None:
+def _check_pattern(settings: IngestSettings, sources: list[Source]) -> None:
+    pattern = settings.group_pattern
     if pattern is not None and not any(re.search(pattern, source.name) for source in sources):
-        raise UsageError(
-            f"group_pattern '{pattern}' fits no name; the first is '{sources[0].name}'."
-        )
+        example = "" if settings.hides_names else f"; the first is '{sources[0].name}'"
+        raise UsageError(f"group_pattern '{pattern}' fits no name{example}.")
 
 
 def _contents(settings: IngestSettings) -> set[str]:

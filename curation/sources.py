@@ -1,4 +1,4 @@
-"""From one source file to pool rows: frames decoded, identified, staged.
+"""From one source file to pool rows: frames decoded, de-identified, staged.
 
 :func:`read_source` reads one of what :mod:`echostill.curation.listing` lists. Whatever is wrong
 with a file becomes a :class:`Failure` of that file, or of one frame, and stops nothing else.
@@ -6,10 +6,11 @@ with a file becomes a :class:`Failure` of that file, or of one frame, and stops 
 
 import hashlib
 import hmac
+import itertools
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,12 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from echostill.curation.archives import Member, read_archive
+from echostill.curation.deidentification import DeidentifySettings, Scanner, deidentify
+from echostill.curation.identifiers import keyed_hash
 from echostill.curation.manifests import portable_name
 from echostill.curation.perceptual import perceptual_columns
 from echostill.curation.quality import QualitySettings, quality_columns
+from echostill.curation.review import NEEDS_REVIEW, Desk
 from echostill.platform.config import Config
 from echostill.platform.containers import ARCHIVE_SUFFIXES, container_of, open_clip
 from echostill.platform.dicom import DicomHeader
@@ -78,8 +82,9 @@ class IngestSettings(Config):
     quality: QualitySettings = QualitySettings()
     key_file: str | None = Field(
         None,
-        description=f"File with the secret key for patient groups; {KEY_VARIABLE} does the same.",
+        description=f"File with the secret key for identifiers; {KEY_VARIABLE} does the same.",
     )
+    deidentify: DeidentifySettings = DeidentifySettings()
 
     @field_validator("group_pattern")
     @classmethod
@@ -95,6 +100,12 @@ class IngestSettings(Config):
         """What one file may ask for."""
         return Limits(self.max_pixels, self.max_frames, self.max_bytes)
 
+    @property
+    def hides_names(self) -> bool:
+        """Whether names of files, groups and ids of the user's become keyed hashes."""
+        chosen = self.deidentify.sources
+        return chosen == "hashed" or (chosen == "auto" and read_key(self) is not None)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -104,6 +115,7 @@ class Source:
     name: str  # path relative to its root: ids depend on it, never on where the root is
     id: str = ""  # the user's own
     group: str = ""
+    patient: str = field(default="", repr=False)  # becomes the group, under the key
     organ: str = ""
     device: str = ""
     label: str = ""
@@ -135,8 +147,17 @@ class Failure:
 Row = dict[str, Any]
 
 
-def read_source(source: Source, settings: IngestSettings) -> list[Row | Failure]:
+def read_source(
+    source: Source, settings: IngestSettings, key: bytes | None = None, desk: Desk | None = None
+) -> list[Row | Failure]:
     """Read one source: its pool rows, and a failure for each frame (or the file) without one.
+
+    Args:
+        source: What to read.
+        settings: How.
+        key: For identifiers; default the user's. Without one DICOM identifiers are plain hashes and
+            patients make no groups, which is for readers that store none of it.
+        desk: Knows the frames that have been approved, and keeps pictures for review.
 
     Returns:
         The entries in the order of the frames; none only where an archive holds nothing but what is
@@ -145,12 +166,15 @@ def read_source(source: Source, settings: IngestSettings) -> list[Row | Failure]
     Raises:
         UsageError: The key file is missing or empty: that concerns every file.
     """
-    return list(stream_source(source, settings))
+    return list(stream_source(source, settings, key, desk))
 
 
-def stream_source(source: Source, settings: IngestSettings) -> Iterator[Row | Failure]:
+def stream_source(
+    source: Source, settings: IngestSettings, key: bytes | None = None, desk: Desk | None = None
+) -> Iterator[Row | Failure]:
     """Do as :func:`read_source` does, one entry at a time."""
-    key = read_key(settings)
+    key = key or read_key(settings)
+    reading = _Reading(settings, key, desk or Desk(), settings.hides_names)
     if source.problem:
         yield Failure(source.name, source.name, "ListingError", source.problem)
         return
@@ -160,83 +184,114 @@ def stream_source(source: Source, settings: IngestSettings) -> Iterator[Row | Fa
             file = file.loaded()
         head = file.head()
         if head and container_of(head, source.name) == "archive":
-            yield from _archive_rows(source, file, settings, key)
+            yield from _archive_rows(source, file, reading)
         else:
-            yield from _file_rows(source, file, settings, key)
+            yield from _file_rows(source, file, reading)
     except Exception as error:
         yield _failure(source.name, source.name, error)
 
 
-def _archive_rows(
-    source: Source, file: SourceFile, settings: IngestSettings, key: bytes | None
-) -> Iterator[Row | Failure]:
+@dataclass(frozen=True)
+class _Reading:
+    settings: IngestSettings
+    key: bytes | None
+    desk: Desk
+    hides_names: bool
+
+
+def _archive_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
     found = False
-    for member in read_archive(file, settings.limits):
+    for member in read_archive(file, reading.settings.limits):
         found = True
         if member.name in source.skip:
             continue
-        inner = replace(source, file="", name=f"{source.name}/{portable_name(member.name)}")
+        inner = replace(source, file="", name=member_name(source, member))
         try:
-            yield from _member_rows(inner, member, settings, key)
+            yield from _member_rows(inner, member, reading)
         except Exception as error:
             yield _failure(inner.name, inner.name, error)
     if not found:
         raise DecodeError("is an archive without images")
 
 
-def _member_rows(
-    source: Source, member: Member, settings: IngestSettings, key: bytes | None
-) -> Iterator[Row | Failure]:
+def member_name(archive: Source, member: Member) -> str:
+    """Return what a member of an archive is called as a source."""
+    return f"{archive.name}/{portable_name(member.name)}"
+
+
+def _member_rows(source: Source, member: Member, reading: _Reading) -> Iterator[Row | Failure]:
     if member.data is None:
         raise DecodeError(member.problem)
     told = member.told
     source = replace(
         source,
         id=told.get("id", ""),
-        group=told.get("group", "") or patient_group(told.get("patient", ""), key),
+        group=told.get("group", ""),
+        patient=told.get("patient", ""),
         organ=told.get("organ") or source.organ,
         device=told.get("device") or source.device,
         label=told.get("label") or source.label,
     )
-    yield from _file_rows(source, SourceFile(source.name, data=member.data), settings, key)
+    yield from _file_rows(source, SourceFile(source.name, data=member.data), reading)
 
 
-def _file_rows(
-    source: Source, file: SourceFile, settings: IngestSettings, key: bytes | None
-) -> Iterator[Row | Failure]:
+def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
+    settings, key, desk = reading.settings, reading.key, reading.desk
     clip = open_clip(file, settings.limits)
     header = clip.header
-    identity = _Identity(source, file, header, clip.frames)
-    group = source.group or _pattern_group(source, settings)
+    identity = _Identity(source, file, header, clip.frames, reading)
+    group = source.group or patient_group(source.patient, key) or _pattern_group(source, settings)
     if not group and header is not None:
         group = _dicom_group(header, key)
     group = group or identity.file_id
+    scanner = Scanner(model=source.device or settings.device)
     if header is not None:
+        scanner = Scanner(header.manufacturer, header.device)
         # What the user said comes first, then what the file says, then the configured default.
         source = replace(
             source,
             organ=source.organ or settings.organ or header.organ,
             device=source.device or settings.device or header.device,
         )
-    for frame in settings.frames.read(clip):
+    # A cine's sector is looked for on its first frames: these are held meanwhile, not the clip.
+    frames, ahead = itertools.tee(settings.frames.read(clip))
+    pixels = (frame.pixels for frame in ahead)
+    regions = () if header is None else header.regions
+    all_cleaned = deidentify(pixels, regions, settings.deidentify, scanner)
+    for frame, cleaned in zip(frames, all_cleaned, strict=True):
         image_id = identity.of_frame(frame.index)
         name = f"{source.name}#{frame.index}" if clip.frames > 1 else source.name
         if frame.pixels is None:
             what = "frame" if clip.frames > 1 else "file"
             yield _failure(name, image_id, frame.error or DecodeError("is missing"), what)
             continue
-        # Here a decoded frame passes to staging: what must not be staged is taken out here.
+        desk.look(image_id, frame.pixels, cleaned)
+        # Cleaned pixels are staged, or the frame is held back; never the pixels as they were.
+        if cleaned.pixels is None or not desk.passes(image_id, cleaned):
+            yield Failure(name, image_id, NEEDS_REVIEW, cleaned.verdict.describe())
+            continue
         named = replace(source, name=name)
-        yield _row(named, settings, frame.pixels, header, image_id, group, frame.index)
+        yield _row(named, settings, cleaned.pixels, header, image_id, group, frame.index)
 
 
 class _Identity:
-    """Ids of a file's frames: the user's, the DICOM instance's, or from name and content."""
+    """Ids of a file's frames: the user's, the DICOM instance's, or from name and content.
+
+    The first two may be known to others, who could find them by trying: they go under the key, the
+    user's own where names are hidden.
+    """
 
     def __init__(
-        self, source: Source, file: SourceFile, header: DicomHeader | None, frames: int
+        self,
+        source: Source,
+        file: SourceFile,
+        header: DicomHeader | None,
+        frames: int,
+        reading: _Reading,
     ) -> None:
         self._source, self._file, self._header, self._frames = source, file, header, frames
+        self._key = reading.key
+        self._hides_names = reading.hides_names
         self._file_id = ""
 
     @property
@@ -247,9 +302,12 @@ class _Identity:
 
     def of_frame(self, index: int) -> str:
         if self._source.id:
-            return digest("id", self._source.id, *([str(index)] if self._frames > 1 else []))
+            own = digest("id", self._source.id, *([str(index)] if self._frames > 1 else []))
+            return keyed_hash(self._key, "id", own) if self._key and self._hides_names else own
         if self._header is not None:
-            return digest("dicom", self._header.sop_instance_uid or self.file_id, str(index))
+            origin = self._header.sop_instance_uid or self.file_id
+            instance = digest("dicom", origin, str(index))
+            return keyed_hash(self._key, "instance", instance) if self._key else instance
         return digest("frame", self.file_id, str(index)) if self._frames > 1 else self.file_id
 
 
@@ -304,31 +362,26 @@ def _pattern_group(source: Source, settings: IngestSettings) -> str:
 
 
 def _dicom_group(header: DicomHeader, key: bytes | None) -> str:
-    """Return the patient under a secret key, or else the study."""
-    if key is not None and header.patient_id:
-        return patient_group(header.patient_id, key)
-    return digest("study", header.study_instance_uid) if header.study_instance_uid else ""
+    """Return the patient under the key, or else the study."""
+    patient = patient_group(header.patient_id, key)
+    if patient or not header.study_instance_uid:
+        return patient
+    study = digest("study", header.study_instance_uid)
+    return study if key is None else keyed_hash(key, "study", study)
 
 
 def patient_group(patient: str, key: bytes | None) -> str:
-    """Return a patient's group under a secret key; ``""`` where no patient is named.
+    """Return a patient's group under the key; ``""`` without a patient, or without a key.
 
-    Raises:
-        DecodeError: There is no key. A bare hash is no veil: patient ids are few and can be tried
-            one by one.
+    A bare hash is no veil: patient ids are few and can be tried one by one.
     """
-    if not patient:
+    if not patient or key is None:
         return ""
-    if key is None:
-        raise DecodeError(
-            f"names a patient, and there is no key to hide the name: set 'key_file' or "
-            f"{KEY_VARIABLE}, or name the column 'group' where it holds pseudonyms"
-        )
     return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def read_key(settings: IngestSettings) -> bytes | None:
-    """Return the secret key for patient groups, None where there is none.
+    """Return the user's secret key for identifiers, None where there is none.
 
     Raises:
         UsageError: The key file is missing or empty.

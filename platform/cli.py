@@ -151,6 +151,58 @@ def watch_command(
     watch(store, follow=follow, as_json=as_json)
 
 
+@app.command("review")
+def review_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    approve: Annotated[
+        list[str] | None,
+        typer.Option("--approve", help="Image id (or the beginning of one), or a file of ids."),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why the frames are harmless.")] = "",
+    by: Annotated[
+        str | None, typer.Option("--by", help="Who approves; default this machine's user.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the frames that de-identification held back, or approve some of them.
+
+    \b
+    Example:
+      echostill review runs/mine
+      echostill review runs/mine --approve ids.txt --reason "scale marks, no text"
+    """
+    from echostill.curation import review
+
+    if approve:
+        count = review.approve(store, approve, reason=reason, by=by)
+        print(f"{count} frame(s) approved: the next `echostill ingest` takes them in.")
+        return
+    rows = review.waiting(store)
+    print(json.dumps(rows, indent=1) if as_json else review.describe(store, rows))
+
+
+@app.command("names")
+def names_command(
+    hashes: Annotated[list[str], typer.Argument(help="Hashed names, as `source` has them.")],
+    config: ConfigFile = None,
+) -> None:
+    """Say which files stand behind hashed names; needs the key and the files of the ingest.
+
+    \b
+    Example:
+      echostill names 5b1d0c3e9a7f42168c0d5e6f7a8b9c0d --config config.yaml
+    """
+    from echostill.curation.ingestion import IngestConfig
+    from echostill.curation.veiling import reveal
+    from echostill.platform.config import load
+    from echostill.platform.store import Store
+
+    settings = load(IngestConfig, "ingest", config)
+    found = reveal(settings, Store(settings.store).pool(), hashes)
+    for name in hashes:
+        print(f"{name}  {found.get(name, 'not among the sources, or hashed with another key')}")
+
+
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit_command(
     context: typer.Context,

@@ -6,6 +6,7 @@ Header values that name a person are kept out of every message and of every ``re
 import contextlib
 import io
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -56,6 +57,7 @@ class DicomHeader:
     frames: int  # as stated
     image_type: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
+    manufacturer: str = ""  # never stored: to tell scanners apart
 
 
 def is_dicom(data: bytes) -> bool:
@@ -85,7 +87,9 @@ def open_dicom(source: SourceFile, limits: Limits | None = None) -> Clip:
     """
     limits = limits or Limits()
     dataset = _open(source, limits)
-    header = _header(dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote header values
+        header = _header(dataset)
     check_size(int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0), limits.max_pixels)
     syntax = _syntax(dataset)
     if str(syntax).startswith(_FILM_SYNTAXES):
@@ -193,12 +197,34 @@ def _header(dataset: pydicom.Dataset) -> DicomHeader:
         sop_instance_uid=text("SOPInstanceUID"),
         study_instance_uid=text("StudyInstanceUID"),
         patient_id=text("PatientID"),
-        organ=text("BodyPartExamined").lower(),
-        device=text("ManufacturerModelName"),
+        organ=_unless_named(text("BodyPartExamined"), dataset).lower(),
+        device=_unless_named(text("ManufacturerModelName"), dataset),
         frames=frames,
         image_type=(image_type,) if isinstance(image_type, str) else tuple(image_type),
         regions=tuple(_regions(dataset)),
+        manufacturer=text("Manufacturer"),
     )
+
+
+_PERSONAL = (
+    "PatientName", "PatientID", "OtherPatientNames", "PatientBirthName", "PatientBirthDate",
+    "AccessionNumber", "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName",
+)  # fmt: skip
+
+
+def _unless_named(value: str, dataset: pydicom.Dataset) -> str:
+    """Return a technical value, or nothing where it repeats a word of a personal one.
+
+    What is kept of a header is free text, and people write into the wrong fields.
+    """
+    personal = ""
+    for keyword in _PERSONAL:
+        try:
+            personal += f" {dataset.get(keyword) or ''}"
+        except Exception:  # a value that cannot be read: the pool is not to fail for want of it
+            return ""
+    words = {word for word in re.split(r"[\W_]+", personal.casefold()) if len(word) > 2}
+    return "" if words & set(re.split(r"[\W_]+", value.casefold())) else value
 
 
 def _regions(dataset: pydicom.Dataset) -> Iterator[Region]:

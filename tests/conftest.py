@@ -133,6 +133,7 @@ def make_pool(tmp_path_factory):
     """Read files as ingest does, without Ray: ``make_pool(store, {name: bytes}, groups)``."""
     import pyarrow as pa
 
+    from echostill.curation.deidentification import DeidentifySettings
     from echostill.curation.listing import list_sources
     from echostill.curation.sources import IngestSettings, read_source
     from echostill.platform.schemas import POOL_SCHEMA
@@ -145,7 +146,8 @@ def make_pool(tmp_path_factory):
             (folder / name).write_bytes(data)
             lines.append(f"{name},{(groups or {}).get(name, '')}")
         (folder / "list.csv").write_text("\n".join(lines) + "\n")
-        settings = IngestSettings(source=str(folder / "list.csv"))
+        plain = DeidentifySettings(pixels="off")
+        settings = IngestSettings(source=str(folder / "list.csv"), deidentify=plain)
         rows = [row for source in list_sources(settings) for row in read_source(source, settings)]
         table = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
         counted = {"rows_in": table.num_rows, "quarantined": 0}

@@ -28,6 +28,7 @@ from pydicom.uid import (
 )
 
 from echostill.curation import IngestConfig, ingest
+from echostill.curation.deidentification import DeidentifySettings
 from echostill.curation.listing import list_sources
 from echostill.curation.sources import KEY_VARIABLE, Failure, IngestSettings, read_source
 from echostill.platform.images import decode_staged
@@ -35,7 +36,12 @@ from echostill.platform.store import Store
 from echostill.platform.tables import Table
 from echostill.platform.verify import verify_store
 
-LIMITS = {"max_pixels": 1_000_000, "max_frames": 500, "max_bytes": 5_000_000}
+LIMITS = {
+    "max_pixels": 1_000_000,
+    "max_frames": 500,
+    "max_bytes": 5_000_000,
+    "deidentify": DeidentifySettings(pixels="off", sources="names"),
+}
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Größe é.png") for form in ("NFC", "NFD"))
 PATIENT = "SECRET-7"
 SOME = -1  # at least one: how many frames of a cut film can be saved is the decoder's affair
@@ -432,12 +438,15 @@ def test_each_line_of_a_manifest_gives_its_row_or_its_reason(corpus):
 
 def test_one_ingest_of_everything_accounts_for_everything(ray_cluster, corpus, tmp_path):
     root, manifest = corpus
-    settings = IngestSettings(source=(str(root), str(manifest)), **LIMITS)
+    key = tmp_path / "key"
+    key.write_text("a key of sixteen bytes or more")
+    settings = IngestSettings(source=(str(root), str(manifest)), key_file=str(key), **LIMITS)
     expected = [item for source in list_sources(settings) for item in read_source(source, settings)]
     rows = [item for item in expected if isinstance(item, dict)]
     config = IngestConfig(
         store=str(tmp_path / "store"),
         source=settings.source,
+        key_file=str(key),
         max_error_rate=1.0,
         files_per_shard=40,
         progress=False,

@@ -11,6 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from echostill.curation.deidentification import DeidentifySettings
 from echostill.curation.listing import list_sources
 from echostill.curation.sources import KEY_VARIABLE, Failure, IngestSettings, read_source
 from echostill.platform import files
@@ -61,7 +62,8 @@ def bucket(endpoint, tmp_path, monkeypatch, sample):
 
 
 def read_all(*source, **values):
-    settings = IngestSettings(source=tuple(map(str, source)), **values)
+    plain = DeidentifySettings(pixels="off")
+    settings = IngestSettings(source=tuple(map(str, source)), deidentify=plain, **values)
     return [item for found in list_sources(settings) for item in read_source(found, settings)]
 
 

@@ -10,8 +10,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from echostill.curation.embedding import embed, find_model
+from echostill.curation.identifiers import Veil
 from echostill.curation.ingestion import IngestWorker
-from echostill.curation.sources import IngestSettings
+from echostill.curation.review import Desk
+from echostill.curation.sources import KEY_VARIABLE, IngestSettings, read_key
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.images import decode_staged, to_square
 from echostill.platform.models import create_encoder, save_weights
@@ -93,17 +95,20 @@ def test_a_row_per_image_and_frame_and_bad_files_apart(folder, store, tmp_path):
     assert table.schema.metadata[b"echostill.weights"].decode() == model(store).digest
 
 
-def test_a_feature_is_that_of_the_pool_row(folder, store, tmp_path):
-    """Ids and pixels as ingest makes them: the tables can be joined."""
+def test_a_feature_is_that_of_the_pool_row(folder, store, tmp_path, monkeypatch):
+    """Ids and pixels as ingest makes them, with one key: the tables can be joined."""
+    monkeypatch.setenv(KEY_VARIABLE, "a key of sixteen bytes or more")
     target = str(tmp_path / "features.parquet")
     embed([str(folder)], model(store), target, batch_size=3, progress=False)
     table, features = read(target)
-    settings = IngestSettings(source=str(folder))
+    settings = IngestSettings(source=str(folder), deidentify={"pixels": "off"})
     from dataclasses import asdict
 
     from echostill.curation.listing import list_sources
 
-    pool = IngestWorker(settings).process([asdict(s) for s in list_sources(settings)]).rows
+    veil = Veil(read_key(settings), hidden=True)
+    worker = IngestWorker(settings, veil, Desk(), {})
+    pool = worker.process([asdict(s) for s in list_sources(settings)]).rows
     assert pool["image_id"].to_pylist() == table["image_id"].to_pylist()
     encoder = create_encoder("tinyusfm-micro")
     from echostill.platform.models import load_weights

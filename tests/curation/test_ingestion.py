@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from echostill.curation import IngestConfig, ingest, retry_ingest
+from echostill.curation.deidentification import DeidentifySettings
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.images import decode_staged
 from echostill.platform.store import Store
@@ -47,6 +48,8 @@ def plant(root):
 
 
 def run(root, store, **settings):
+    # Here it is about files; what de-identification does is in its own tests.
+    settings.setdefault("deidentify", DeidentifySettings(pixels="off", sources="names"))
     settings = {"files_per_shard": 4, "max_error_rate": 0.5, "progress": False, **settings}
     return ingest(IngestConfig(store=str(store), source=str(root), **settings))
 
@@ -142,7 +145,7 @@ def test_workers_group_patients_under_the_secret_key(ray_cluster, folder, tmp_pa
         dataset.StudyInstanceUID = f"1.2.{number}"
         dataset.SOPInstanceUID = f"1.2.{number}.1"
         dataset.save_as(folder / f"patient_{number}.dcm")
-    (tmp_path / "key").write_bytes(b"secret")
+    (tmp_path / "key").write_bytes(b"a secret of some length")
     run(folder, tmp_path / "store", key_file=str(tmp_path / "key"))
     table = Store(str(tmp_path / "store")).open_pool().read(["source", "group_id"])
     groups = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
@@ -175,13 +178,18 @@ def test_mended_files_take_their_places(ray_cluster, folder, tmp_path):
     plant(folder)
     (folder / "cine.dcm").write_bytes(CINE_FILE.read_bytes()[:2000])
     (folder / "recopy.dcm").write_bytes(CINE_FILE.read_bytes())
-    run(folder, tmp_path / "store")
+    (tmp_path / "key").write_text("a key of sixteen bytes or more")
+    key = str(tmp_path / "key")  # without one, identifiers change with the files
+    run(folder, tmp_path / "store", key_file=key)
+    run(folder, tmp_path / "keyless")
     for name, data in (("cine.dcm", CINE_FILE.read_bytes()), ("truncated.jpg", encoded(9))):
         (folder / name).write_bytes(data)
-    run(folder, tmp_path / "calm")
+    run(folder, tmp_path / "calm", key_file=key)
     config = IngestConfig(
         store=str(tmp_path / "store"),
         source=str(folder),
+        key_file=key,
+        deidentify={"pixels": "off", "sources": "names"},
         files_per_shard=4,
         max_error_rate=0.5,
         progress=False,
@@ -194,6 +202,9 @@ def test_mended_files_take_their_places(ray_cluster, folder, tmp_path):
         found = {path.name: path.read_bytes() for path in rough.iterdir() if path.is_file()}
         assert found == {path.name: path.read_bytes() for path in calm.iterdir() if path.is_file()}
     assert verify_store(config.store).sound
+    # A key of the run's own is found again though two of its files are others now.
+    values = {"store": str(tmp_path / "keyless"), "key_file": None}
+    assert "4 quarantined before, 4 now" in retry_ingest(config.model_copy(update=values))
     (folder / "one more.jpg").write_bytes(encoded(20))
     with pytest.raises(UsageError, match=r"inputs\.files: "):
         retry_ingest(config)

@@ -74,7 +74,8 @@ def configuration(store, weights, **settings):
 def scored(ray_cluster, pictures, weights, tmp_path_factory):
     """A store with a pool of four shards, scored by one worker."""
     root = tmp_path_factory.mktemp("scored") / "store"
-    ingest(IngestConfig(store=str(root), source=str(pictures), files_per_shard=8, progress=False))
+    values = {"files_per_shard": 8, "progress": False, "deidentify": {"pixels": "off"}}
+    ingest(IngestConfig(store=str(root), source=str(pictures), **values))
     said = score(configuration(root, weights))
     assert f"{IMAGES} rows in = {IMAGES} rows out + 0 quarantined; {SHARDS} shard(s)" in said
     return root

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from echostill.curation.deidentification import DeidentifySettings
 from echostill.curation.listing import list_sources
 from echostill.curation.sources import IngestSettings, read_source
 from echostill.distill import export_graph
@@ -31,7 +32,8 @@ SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "pool
 def store(tmp_path_factory):
     """A store with 48 real images, half of them chosen, and one finished student."""
     store = Store(str(tmp_path_factory.mktemp("export") / "store"))
-    settings = IngestSettings(source=str(SAMPLE / "manifest.csv"))
+    plain = DeidentifySettings(pixels="off")
+    settings = IngestSettings(source=str(SAMPLE / "manifest.csv"), deidentify=plain)
     rows = [read_source(source, settings)[0] for source in list_sources(settings)[::20][:48]]
     pool = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
     chosen = [{"image_id": row["image_id"], "selected": k % 2 == 0} for k, row in enumerate(rows)]

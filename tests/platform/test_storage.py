@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from echostill.curation import IngestConfig, SelectConfig, select
-from echostill.curation.ingestion import IngestWorker, _settings, _shards
+from echostill.curation.ingestion import _prepare
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.events import read_events
 from echostill.platform.images import encode_png
@@ -102,6 +101,7 @@ def test_a_bucket_is_ingested_into_a_bucket_through_a_kill(bucket, tmp_path):
         data = encode_png(rng.integers(0, 255, (700, 900), dtype=np.uint8))
         incoming.write(f"ward/{number:02d}.png", data[:500] if number == 13 else data)
     settings = [f"store={store.root}", f"source={incoming.root}", f"files_per_shard={PER_SHARD}"]
+    settings.append("deidentify.pixels=off")
     ingest = command("ingest", *settings, "workers=1", "max_error_rate=0.5")
     with subprocess.Popen(ingest, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         deadline = time.monotonic() + 300
@@ -116,10 +116,16 @@ def test_a_bucket_is_ingested_into_a_bucket_through_a_kill(bucket, tmp_path):
     assert "finished earlier" in again.stdout
     assert verify_store(store.root).sound
 
-    config = IngestConfig(store=store.root, source=incoming.root, files_per_shard=PER_SHARD)
+    config = IngestConfig(
+        store=store.root,
+        source=incoming.root,
+        files_per_shard=PER_SHARD,
+        deidentify={"pixels": "off"},
+    )
+    ready = _prepare(config, overwrite=False)
     parts = store.open_pool().manifest["parts"]
-    for part, shard in zip(parts, _shards(config), strict=True):
-        rows = IngestWorker(_settings(config)).process([asdict(source) for source in shard]).rows
+    for part, shard in zip(parts, ready.shards, strict=True):
+        rows = ready.make_worker(config)().process(shard).rows
         assert store.pool().read(part["file"]) == encode_parquet(rows)
 
     logged = read_events(store.events(), "ingest")
