@@ -1,7 +1,6 @@
 """A file to read, wherever it lies: on disk, in a bucket, or in memory out of an archive."""
 
 import contextlib
-import functools
 import hashlib
 import io
 import os
@@ -125,14 +124,9 @@ def bucket_of(uri: str) -> tuple[Storage, str]:
     """Split a URI into its bucket (with options) and the key, which may hold what URIs may not."""
     scheme, _, rest = uri.partition("://")
     if scheme == "file":
-        return _bucket("/"), rest.lstrip("/")
+        return Storage("/"), rest.lstrip("/")
     bucket, _, key = rest.partition("/")
-    return _bucket(f"{scheme}://{bucket}"), key
-
-
-@functools.lru_cache(maxsize=16)
-def _bucket(root: str) -> Storage:
-    return Storage(root)
+    return Storage(f"{scheme}://{bucket}"), key
 
 
 @contextlib.contextmanager

@@ -8,40 +8,22 @@ import tarfile
 import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from echostill.curation.deidentification import DeidentifySettings
 from echostill.curation.listing import list_sources
 from echostill.curation.sources import KEY_VARIABLE, Failure, IngestSettings, read_source
-from echostill.platform import files
 from echostill.platform.errors import UsageError
 
 ODD = "sub folder/é #%+&'.png"
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(endpoint, tmp_path, monkeypatch, sample):
+def bucket(object_store, tmp_path, monkeypatch, sample):
     """A folder and the same in a bucket; the client of the bucket."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    for name, value in object_store.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    files._bucket.cache_clear()
     root = tmp_path / "pool"
     for seed, name in enumerate(("a.png", ODD, "b.png", "1.2.840.7")):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,14 +33,12 @@ def bucket(endpoint, tmp_path, monkeypatch, sample):
     with tarfile.open(root / "shard.tar", "w") as archive:
         archive.add(root / "a.png", "0.png")
     (root / "notes.txt").write_text("no image")
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="hospital")
+    client = boto3.client("s3", endpoint_url=object_store["AWS_ENDPOINT_URL"])
     for path in root.rglob("*"):
         if path.is_file():
             key = f"export/{path.relative_to(root).as_posix()}"
             client.put_object(Bucket="hospital", Key=key, Body=path.read_bytes())
-    yield root, client
-    files._bucket.cache_clear()
+    return root, client
 
 
 def read_all(*source, **values):
