@@ -231,6 +231,28 @@ def export_coreset_command(
     print(f"{to}: {size} bytes")
 
 
+def atlas_command(
+    to: Annotated[str, typer.Argument(help="File to write, .parquet.")],
+    store: StoreOption = DEFAULT_STORE,
+    coreset: AnyCoresetOption = None,
+    side: Annotated[
+        int, typer.Option("--side", min=0, max=1024, help="Pixels of the pictures; 0 for none.")
+    ] = 96,
+) -> None:
+    """Write the pool for embedding-atlas: map, pictures, metadata, scores, coreset.
+
+    \b
+    Example:
+      echostill atlas runs/atlas.parquet --store runs/quickstart
+    """
+    from echostill.curation import local
+
+    rows = local.export_atlas(store, to, coreset=coreset, side=side)
+    image = " --image image" if side else ""
+    print(f"{to}: {rows} images. Look at them with:")
+    print(f"  embedding-atlas {to} --x x --y y{image} --disable-projection")
+
+
 def pin_command(
     image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
     reason: Annotated[str, typer.Option("--reason", help="Why.")],
@@ -321,6 +343,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "neighbours": neighbours_command,
     "compare": compare_command,
     "export-coreset": export_coreset_command,
+    "atlas": atlas_command,
     "pin": pin_command,
     "why": why_command,
     "leakcheck": leakcheck_command,

@@ -4,7 +4,7 @@ Nothing is dropped silently: an excluded row stays in the coreset's table, and i
 it is excluded for, naming the benchmark's image or the copy that is kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +24,11 @@ EXCLUSIONS_SCHEMA = pa.schema([("image_id", pa.string()), ("reason", pa.string()
 class ExclusionSettings(Config):
     """What is left out of a selection."""
 
+    only: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="Columns of the pool and the values that may be chosen, such as "
+        "{organ: [liver, breast]}; all others are left out.",
+    )
     exclude_flags: tuple[str, ...] = Field(
         (), description="Quality flags whose images are left out, such as [blank, blurred]."
     )
@@ -65,8 +70,8 @@ def exclusions(store: Store, config: ExclusionSettings) -> pa.Table:
         reasons has several rows.
 
     Raises:
-        UsageError: The duplicates or the leaks were found in another pool, or a flag is asked for
-            and the pool has none.
+        UsageError: The duplicates or the leaks were found in another pool, a flag is asked for
+            and the pool has none, or ``only`` names a column or a value that it has not.
     """
     pool = store.open_pool()
     found = [EXCLUSIONS_SCHEMA.empty_table()]
@@ -76,6 +81,8 @@ def exclusions(store: Store, config: ExclusionSettings) -> pa.Table:
         found += _copies(store, pool)
     if config.exclude_flags:
         found += _flagged(pool, config)
+    if config.only:
+        found += _unwanted(pool, config.only)
     table = pa.concat_tables(found)
     return table.take(pc.sort_indices(table, [("image_id", "ascending"), ("reason", "ascending")]))
 
@@ -120,6 +127,28 @@ def _flagged(pool: Table, config: ExclusionSettings) -> Iterator[pa.Table]:
         mask = pc.fill_null(flagged[issue], False)
         score = pc.cast(pc.round(images[score_column(issue)].filter(mask), 3), pa.string())
         reason = _joined(f"flagged {issue.replace('_', ' ')} (score ", score, ")")
+        yield _rows(images["image_id"].filter(mask), reason)
+
+
+def _unwanted(pool: Table, only: Mapping[str, Sequence[str]]) -> Iterator[pa.Table]:
+    kinds = dict(pool.manifest["schema"])
+    for column, wanted in only.items():
+        if column not in kinds or kinds[column].endswith("binary"):
+            known = [name for name, kind in kinds.items() if not kind.endswith("binary")]
+            raise UsageError(
+                f"only: the pool has no column '{column}' with values to choose from."
+                f"{nearest(column, known)}"
+            )
+        images = pool.read(["image_id", column])
+        values = pc.fill_null(images[column].cast(pa.string()), "")
+        there = pc.unique(values).to_pylist()
+        for value in wanted:
+            if value not in there:
+                raise UsageError(
+                    f"only: no image of the pool has {column} '{value}'.{nearest(value, there)}"
+                )
+        mask = pc.invert(pc.is_in(values, value_set=pa.array(wanted, pa.string())))
+        reason = _joined(f"{column} '", values.filter(mask), "' is not among those asked for")
         yield _rows(images["image_id"].filter(mask), reason)
 
 

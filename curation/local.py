@@ -111,3 +111,23 @@ def export_coreset(root: str, name: str, path: str, *, selected: str = "true") -
         data = b"".join(export(coreset, positions, kind))
     Storage(folder or ".").write(file, data)
     return len(data)
+
+
+def export_atlas(root: str, path: str, *, coreset: str | None = None, side: int = 96) -> int:
+    """Write the pool for embedding-atlas, with a coreset's columns; returns the rows.
+
+    Raises:
+        UsageError: The path is not a local Parquet file, or there are no scores to draw a map of.
+    """
+    from echostill.curation.service import answers
+    from echostill.curation.service.atlas import write_atlas
+    from echostill.curation.service.serving import print_progress
+
+    if not path.endswith(".parquet") or "://" in path:
+        raise UsageError(f"'{path}': expected a local file that ends in .parquet.")
+    with opened(root, ("catalogue", "map")) as state:
+        if state.places is None:
+            raise UsageError(f"'{root}' has no scores to draw a map of: run `echostill score`.")
+        shown = answers.default_coreset(state, coreset)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return write_atlas(state, shown, Path(path), side, print_progress)

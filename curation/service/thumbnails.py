@@ -45,7 +45,7 @@ class Thumbnails:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         pixels = resize_longest(decode_staged(self._staged(part, row)), size)
-        data = encode_png(pixels) if kind == "png" else _encode_jpeg(pixels)
+        data = encode_png(pixels) if kind == "png" else encode_jpeg(pixels)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = data
@@ -97,7 +97,8 @@ def _group_of(footer: pq.FileMetaData, row: int) -> tuple[int, int]:
     raise EchostillError(f"the part has {first} rows, not {row + 1}: the pool was replaced.")
 
 
-def _encode_jpeg(pixels: np.ndarray) -> bytes:
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """Encode (H, W) or (H, W, 3) uint8 pixels for looking at."""
     sink = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(sink, format="JPEG", quality=QUALITY)
     return sink.getvalue()

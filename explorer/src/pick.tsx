@@ -11,7 +11,7 @@ interface Property {
 interface Schema { properties: Record<string, Property> }
 
 // The keys people change; the rest of the schema stands under "More".
-const FIRST = ["budget", "method", "quota", "balance", "seed", "clusters", "max_per_group", "alpha"];
+const FIRST = ["budget", "method", "quota", "balance", "only", "seed", "clusters", "max_per_group", "alpha"];
 const HIDDEN = new Set(["name", "store", "address", "tracking", "progress"]);
 
 /** A field's text as the value that the schema asks for: numbers, JSON, else text. */

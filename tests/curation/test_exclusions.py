@@ -85,6 +85,28 @@ def test_other_thresholds_need_no_second_ingest(store):
     assert pairs(store, exclude_flags=("dark",), quality=QualitySettings(dark=0.0)) == []
 
 
+def test_only_some_values_of_a_column_may_be_chosen(store):
+    table = store.open_pool().read()
+    organ = pa.array(["liver", "heart", "liver", None, *["lung"] * 4])
+    place = table.column_names.index("organ")
+    write_table(
+        store.pool(), table.set_column(place, "organ", organ), stage="ingest", fingerprint={}
+    )
+    found = pairs(store, only={"organ": ("liver", "lung")})
+    assert found == [
+        ("id1", "organ 'heart' is not among those asked for"),
+        ("id3", "organ '' is not among those asked for"),
+    ]
+    both = pairs(store, only={"organ": ("liver", ""), "group_id": ("group0", "group1")})
+    assert {image for image, _ in both} == {"id1", "id4", "id5", "id6", "id7"}
+    with pytest.raises(UsageError, match=r"no image of the pool has organ 'livr'\. Did you mean"):
+        pairs(store, only={"organ": ("livr",)})
+    with pytest.raises(UsageError, match=r"no column 'organs'.*Did you mean 'organ'"):
+        pairs(store, only={"organs": ("liver",)})
+    with pytest.raises(UsageError, match="no column 'image'"):
+        pairs(store, only={"image": ("liver",)})
+
+
 def test_findings_about_another_pool_are_refused(store):
     record(store, pool="another")
     with pytest.raises(UsageError, match=r"echostill (leakcheck|duplicates)` again"):
