@@ -3,7 +3,8 @@
     python benchmarks/ingest_throughput.py --json
 
 The bare loop is a process per core that reads a file, decodes it, shrinks it and encodes it as the
-pool stores it: the same library calls, and nothing else (no ids, groups, quarantine, tables, Ray).
+pool stores it: the same library calls, and nothing else (no ids, groups, quality columns, hashes,
+quarantine, tables, Ray). Neither looks for sectors (benchmarks/deidentification.py does).
 Both run in turn, several times, on the same files; the medians are compared. Start-up (Python,
 Ray, the workers) is left out of the rates and printed beside them. Bar: ratio at least 0.80.
 ``processor_ratio`` compares the processor's seconds per image, which others on the machine disturb
@@ -51,7 +52,8 @@ def bare_pace(files: list[str], side: int, cores: int) -> tuple[float, float]:
 
 def our_pace(source: Path, store: Path, per_shard: int, side: int, cores: int) -> Pace:
     settings = [f"source={source}", f"files_per_shard={per_shard}", f"stage_side={side}"]
-    return run_stage("ingest", store, [*settings, f"workers={cores}"])
+    settings += [f"workers={cores}", "deidentify.pixels=off"]
+    return run_stage("ingest", store, settings)
 
 
 def main() -> None:

@@ -89,6 +89,7 @@ def configure(setting: Setting) -> Path:
             "files_per_shard": setting.per_shard,
             "max_error_rate": 0.5,
             "workers": WORKERS,
+            "deidentify": {"pixels": "off"},  # speckle has no sector to keep
         },
         "score": {
             "proxy": {"snapshots": 3, "sample": 8, "training": training},

@@ -25,6 +25,7 @@ from machine import describe_machine
 from steady import run_stage, tile_files
 
 from echostill.curation import IngestConfig, ingest
+from echostill.curation.deidentification import DeidentifySettings
 from echostill.curation.gradient import prediction_gradient_norms
 from echostill.curation.score_worker import ProxySettings
 from echostill.platform import runtime
@@ -99,7 +100,12 @@ def prepare(folder: Path, options: argparse.Namespace) -> tuple[Store, Path, lis
     """Make a pool, a teacher and a trained proxy, and score once: not part of what is timed."""
     tile_files(options.source, folder / "files", options.images, (".png", ".jpg", ".jpeg"))
     store = Store(str(folder / "store"))
-    ingest(IngestConfig(store=store.root, source=str(folder / "files"), progress=False))
+    whole = DeidentifySettings(pixels="off")
+    ingest(
+        IngestConfig(
+            store=store.root, source=str(folder / "files"), deidentify=whole, progress=False
+        )
+    )
     runtime.disconnect()
     torch.manual_seed(0)
     weights = folder / "teacher.safetensors"
