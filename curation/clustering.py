@@ -1,8 +1,9 @@
 """Spherical k-means over teacher features: where in the pool an image lives.
 
-FAISS does the work. Three of its habits are made explicit here: it trains on a silent sample of 256
-rows per cluster unless told otherwise, it warns instead of stopping when a cluster gets few rows,
-and it may leave clusters without members.
+FAISS trains the centroids on a sample of the pool, in memory; then every image is assigned to its
+nearest centroid, piece by piece. Three habits of FAISS are made explicit here: it trains on a
+silent sample of 256 rows per cluster unless told otherwise, it warns instead of stopping when a
+cluster gets few rows, and it may leave clusters without members.
 """
 
 import math
@@ -15,11 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from echostill.curation.assignment import AssignPiece, GatherPiece, flat_index, on_grid
+from echostill.curation.features import ArrayFeatures, Features, inverse
+from echostill.curation.part_map import Crew
+from echostill.curation.phases import phase
 from echostill.platform.config import Config
 from echostill.platform.errors import UsageError
+from echostill.platform.seeding import stream
 
 AUTO_CLUSTERS_MAX = 1000
-ROWS_PER_CHUNK = 8192  # bounds the float64 copies below to about 50 MB at 768 dimensions
 
 
 class ClusteringSettings(Config):
@@ -33,7 +38,15 @@ class ClusteringSettings(Config):
     iterations: int = Field(25, ge=1, description="k-means iterations.")
     redo: int = Field(1, ge=1, description="k-means runs with other starts; the best one is kept.")
     max_points_per_centroid: int | None = Field(
-        None, ge=1, description="Train on at most this many images per cluster; null is all images."
+        256,
+        ge=1,
+        description="Train on a sample of at most this many images per cluster; every image is "
+        "assigned. null trains on all images.",
+    )
+    gpus: tuple[int, ...] = Field(
+        (),
+        description="Ids of the GPUs that FAISS clusters on; empty is the CPU. A GPU rounds "
+        "otherwise, so this is part of what a result depends on.",
     )
     seed: int = Field(0, ge=0, description="Seed of the starting centroids.")
 
@@ -85,117 +98,87 @@ def cluster_count(rows: int, clusters: int | Literal["auto"]) -> int:
     return min(clusters, rows)
 
 
-def feature_matrix(column: pa.ChunkedArray, order: np.ndarray) -> np.ndarray:
-    """Read a fixed-size-list column into a matrix, rows in the given order.
-
-    Args:
-        column: N lists of D numbers each.
-        order: (N,) row numbers of the column, in the order in which they are wanted.
-
-    Returns:
-        (N, D) in the column's own type: float16 stays float16.
-
-    Raises:
-        UsageError: The column is not of fixed-size lists of numbers, or has nulls.
-    """
-    if not pa.types.is_fixed_size_list(column.type):
-        raise UsageError(
-            f"column 'feature' is {column.type}; expected fixed-size lists of float16. Run "
-            "`echostill score` again."
-        )
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    kind = column.type.value_type.to_pandas_dtype()
-    matrix = np.empty((len(order), column.type.list_size), dtype=kind)
-    start = 0
-    for chunk in column.chunks:
-        values = chunk.flatten()
-        if chunk.null_count or values.null_count:
-            raise UsageError("column 'feature' has nulls. Run `echostill score` again.")
-        rows = values.to_numpy().reshape(len(chunk), matrix.shape[1])
-        matrix[place[start : start + len(chunk)]] = rows
-        start += len(chunk)
-    return matrix
-
-
-def normalised(features: np.ndarray, ids: pa.Array) -> np.ndarray:
-    """Scale every row to unit length.
-
-    Args:
-        features: (N, D), any float type.
-        ids: image ids of the rows, for the error.
-
-    Returns:
-        (N, D) float32, C-contiguous; lengths are computed in float64.
-
-    Raises:
-        UsageError: Rows that are not finite or are zero.
-    """
-    unit = np.empty(features.shape, dtype=np.float32)
-    broken: list[np.ndarray] = []
-    for start in range(0, len(features), ROWS_PER_CHUNK):
-        block = features[start : start + ROWS_PER_CHUNK].astype(np.float64)
-        length = np.sqrt(np.einsum("ij,ij->i", block, block))
-        usable = np.isfinite(length) & (length > 0)
-        broken.append(start + np.flatnonzero(~usable))
-        length[~usable] = 1.0
-        unit[start : start + ROWS_PER_CHUNK] = block / length[:, None]
-    rows = np.concatenate(broken) if broken else np.empty(0, dtype=np.int64)
-    if len(rows):
-        raise UsageError(
-            f"{len(rows)} of {len(features)} features cannot be clustered (zero, or not finite): "
-            f"{first_ids(ids, rows)}. Score these images again or leave them out of the pool."
-        )
-    return unit
+def training_rows(rows: int, settings: ClusteringSettings) -> int:
+    """Return how many of ``rows`` images k-means is trained on."""
+    if settings.max_points_per_centroid is None:
+        return rows
+    return min(rows, cluster_count(rows, settings.clusters) * settings.max_points_per_centroid)
 
 
 def cluster_features(
-    features: np.ndarray, ids: pa.Array, settings: ClusteringSettings
+    features: np.ndarray, ids: pa.Array, settings: ClusteringSettings, crew: Crew | None = None
 ) -> Clustering:
-    """Divide features by spherical k-means (each image goes to the centroid of largest cosine).
-
-    The result depends on the order of the rows: callers sort them by id.
+    """Divide features in memory by spherical k-means; see :func:`cluster_pieces`.
 
     Args:
         features: (N, D), any float type; scaled to unit length here.
         ids: image ids of the N rows.
         settings: number of clusters, iterations, seed.
-
-    Raises:
-        UsageError: No rows, rows that are zero or not finite, or a number of clusters below 1.
+        crew: who assigns; None for threads of this process.
     """
     if features.ndim != 2 or not features.size:
         raise UsageError(
             f"nothing to cluster: features of shape {features.shape}, expected (N, D)."
         )
-    unit = normalised(features, ids)
-    rows, dimension = unit.shape
+    return cluster_pieces(ArrayFeatures(features), ids, np.arange(len(ids)), settings, crew)
+
+
+def cluster_pieces(
+    features: Features,
+    ids: pa.Array,
+    order: np.ndarray,
+    settings: ClusteringSettings,
+    crew: Crew | None = None,
+) -> Clustering:
+    """Divide features by spherical k-means (each image goes to the centroid of largest cosine).
+
+    The features are read twice, a block at a time: once to look at every row and to take the
+    training sample, once to assign. In memory are the sample (4 D bytes a row) and a few numbers
+    per image. The result depends on the rows in the order of ``ids`` alone, not on the pieces, the
+    threads or the workers.
+
+    Args:
+        features: N rows in any order.
+        ids: image ids of the N rows, in the order in which the result is wanted; callers sort them.
+        order: (N,) row numbers of ``features`` in the order of ``ids``.
+        settings: number of clusters, iterations, sample, seed.
+        crew: who reads and assigns; None for threads of this process.
+
+    Raises:
+        UsageError: No rows, rows that are zero or not finite, or a number of clusters below 1.
+    """
+    rows = len(ids)
+    if rows == 0:
+        raise UsageError("nothing to cluster: no features.")
+    crew = crew or Crew()
+    place = inverse(order)
+    edges = np.concatenate([[0], np.cumsum(features.counts)])
     requested = cluster_count(rows, settings.clusters)
-    # FAISS takes a sample when rows > clusters * max_points_per_centroid: this bound is never met.
-    points = settings.max_points_per_centroid or math.ceil(rows / requested)
-    kmeans = faiss.Kmeans(
-        dimension,
-        requested,
-        niter=settings.iterations,
-        nredo=settings.redo,
-        seed=settings.seed % 2**31,  # FAISS holds it in 32 bits
-        spherical=True,
-        min_points_per_centroid=1,
-        max_points_per_centroid=points,
-    )
-    kmeans.train(unit)
-    _, nearest_centroid = kmeans.index.search(unit, 1)
+    chosen = _sample(rows, training_rows(rows, settings), settings.seed)
+    with phase("training sample"):
+        sample = _gather(features, ids, chosen, place, edges, crew)
+    with phase("k-means training"):
+        centroids = on_grid(_train(sample, requested, settings))
+        del sample
+    with phase("assignment"):
+        cluster = np.empty(rows, dtype=np.int32)
+        distance = np.empty(rows, dtype=np.float32)
+        assign = AssignPiece(features, centroids, settings.gpus)
+        pieces = np.flatnonzero(np.diff(edges)).tolist()
+        for number, found in crew.map(assign, pieces):
+            where = place[edges[pieces[number]] : edges[pieces[number] + 1]]
+            cluster[where], distance[where] = found.cluster, found.distance
     # Clusters without members (duplicate images) are dropped, and the rest numbered without gaps.
-    used, assignment = np.unique(nearest_centroid[:, 0], return_inverse=True)
-    assignment = assignment.astype(np.int32)
-    centroids = _unit_centroids(np.asarray(kmeans.centroids)[used])
+    used = np.flatnonzero(np.bincount(cluster, minlength=len(centroids)))
+    renumbered = np.full(len(centroids), -1, dtype=np.int32)
+    renumbered[used] = np.arange(len(used))
     return Clustering(
         ids=ids,
-        assignment=assignment,
-        distance=_distances(unit, centroids, assignment),
-        centroids=centroids,
+        assignment=renumbered[cluster],
+        distance=distance,
+        centroids=centroids[used],
         requested=requested,
-        training_rows=min(rows, requested * points),
+        training_rows=len(chosen),
     )
 
 
@@ -205,23 +188,52 @@ def first_ids(ids: pa.Array, rows: np.ndarray, limit: int = 3) -> str:
     return ", ".join(shown) + (", ..." if len(rows) > limit else "")
 
 
-def _unit_centroids(centroids: np.ndarray) -> np.ndarray:
-    exact = centroids.astype(np.float64)
-    length = np.linalg.norm(exact, axis=1, keepdims=True)
-    return (exact / np.where(length > 0, length, 1.0)).astype(np.float32)
+def _sample(rows: int, size: int, seed: int) -> np.ndarray:
+    """Choose the training rows: positions in the order of the ids, ascending."""
+    if size >= rows:
+        return np.arange(rows)
+    return np.sort(stream(seed, "k-means sample").choice(rows, size, replace=False, shuffle=False))
 
 
-def _distances(unit: np.ndarray, centroids: np.ndarray, assignment: np.ndarray) -> np.ndarray:
-    """1 - cosine in float64: in float32 the difference from 1 loses the digits that ranks need."""
-    exact = centroids.astype(np.float64)
-    exact_length = np.linalg.norm(exact, axis=1)
-    exact_length[exact_length == 0] = 1.0
-    distance = np.empty(len(unit), dtype=np.float32)
-    for start in range(0, len(unit), ROWS_PER_CHUNK):
-        part = slice(start, start + ROWS_PER_CHUNK)
-        block = unit[part].astype(np.float64)
-        own = assignment[part]
-        cosine = np.einsum("ij,ij->i", block, exact[own])
-        cosine /= np.sqrt(np.einsum("ij,ij->i", block, block)) * exact_length[own]
-        distance[part] = np.maximum(1.0 - cosine, 0.0)
-    return distance
+def _gather(
+    features: Features,
+    ids: pa.Array,
+    chosen: np.ndarray,
+    place: np.ndarray,
+    edges: np.ndarray,
+    crew: Crew,
+) -> np.ndarray:
+    """Read the training rows, of unit length and in the order of their ids, (m, D) float32."""
+    wanted = np.zeros(len(ids), dtype=bool)
+    wanted[chosen] = True
+    wanted = wanted[place]  # in the order of the features
+    sample = np.empty((len(chosen), features.dimension), dtype=np.float32)
+    broken: list[np.ndarray] = []
+    pieces = range(len(edges) - 1)
+    arguments = [(piece, wanted[edges[piece] : edges[piece + 1]]) for piece in pieces]
+    for piece, (rows, unusable) in crew.map(GatherPiece(features), arguments):
+        where = place[edges[piece] : edges[piece + 1]]
+        sample[np.searchsorted(chosen, where[arguments[piece][1]])] = rows
+        broken.append(where[unusable])
+    lost = np.sort(np.concatenate(broken))
+    if len(lost):
+        raise UsageError(
+            f"{len(lost)} of {len(ids)} features cannot be clustered (zero, or not finite): "
+            f"{first_ids(ids, lost)}. Score these images again or leave them out of the pool."
+        )
+    return sample
+
+
+def _train(sample: np.ndarray, clusters: int, settings: ClusteringSettings) -> np.ndarray:
+    """Train centroids on the whole sample, (k, D) float32."""
+    parameters = faiss.ClusteringParameters()
+    parameters.niter = settings.iterations
+    parameters.nredo = settings.redo
+    parameters.seed = settings.seed % 2**31  # FAISS holds it in 32 bits
+    parameters.spherical = True
+    parameters.min_points_per_centroid = 1
+    # FAISS takes a sample of its own when rows > clusters * this: the bound is never met.
+    parameters.max_points_per_centroid = math.ceil(len(sample) / clusters)
+    kmeans = faiss.Clustering(sample.shape[1], clusters, parameters)
+    kmeans.train(sample, flat_index(sample[:0], settings.gpus))
+    return faiss.vector_to_array(kmeans.centroids).reshape(clusters, sample.shape[1])

@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from echostill.curation.reasons import GROUP_LIMIT, ordinal
+from echostill.curation.reasons import EXCLUDED_MARK, HELD_BACK_MARK, PINNED_MARK, ordinal
 from echostill.curation.selection import SelectionSettings
 from echostill.platform.errors import UsageError, nearest
 
-__all__ = ["explain", "explanation", "find_image", "ordinal"]
+__all__ = ["describe", "explain", "explanation", "find_image", "ordinal"]
 
 PREFIX_LENGTH = 4  # shorter ones would match by accident
 SHOWN = 5
@@ -82,10 +82,12 @@ def explanation(
 
     Returns:
         The image's row of the coreset, and: ``origin``; ``pool_size`` and ``budget``;
-        ``cluster_selected``, how many of the cluster were chosen; its ``last_chosen`` and the
+        ``members``, images of the cluster (and stratum, where the budget was balanced);
+        ``cluster_selected``, how many of them were chosen; their ``last_chosen`` and the
         ``next_not_chosen`` after it (image_id, cluster_rank, dual_rank; None where there is none);
-        ``taken_by``, the ids of those in whose favour this one was left out; ``method``, ``alpha``
-        and ``penalty``. JSON can hold all of it.
+        ``taken_by``, the ids of those in whose favour this one was left out; ``decided``, 'pinned',
+        'excluded' or None; ``method``, ``fusion``, ``alpha`` and ``penalty``. JSON can hold all of
+        it.
 
     Raises:
         UsageError: The coreset has no such row.
@@ -97,28 +99,43 @@ def explanation(
             "quarantine), or belongs to another pool."
         )
     row = coreset.slice(index, 1).to_pylist()[0]
-    members = coreset.filter(pc.equal(coreset["cluster"], row["cluster"])).sort_by("cluster_rank")
+    own = pc.equal(coreset["cluster"], row["cluster"])
+    if settings.balance is not None:
+        own = pc.and_(own, pc.equal(coreset["stratum"], row["stratum"]))
+    members = coreset.filter(own).sort_by("cluster_rank")
     chosen = members.filter(members["selected"])
     last = _member(chosen, chosen.num_rows - 1)
-    passed = members.filter(pc.invert(members["selected"]))
+    passed = members.filter(
+        pc.invert(pc.or_(members["selected"], pc.starts_with(members["reason"], EXCLUDED_MARK)))
+    )
     after = passed.filter(pc.greater(passed["cluster_rank"], last["cluster_rank"] if last else 0))
 
+    decided = None
+    if row["reason"].startswith(EXCLUDED_MARK):
+        decided = "excluded"
+    elif row["reason"].startswith(PINNED_MARK):
+        decided = "pinned"
     taken_by: list[str] = []
-    if not row["selected"] and GROUP_LIMIT in row["reason"]:
+    if decided is None and not row["selected"] and HELD_BACK_MARK in row["reason"]:
         same = pc.equal(coreset["group_id"], row["group_id"])
         taken_by = coreset.filter(pc.and_(same, coreset["selected"]))["image_id"].to_pylist()
-    elif not row["selected"] and last is not None:
+    elif decided is None and not row["selected"] and last is not None:
         taken_by = [last["image_id"]]
     return {
         **row,
         "origin": {key: pool_row[key] for key in ORIGIN_COLUMNS if pool_row and key in pool_row},
         "pool_size": coreset.num_rows,
         "budget": pc.sum(coreset["selected"]).as_py(),
+        "members": members.num_rows,
         "cluster_selected": chosen.num_rows,
         "last_chosen": last,
         "next_not_chosen": _member(after, 0),
         "taken_by": taken_by,
+        "decided": decided,
         "method": settings.method,
+        "fusion": settings.fusion,
+        "gradient_keep": settings.gradient_keep,
+        "balance": settings.balance,
         "alpha": settings.alpha,
         "penalty": settings.penalty,
     }
@@ -138,15 +155,13 @@ def explain(
         A few lines of text: the image, its cluster, both ranks, the dual rank, the quota, the rows
         at the boundary, and the reason.
     """
-    found = explanation(image_id, coreset, pool_row, settings)
-    size, alpha = found["cluster_size"], found["alpha"]
+    return describe(explanation(image_id, coreset, pool_row, settings))
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """Put what ``explanation`` found into words."""
+    size = found["cluster_size"]
     spread = f" (mean - {found['penalty']:g} x spread)" if found["penalty"] else ""
-    fused = (
-        f"{found['dual_rank']:.4f} = ({alpha:g} x {found['distance_rank']} + "
-        f"{1 - alpha:g} x {found['gradient_rank']}) / {size}"
-    )
-    place = f"{ordinal(found['cluster_rank'])} of {size}"
-    order = place if found["method"] == "dual-rank" else f"{place} by method '{found['method']}'"
     lines = [
         f"Image {found['image_id']} is {'' if found['selected'] else 'not '}in the coreset.",
         _line("image", _origin(found)),
@@ -161,12 +176,12 @@ def explain(
             f"gradient {found['gradient']:.4g}{spread}, {ordinal(found['gradient_rank'])} highest "
             f"of {size}",
         ),
-        _line("dual rank", fused),
-        _line("place", order),
+        _line("dual rank", _fused(found)),
+        _line("place", _place(found)),
         _line(
             "quota",
-            f"{found['quota']} of the budget of {found['budget']}; {found['cluster_selected']} "
-            "chosen here",
+            f"{found['quota']} of the budget of {found['budget']}{_kind(found)}; "
+            f"{found['cluster_selected']} chosen here",
         ),
         _line("last chosen", _boundary(found["last_chosen"], found["image_id"])),
         _line("next after it", _boundary(found["next_not_chosen"], found["image_id"])),
@@ -175,6 +190,37 @@ def explain(
         lines.append(_line("its place", _who(found)))
     lines.append(_line("reason", found["reason"]))
     return "\n".join(lines)
+
+
+def _fused(found: Mapping[str, Any]) -> str:
+    """The dual rank as a formula of the two ranks; see ``ranking.dual_ranks``."""
+    near, steep = found["distance_rank"], found["gradient_rank"]
+    size, alpha = found["cluster_size"], found["alpha"]
+    formula = {
+        "sum": f"({alpha:g} x {near} + {1 - alpha:g} x {steep}) / {size}",
+        "product": f"{near}^{alpha:g} x {steep}^{1 - alpha:g} / {size}",
+        "max": f"max({near}, {steep}) / {size}",
+        "two-stage": f"{near} / {2 * size}"
+        if found["dual_rank"] <= 0.5
+        else f"({near} + {size}) / {2 * size}, beyond the first {found['gradient_keep']:.0%} by "
+        "gradient",
+    }[found["fusion"]]
+    return f"{found['dual_rank']:.4f} = {formula}"
+
+
+def _place(found: Mapping[str, Any]) -> str:
+    if found["decided"] == "excluded":
+        return "none: excluded beforehand"
+    place = f"{ordinal(found['cluster_rank'])} of {found['members']}"
+    if found["decided"] == "pinned":
+        return f"{place}, pinned beforehand"
+    return place if found["method"] == "dual-rank" else f"{place} by method '{found['method']}'"
+
+
+def _kind(found: Mapping[str, Any]) -> str:
+    if found["balance"] is None:
+        return ""
+    return f", for {found['balance']} '{found['stratum']}' in this cluster"
 
 
 def _line(name: str, text: str) -> str:
@@ -202,7 +248,7 @@ def _who(found: Mapping[str, Any]) -> str:
     names = ", ".join(found["taken_by"][:SHOWN])
     more = len(found["taken_by"]) - SHOWN
     names += f" and {more} more" if more > 0 else ""
-    if GROUP_LIMIT in found["reason"]:
+    if HELD_BACK_MARK in found["reason"]:
         return f"went to its group's {names}"
     return f"went to {names}, the last chosen of the cluster"
 

@@ -1,8 +1,9 @@
-"""Lists of files as people keep them, text, CSV or Parquet, and what their paths mean."""
+"""Lists of files as people keep them, text, CSV, JSONL or Parquet, and what their paths mean."""
 
 import csv
 import io
 import itertools
+import json
 import os
 import posixpath
 import unicodedata
@@ -13,13 +14,15 @@ import pyarrow.parquet as pq
 
 from echostill.platform.errors import UsageError, nearest
 
-MANIFEST_SUFFIXES = (".txt", ".csv", ".parquet")
+MANIFEST_SUFFIXES = (".txt", ".csv", ".jsonl", ".ndjson", ".parquet")
 FILE_COLUMNS = ("file", "path")
-OPTIONAL_COLUMNS = ("group", "organ", "device", "label")
+OPTIONAL_COLUMNS = ("id", "group", "patient", "organ", "device", "label")
 
 
 def manifest_rows(location: str, data: bytes) -> Iterator[dict[str, str]]:
     """Read a list's rows as text: ``file`` and those of the optional columns that it has.
+
+    A line of JSONL that is no object gives a row with only its ``problem``.
 
     Everything stays text, because the groups '012' and '12' are two patients.
 
@@ -49,10 +52,37 @@ def manifest_rows(location: str, data: bytes) -> Iterator[dict[str, str]]:
         lines = (line.strip() for line in text.splitlines())
         yield from ({"file": line} for line in lines if line and not line.startswith("#"))
         return
+    if suffix in (".jsonl", ".ndjson"):
+        yield from _json_rows(location, text)
+        return
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = _columns(location, reader.fieldnames or [])
-    for row in reader:
-        yield {told: _text(row[column]) for column, told in columns.items()}
+    try:
+        columns = _columns(location, reader.fieldnames or [])
+        for row in reader:
+            yield {told: _text(row[column]) for column, told in columns.items()}
+    except csv.Error as error:
+        raise UsageError(f"'{location}' is no readable CSV: {error}.") from None
+
+
+def _json_rows(location: str, text: str) -> Iterator[dict[str, str]]:
+    lines = [line for line in text.split("\n") if line.strip()]
+    found = [_json_object(line) for line in lines]
+    # Which columns there are is said by all rows together: one may lack an id that others have.
+    names = dict.fromkeys(name for row in found if row is not None for name in row)
+    columns = _columns(location, names)
+    for row in found:
+        if row is None:
+            yield {"file": "", "problem": "is no JSON object"}
+        else:
+            yield {told: _text(row.get(column)) for column, told in columns.items()}
+
+
+def _json_object(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _columns(location: str, names: Iterable[str]) -> dict[str, str]:
@@ -78,8 +108,20 @@ def absolute_path(file: str, root: str) -> str:
     if "://" in file:
         return file
     if "://" in root:
-        return f"{root}/{file}"
+        scheme, _, rest = root.partition("://")
+        bucket, _, folder = rest.partition("/")
+        return f"{scheme}://{bucket}" + posixpath.normpath(posixpath.join("/", folder, file))
     return os.path.normpath(os.path.join(root, os.path.expanduser(file)))
+
+
+def leads_out(file: str, root: str) -> bool:
+    """Return whether a listed path climbs out of a root that it should be relative to.
+
+    An absolute path says openly where it leads, but in a bucket there is no such thing.
+    """
+    if "://" in file or is_inside(absolute_path(file, root), root):
+        return False
+    return "://" in root or not os.path.isabs(os.path.expanduser(file))
 
 
 def is_inside(file: str, root: str) -> bool:

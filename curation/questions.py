@@ -45,14 +45,14 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
     try:
         image_id = find_image(image, pool)
     except UsageError:
-        held = _quarantined(store, image)
+        held = quarantined(store, image)
         if held is None:
             raise
         return held
     rows = table.read()
     found = pool.filter(pc.equal(pool["image_id"], image_id)).to_pylist()[0]
     if pc.index(rows["image_id"], image_id).as_py() < 0:
-        held = _quarantined(store, image_id)
+        held = quarantined(store, image_id)
         if held is not None:
             return held
     settings = validate(SelectConfig, json.loads(table.storage.read("configuration.json")))
@@ -61,7 +61,8 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
     )
 
 
-def _quarantined(store: Store, image: str) -> Answer | None:
+def quarantined(store: Store, image: str) -> Answer | None:
+    """Say where a quarantined image went, by its id or source; None for others."""
     for stage in ("ingest", "score"):
         storage = store.quarantine(stage)
         if not storage.exists(MANIFEST):

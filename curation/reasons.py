@@ -4,7 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-GROUP_LIMIT = "group limit"  # stands in the reason of every row that the limit held back
+GROUP_LIMIT = "group limit"
+# How the reasons of three outcomes are told from others; texts of pins and exclusions come after.
+HELD_BACK_MARK = f"{GROUP_LIMIT}: its group already has"
+PINNED_MARK = "selected: pinned"
+EXCLUDED_MARK = "not selected: excluded"
 
 # Outcomes of a selection, one per row.
 WITHIN_QUOTA = 0  # selected
@@ -13,6 +17,10 @@ OUTRANKED = 2  # the quota was filled by better rows
 TIED = 3  # the quota was filled by rows that are as good and have smaller ids
 NO_QUOTA = 4  # the cluster is too small to get a place
 HELD_BACK = 5  # the group limit
+TRIMMED = 6  # one of the cluster's largest gradients, which are taken last
+PINNED = 7  # selected, because it was decided beforehand
+EXCLUDED = 8  # decided beforehand
+SELECTED = (WITHIN_QUOTA, REFILLED, PINNED)
 
 
 def ordinals(numbers: np.ndarray) -> pa.Array:
@@ -28,7 +36,7 @@ def ordinals(numbers: np.ndarray) -> pa.Array:
     last = numbers % 10
     teen = (numbers // 10) % 10 == 1
     suffix = pa.array(["th", "st", "nd", "rd"]).take(pa.array(np.where(teen | (last > 3), 0, last)))
-    return pc.binary_join_element_wise(pa.array(numbers).cast(pa.string()), suffix, "")
+    return _joined(pa.array(numbers).cast(pa.string()), suffix)
 
 
 def ordinal(number: int) -> str:
@@ -46,6 +54,8 @@ def reasons(
     better: str,
     equal: str,
     max_per_group: int | None,
+    texts: pa.Array | None = None,
+    kinds: pa.Array | None = None,
 ) -> pa.Array:
     """Write the reason of every row.
 
@@ -53,11 +63,13 @@ def reasons(
         outcome: (N,) one of the outcomes above.
         cluster_rank: (N,) place in the cluster, 1 = first to be taken.
         cluster: (N,) cluster of the row.
-        cluster_size: (N,) size of that cluster.
+        cluster_size: (N,) size of that cluster (of its part of that kind, where there are kinds).
         quota: (N,) quota of that cluster.
         better: what fills a quota first, such as 'better dual ranks'.
         equal: what fills it where rows tie.
         max_per_group: the group limit, where there is one.
+        texts: (N,) why a row was pinned or excluded, in the words of who did; may be empty.
+        kinds: (N,) what each row's quota is for besides its cluster, such as "organ 'liver'".
 
     Returns:
         (N,) strings, such as 'selected: 3rd of 41 in cluster 7, quota 12'.
@@ -72,15 +84,30 @@ def reasons(
         (
             "not selected: ",
             ", quota ",
-            f", {GROUP_LIMIT}: its group already has {max_per_group} {images} selected",
+            f", {HELD_BACK_MARK} {max_per_group} {images} selected",
         ),
+        ("not selected: ", ", quota ", ", its gradient is an outlier of the cluster, taken last"),
+        (PINNED_MARK, ", quota ", ""),
+        (EXCLUDED_MARK, ", quota ", ""),
     ]
     which = pa.array(outcome)
     lead, middle, end = (pa.array(column).take(which) for column in zip(*sentences, strict=True))
+    if texts is not None:
+        decided = pa.array(np.isin(outcome, (PINNED, EXCLUDED)))
+        told = pc.and_(decided, pc.not_equal(texts, ""))
+        lead = pc.if_else(told, _joined(lead, ", ", texts), lead)
+    lead = pc.if_else(pa.array(outcome == PINNED), _joined(lead, "; "), lead)
 
     def text(numbers: np.ndarray) -> pa.Array:
         return pa.array(numbers).cast(pa.string())
 
     place = ordinals(cluster_rank)
-    pieces = (lead, place, " of ", text(cluster_size), " in cluster ", text(cluster), middle)
-    return pc.binary_join_element_wise(*pieces, text(quota), end, "")
+    pieces = [lead, place, " of ", text(cluster_size), " in cluster ", text(cluster)]
+    if kinds is not None:
+        pieces += [" of ", kinds]
+    whole = _joined(*pieces, middle, text(quota), end)
+    return pc.if_else(pa.array(outcome == EXCLUDED), lead, whole)
+
+
+def _joined(*pieces: pa.Array | str) -> pa.Array:
+    return pc.binary_join_element_wise(*pieces, "")

@@ -4,212 +4,93 @@ An image near its cluster's centroid is typical, one with a large proxy gradient
 Both become ranks inside the cluster, their weighted sum is the dual rank, and each cluster gives
 its best rows in proportion to its size. The abstract of TinyUSFM (arXiv 2510.19239) names
 feature-gradient driven selection and its overview figure shows both ranks; the formulas are
-inferred.
+inferred. Every other method goes the same way: an order of the rows, quotas, reasons.
 """
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, field_validator
 
 from echostill.curation import reasons
+from echostill.curation.allocation import Allocation, Strata, outcomes
 from echostill.curation.clustering import (
     Clustering,
     ClusteringSettings,
-    cluster_features,
-    feature_matrix,
+    cluster_pieces,
     first_ids,
 )
-from echostill.curation.group_limit import fill_within_group_limit
+from echostill.curation.feature_rows import load_rows
+from echostill.curation.features import ArrayFeatures, ColumnFeatures, Features, inverse
+from echostill.curation.group_limit import places_per_group
+from echostill.curation.methods import METHODS, Pool
+from echostill.curation.part_map import Crew
+from echostill.curation.phases import phase
+from echostill.curation.pins import Decided, decide
+from echostill.curation.quotas import largest_remainder_quotas
+from echostill.curation.ranking import dual_ranks, ranks_within_clusters
+from echostill.curation.settings import SelectionSettings, check_limits, resolve_budget
+from echostill.platform.config import validate
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.schemas import CORESET_SCHEMA
 
+__all__ = [
+    "Request",
+    "SelectionSettings",
+    "choose",
+    "cluster_scores",
+    "dual_ranks",
+    "largest_remainder_quotas",
+    "prepare",
+    "ranks_within_clusters",
+    "resolve_budget",
+    "select",
+    "select_coreset",
+    "sorted_ids",
+]
 
-class SelectionSettings(ClusteringSettings):
-    """How a coreset is chosen."""
-
-    budget: int | float = Field(
-        0.1, description="Images to choose: a whole number, or a share of the pool (0.1 is 10%)."
-    )
-    method: str = Field("dual-rank", description="How images are chosen: 'dual-rank' or 'random'.")
-    alpha: float = Field(
-        0.5, ge=0, le=1, description="Weight of the distance rank; the quality rank gets the rest."
-    )
-    penalty: float = Field(
-        0.0, ge=0, description="Quality is the mean gradient minus penalty times its spread."
-    )
-    max_per_group: int | None = Field(
-        None, ge=1, description="At most this many images of one patient, study or clip."
-    )
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, name: str) -> str:
-        if name not in METHODS:
-            raise UsageError(
-                f"no selection method '{name}'; there are {', '.join(METHODS)}."
-                f"{nearest(name, METHODS)}"
-            )
-        return name
+IDS_LIMIT = 2**31 - 1  # bytes that one Arrow string array holds
+REASONS_AT_ONCE = 1_000_000
 
 
-def resolve_budget(budget: int | float, rows: int) -> int:
-    """Turn a budget into a number of images; a share is rounded half up, to at least one image.
-
-    Raises:
-        UsageError: Below 1, above the pool's size, or a share outside (0, 1].
-    """
-    if isinstance(budget, float):
-        if not 0 < budget <= 1:
-            raise UsageError(
-                f"budget {budget} is no share of the pool: expected above 0 and at most 1.0, or a "
-                f"whole number of images from 1 to {rows} (the pool's size)."
-            )
-        # The decimal as it was written: 0.1 means a tenth, not the nearest binary fraction.
-        return max(1, int(Fraction(repr(budget)) * rows + Fraction(1, 2)))
-    if not 1 <= budget <= rows:
-        raise UsageError(
-            f"budget {budget} does not fit: the pool has {rows} images; expected 1 to {rows}."
-        )
-    return budget
-
-
-def ranks_within_clusters(
-    cluster: np.ndarray, value: np.ndarray, ids: np.ndarray, descending: bool = False
-) -> np.ndarray:
-    """Rank the rows of each cluster by a value; ties go by id.
+def select(
+    features: np.ndarray | pa.ChunkedArray | Features,
+    scores: pa.Table,
+    groups: pa.Table,
+    budget: int | float,
+    *,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
+    **settings: Any,
+) -> pa.Table:
+    """Choose a coreset with any of the methods: the one interface to all of them.
 
     Args:
-        cluster: (N,) integers.
-        value: (N,) numbers, finite.
-        ids: (N,) anything that sorts: image ids, or their positions in sorted order.
-        descending: whether the largest value gets rank 1.
+        features: (N, D), row by row those of ``scores``.
+        scores: image_id, gradient_mean, gradient_std.
+        groups: image_id and group_id of these images, and the column that ``balance`` names.
+        budget: images to choose, or a share of them.
+        excluded: image_id, reason: never chosen.
+        pinned: image_id, reason: chosen in any case.
+        **settings: keys of :class:`SelectionSettings`: ``method="k-center"``, ``blocked=True``,
+            ``quota="square-root"``, ``seed=3``, ...
 
     Returns:
-        (N,) int32, 1..size of the cluster.
-    """
-    order = np.lexsort((ids, -value if descending else value, cluster))
-    in_order = cluster[order]
-    starts = np.flatnonzero(np.r_[True, in_order[1:] != in_order[:-1]]) if len(order) else order
-    lengths = np.diff(np.r_[starts, len(order)])
-    ranks = np.empty(len(order), dtype=np.int32)
-    ranks[order] = np.arange(len(order)) - np.repeat(starts, lengths) + 1
-    return ranks
-
-
-def dual_ranks(
-    distance_rank: np.ndarray, gradient_rank: np.ndarray, size: np.ndarray, alpha: float
-) -> np.ndarray:
-    """Fuse both ranks: (alpha * distance rank + (1 - alpha) * gradient rank) / cluster size.
-
-    The weighted sum is rounded to nine decimals before it is divided, so that rows whose sums are
-    equal on paper are equal here too and their tie goes by id, not by the last bit.
-
-    Returns:
-        (N,) float64 in (0, 1], smaller is better.
-    """
-    weighted = alpha * distance_rank + (1 - alpha) * gradient_rank
-    return np.round(weighted, 9) / size
-
-
-def largest_remainder_quotas(sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Share a budget among clusters in proportion to their sizes, to the last place.
-
-    Whole shares first; what is left goes to the largest remainders, ties to the smaller index
-    (Hamilton's method). All in integers, so that no budget is missed by rounding. A cluster's quota
-    never exceeds its size: a remainder above zero means the share is below the size.
-
-    Args:
-        sizes: (k,) members of each cluster.
-        budget: 0..sum of sizes.
-
-    Returns:
-        (k,) int64 that sum to the budget.
+        As :func:`select_coreset`.
 
     Raises:
-        UsageError: The budget is negative or exceeds the sum of the sizes.
+        UsageError: An unknown key or value, or what :func:`select_coreset` refuses.
     """
-    sizes = np.asarray(sizes, dtype=np.int64)
-    total = int(sizes.sum())
-    if not 0 <= budget <= total:
-        raise UsageError(f"cannot share {budget} places among {total} images.")
-    quotas, remainders = np.divmod(sizes * budget, max(total, 1))
-    left = budget - int(quotas.sum())
-    quotas[np.argsort(-remainders, kind="stable")[:left]] += 1
-    return quotas
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What a selection method sees: the scored rows in the order of their ids.
-
-    Attributes:
-        ids: image ids, sorted.
-        cluster: (N,) int32.
-        sizes: (k,) members of each cluster.
-        dual_rank: (N,) float64.
-    """
-
-    ids: pa.Array
-    cluster: np.ndarray
-    sizes: np.ndarray
-    dual_rank: np.ndarray
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way of choosing: an order inside the clusters, and how many each cluster gives.
-
-    Attributes:
-        priority: (N,) float64 of candidates and settings; smaller is taken first.
-        quotas: (k,) integers of candidates, priority and budget; they sum to the budget.
-        better: what fills a quota, in the reason of a row that found it filled.
-        equal: the same where the rows tie.
-    """
-
-    priority: Callable[[Candidates, SelectionSettings], np.ndarray]
-    quotas: Callable[[Candidates, np.ndarray, int], np.ndarray]
-    better: str
-    equal: str
-
-
-def _by_dual_rank(candidates: Candidates, settings: SelectionSettings) -> np.ndarray:
-    return candidates.dual_rank
-
-
-def _by_draw(candidates: Candidates, settings: SelectionSettings) -> np.ndarray:
-    # One hash per id, so that an image keeps its draw when others join or leave the pool.
-    key = f"coreset {settings.seed}".encode()
-    digests = b"".join(
-        hashlib.blake2b(image_id.encode(), digest_size=8, key=key).digest()
-        for image_id in candidates.ids.to_pylist()
+    if isinstance(features, np.ndarray):
+        features = ArrayFeatures(features)
+    elif isinstance(features, pa.ChunkedArray):
+        features = ColumnFeatures(features)
+    chosen = validate(SelectionSettings, {"budget": budget, **settings})
+    return select_coreset(
+        scores, groups, chosen, features=features, excluded=excluded, pinned=pinned
     )
-    return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)) / 2.0**53
-
-
-def _proportional(candidates: Candidates, priority: np.ndarray, budget: int) -> np.ndarray:
-    return largest_remainder_quotas(candidates.sizes, budget)
-
-
-def _as_drawn(candidates: Candidates, priority: np.ndarray, budget: int) -> np.ndarray:
-    """Quotas under which the clusters' best rows are the pool's best rows, as if none existed."""
-    first = np.argsort(priority, kind="stable")[:budget]
-    return np.bincount(candidates.cluster[first], minlength=len(candidates.sizes))
-
-
-METHODS = {
-    "dual-rank": Method(
-        _by_dual_rank, _proportional, "better dual ranks", "equal dual ranks with smaller ids"
-    ),
-    "random": Method(
-        _by_draw, _as_drawn, "earlier random draws", "equal random draws with smaller ids"
-    ),
-}
 
 
 def cluster_scores(scores: pa.Table, settings: ClusteringSettings) -> Clustering:
@@ -218,8 +99,8 @@ def cluster_scores(scores: pa.Table, settings: ClusteringSettings) -> Clustering
     Raises:
         UsageError: No rows, ids that occur twice, or features that cannot be clustered.
     """
-    ids, order = _sorted_ids(scores)
-    return cluster_features(feature_matrix(scores["feature"], order), ids, settings)
+    ids, order = sorted_ids(scores)
+    return cluster_pieces(ColumnFeatures(scores["feature"]), ids, order, settings)
 
 
 def select_coreset(
@@ -227,14 +108,30 @@ def select_coreset(
     groups: pa.Table,
     settings: SelectionSettings,
     clustering: Clustering | None = None,
+    *,
+    features: Features | None = None,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
+    crew: Crew | None = None,
+    scratch: str | None = None,
 ) -> pa.Table:
     """Choose the coreset and say of every row why it was chosen or not.
 
     Args:
-        scores: image_id, feature, gradient_mean, gradient_std; rows in any order.
-        groups: image_id and group_id of (at least) these images: the pool.
+        scores: image_id, gradient_mean, gradient_std, and feature unless ``features`` are given;
+            rows in any order.
+        groups: image_id and group_id of (at least) these images: the pool; and the column that
+            ``settings.balance`` names.
         settings: budget, method, weights, clusters, seed.
-        clustering: of the same scores, where it is at hand (``cluster_scores``).
+        clustering: of the same scores, where it is at hand (``cluster_scores``). Without features,
+            methods that compare images cannot run.
+        features: those of ``scores``, row by row, where they are not a column of it.
+        excluded: image_id and reason of images that are never chosen. They keep cluster and ranks
+            and do not count in the sizes that quotas are shared by.
+        pinned: image_id and reason of images that are chosen in any case. They count towards the
+            budget and their cluster's quota, and in their group's limit.
+        crew: who reads features and assigns; None for threads of this process.
+        scratch: folder for features that do not fit in memory; None is the system's.
 
     Returns:
         One row per scored image, sorted by image_id, columns as in ``CORESET_SCHEMA``. ``gradient``
@@ -242,69 +139,114 @@ def select_coreset(
 
     Raises:
         UsageError: A budget that does not fit, scores without a pool row, values that are not
-            finite, ids that occur twice, or a clustering of other images.
+            finite, ids that occur twice, a clustering of other images, an image pinned and
+            excluded, or a method that cannot do it with so many images.
     """
-    ids, order = _sorted_ids(scores)
-    budget = resolve_budget(settings.budget, len(ids))
-    group_ids = _groups_of(ids, groups)
+    if features is None and "feature" in scores.column_names:
+        features = ColumnFeatures(scores["feature"])
+    if features is not None:
+        check_limits(settings, scores.num_rows, features.dimension)
+    request = prepare(scores, groups, settings, excluded, pinned)
     if clustering is None:
-        clustering = cluster_features(feature_matrix(scores["feature"], order), ids, settings)
-    elif not clustering.ids.equals(ids):
-        raise UsageError("the clustering is of other images than the scores: cluster them again.")
+        if features is None:
+            raise UsageError("the scores have no column 'feature', and no features are given.")
+        clustering = cluster_pieces(features, request.ids, request.order, settings, crew)
+    return choose(request, settings, clustering, features=features, crew=crew, scratch=scratch)
 
-    cluster, sizes = clustering.assignment, clustering.sizes
-    size = sizes[cluster]
-    place = np.arange(len(ids))  # rows are sorted by id, so positions break ties as ids do
-    quality = _quality(scores, order, ids, settings.penalty)
-    distance_rank = ranks_within_clusters(cluster, clustering.distance, place)
-    gradient_rank = ranks_within_clusters(cluster, quality, place, descending=True)
-    dual_rank = dual_ranks(distance_rank, gradient_rank, size, settings.alpha)
 
-    method = METHODS[settings.method]
-    candidates = Candidates(ids, cluster, sizes, dual_rank)
-    priority = method.priority(candidates, settings)
-    quotas = method.quotas(candidates, priority, budget)
-    quota = quotas[cluster]
-    cluster_rank = ranks_within_clusters(cluster, priority, place)
-    if settings.max_per_group is None:
-        outcome = np.where(cluster_rank <= quota, reasons.WITHIN_QUOTA, reasons.OUTRANKED)
-    else:
-        outcome = fill_within_group_limit(
-            priority, cluster, quotas, group_ids, settings.max_per_group, budget
+@dataclass(frozen=True)
+class Request:
+    """A selection whose inputs were looked at: what can be refused was, before clustering.
+
+    Attributes:
+        ids: N image ids, ascending.
+        order: (N,) row of the scores that holds each id.
+        budget: images to choose.
+        decided: pins and exclusions.
+        group_ids: (N,) group of each image.
+        strata: what the budget is balanced by.
+        quality: (N,) float32 gradient score.
+    """
+
+    ids: pa.Array
+    order: np.ndarray
+    budget: int
+    decided: Decided
+    group_ids: pa.Array
+    strata: Strata
+    quality: np.ndarray
+
+
+def prepare(
+    scores: pa.Table,
+    groups: pa.Table,
+    settings: SelectionSettings,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
+) -> Request:
+    """Look at the inputs of a selection; arguments and errors as of :func:`select_coreset`."""
+    ids, order = sorted_ids(scores)
+    budget = resolve_budget(settings.budget, len(ids))
+    decided = decide(ids, excluded, pinned)
+    decided.check(budget)
+    group_ids, strata = _of_pool(ids, groups, settings.balance)
+    if settings.max_per_group is not None:
+        places_per_group(
+            group_ids, settings.max_per_group, budget, decided.excluded, decided.pinned
         )
-    outcome = _told_apart(outcome, priority, cluster, quotas)
-    columns = {
-        "image_id": ids,
-        "group_id": group_ids,
-        "cluster": cluster,
-        "cluster_size": size,
-        "distance": clustering.distance,
-        "distance_rank": distance_rank,
-        "gradient": quality,
-        "gradient_rank": gradient_rank,
-        "dual_rank": dual_rank,
-        "cluster_rank": cluster_rank,
-        "quota": quota,
-        "selected": outcome <= reasons.REFILLED,
-        "reason": reasons.reasons(
-            outcome,
-            cluster_rank,
-            cluster,
-            size,
-            quota,
-            better=method.better,
-            equal=method.equal,
-            max_per_group=settings.max_per_group,
-        ),
-    }
-    arrays = [pa.array(columns[field.name]).cast(field.type) for field in CORESET_SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=CORESET_SCHEMA)
+    quality = _quality(scores, order, ids, settings.penalty)
+    return Request(ids, order, budget, decided, group_ids, strata, quality)
 
 
-def _sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:
+def choose(
+    request: Request,
+    settings: SelectionSettings,
+    clustering: Clustering,
+    *,
+    features: Features | None = None,
+    crew: Crew | None = None,
+    scratch: str | None = None,
+) -> pa.Table:
+    """Choose, when inputs and clusters are at hand; arguments as of :func:`select_coreset`."""
+    if not clustering.ids.equals(request.ids):
+        raise UsageError("the clustering is of other images than the scores: cluster them again.")
+    decided, strata, budget = request.decided, request.strata, request.budget
+    with phase("ranks"):
+        pool = _ranked(request.ids, clustering, request.quality, settings, decided)
+    if METHODS[settings.method].compares:
+        if features is None:
+            raise UsageError(f"method '{settings.method}' compares images: it needs the features.")
+        with phase("features by row"):
+            place = inverse(request.order)
+            cluster = clustering.assignment
+            pool = replace(
+                pool, features=load_rows(features, place, cluster, crew or Crew(), scratch)
+            )
+    with phase("choice"):
+        allocation = Allocation.of(pool, clustering, strata, decided, settings, budget)
+        outcome = outcomes(pool, allocation, request.group_ids, decided, settings, budget)
+    with phase("reasons"):
+        return _table(pool, allocation, request.group_ids, strata, decided, outcome, settings)
+
+
+def sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:
+    """Sort the ids of some scores.
+
+    Returns:
+        N ids, ascending, and (N,) int64 the rows that hold them.
+
+    Raises:
+        UsageError: No rows, ids that occur twice, or more ids than fit one array.
+    """
     if scores.num_rows == 0:
         raise UsageError("the scores have no rows: nothing to select. Run `echostill score` first.")
-    column = scores["image_id"].cast(pa.string()).combine_chunks()
+    chunked = scores["image_id"].cast(pa.string())
+    if chunked.nbytes > IDS_LIMIT:
+        raise UsageError(
+            f"{scores.num_rows} image ids take {chunked.nbytes} bytes; one selection holds at most "
+            f"{IDS_LIMIT}. Select from parts of the pool."
+        )
+    column = chunked.combine_chunks()
     order = pc.sort_indices(column)
     ids = column.take(order)
     twice = np.flatnonzero(pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))
@@ -315,7 +257,96 @@ def _sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:
     return ids, order.to_numpy().astype(np.int64)
 
 
-def _groups_of(ids: pa.Array, groups: pa.Table) -> pa.Array:
+def _ranked(
+    ids: pa.Array,
+    clustering: Clustering,
+    quality: np.ndarray,
+    settings: SelectionSettings,
+    decided: Decided,
+) -> Pool:
+    cluster, size = clustering.assignment, clustering.sizes[clustering.assignment]
+    place = np.arange(len(ids))  # rows are sorted by id, so positions break ties as ids do
+    distance_rank = ranks_within_clusters(cluster, clustering.distance, place)
+    gradient_rank = ranks_within_clusters(cluster, quality, place, descending=True)
+    dual_rank = dual_ranks(
+        distance_rank, gradient_rank, size, settings.alpha, settings.fusion, settings.gradient_keep
+    )
+    return Pool(
+        ids=ids,
+        cluster=cluster,
+        size=size,
+        distance=clustering.distance,
+        quality=quality,
+        distance_rank=distance_rank,
+        gradient_rank=gradient_rank,
+        dual_rank=dual_rank,
+        pinned=decided.pinned,
+        seed=settings.seed,
+    )
+
+
+def _table(
+    pool: Pool,
+    allocation: Allocation,
+    group_ids: pa.Array,
+    strata: Strata,
+    decided: Decided,
+    outcome: np.ndarray,
+    settings: SelectionSettings,
+) -> pa.Table:
+    rank = ranks_within_clusters(allocation.cell, allocation.priority, np.arange(len(pool.ids)))
+    cell_size = np.bincount(allocation.cell)[allocation.cell]
+    quota = allocation.quotas[allocation.cell]
+    stratum = pa.DictionaryArray.from_arrays(
+        pa.array(strata.number.astype(np.int32)), pa.array(strata.names, pa.string())
+    ).cast(pa.string())
+    pieces = []
+    for start in range(0, len(outcome), REASONS_AT_ONCE):
+        part = slice(start, start + REASONS_AT_ONCE)
+        kinds = None
+        if strata.column is not None:
+            own = stratum.slice(start, REASONS_AT_ONCE)
+            kinds = pc.binary_join_element_wise(f"{strata.column} '", own, "'", "")
+        pieces.append(
+            reasons.reasons(
+                outcome[part],
+                rank[part],
+                pool.cluster[part],
+                cell_size[part],
+                quota[part],
+                better=METHODS[settings.method].better,
+                equal=METHODS[settings.method].equal,
+                max_per_group=settings.max_per_group,
+                texts=decided.texts.slice(start, REASONS_AT_ONCE),
+                kinds=kinds,
+            )
+        )
+    columns = {
+        "image_id": pool.ids,
+        "group_id": group_ids,
+        "cluster": pool.cluster,
+        "cluster_size": pool.size,
+        "distance": pool.distance,
+        "distance_rank": pool.distance_rank,
+        "gradient": pool.quality,
+        "gradient_rank": pool.gradient_rank,
+        "dual_rank": pool.dual_rank,
+        "cluster_rank": rank,
+        "quota": quota,
+        "stratum": stratum,
+        "selected": np.isin(outcome, reasons.SELECTED),
+        "reason": pa.chunked_array(pieces, pa.string()),
+    }
+    arrays = [_column(columns[field.name]).cast(field.type) for field in CORESET_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=CORESET_SCHEMA)
+
+
+def _column(values: Any) -> Any:
+    return values if isinstance(values, pa.ChunkedArray) else pa.array(values)
+
+
+def _of_pool(ids: pa.Array, groups: pa.Table, balance: str | None) -> tuple[pa.Array, Strata]:
+    """Find each row's group, and its value of the column that balances."""
     known = groups["image_id"].cast(pa.string()).combine_chunks()
     row = pc.index_in(ids, value_set=known)
     if row.null_count:
@@ -324,7 +355,23 @@ def _groups_of(ids: pa.Array, groups: pa.Table) -> pa.Array:
             f"{len(lost)} scored images are not in the pool: {first_ids(ids, lost)}. The scores "
             "belong to another pool; run `echostill score` again."
         )
-    return groups["group_id"].cast(pa.string()).combine_chunks().take(row)
+    group_ids = groups["group_id"].cast(pa.string()).combine_chunks().take(row)
+    if balance is None:
+        return group_ids, Strata(None, [""], np.zeros(len(ids), dtype=np.int64))
+    if balance not in groups.column_names:
+        raise UsageError(
+            f"the pool has no column '{balance}' to balance by."
+            f"{nearest(balance, groups.column_names)}"
+        )
+    if pa.types.is_nested(groups[balance].type) or pa.types.is_large_binary(groups[balance].type):
+        raise UsageError(f"the pool's column '{balance}' has no values to balance by.")
+    texts = pc.fill_null(groups[balance].cast(pa.string()), "").combine_chunks().take(row)
+    encoded = pc.dictionary_encode(texts)
+    names = encoded.dictionary.to_pylist()
+    ranked = np.argsort(np.argsort(np.array(names)))  # so that the order of the rows is no matter
+    return group_ids, Strata(
+        balance, sorted(names), ranked[encoded.indices.to_numpy()].astype(np.int64)
+    )
 
 
 def _quality(scores: pa.Table, order: np.ndarray, ids: pa.Array, penalty: float) -> np.ndarray:
@@ -338,15 +385,3 @@ def _quality(scores: pa.Table, order: np.ndarray, ids: pa.Array, penalty: float)
             f"{first_ids(ids, broken)}. Score these images again or leave them out of the pool."
         )
     return (mean - penalty * spread).astype(np.float32)
-
-
-def _told_apart(
-    outcome: np.ndarray, priority: np.ndarray, cluster: np.ndarray, quotas: np.ndarray
-) -> np.ndarray:
-    """Split the outranked rows: ties with the last one taken, clusters without places, the rest."""
-    taken = outcome == reasons.WITHIN_QUOTA
-    last = np.full(len(quotas), -np.inf)
-    np.maximum.at(last, cluster[taken], priority[taken])
-    outranked = outcome == reasons.OUTRANKED
-    outcome = np.where(outranked & (priority == last[cluster]), reasons.TIED, outcome)
-    return np.where(outranked & (quotas[cluster] == 0), reasons.NO_QUOTA, outcome)

@@ -1,48 +1,46 @@
-"""From what a user has (folders, lists, manifests, DICOM) to pool rows, one source file at a time.
+"""From one source file to pool rows: frames decoded, de-identified, staged.
 
-:func:`list_sources` says what there is to read and :func:`read_source` reads one of it. Whatever is
-wrong with a file becomes a :class:`Failure` of that file and stops nothing else.
+:func:`read_source` reads one of what :mod:`echostill.curation.listing` lists. Whatever is wrong
+with a file becomes a :class:`Failure` of that file, or of one frame, and stops nothing else.
 """
 
 import hashlib
 import hmac
+import itertools
 import os
-import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from echostill.curation.manifests import (
-    MANIFEST_SUFFIXES,
-    OPTIONAL_COLUMNS,
-    absolute_path,
-    common_folder,
-    is_inside,
-    manifest_rows,
-    portable_name,
-)
+from echostill.curation.archives import Member, read_archive
+from echostill.curation.deidentification import DeidentifySettings, Scanner, deidentify
+from echostill.curation.identifiers import keyed_hash
+from echostill.curation.manifests import portable_name
+from echostill.curation.perceptual import perceptual_columns
+from echostill.curation.quality import QualitySettings, quality_columns
+from echostill.curation.review import NEEDS_REVIEW, Desk
 from echostill.platform.config import Config
-from echostill.platform.dicom import DicomHeader, is_dicom, read_frames
-from echostill.platform.errors import EchostillError, UsageError, nearest
+from echostill.platform.containers import ARCHIVE_SUFFIXES, container_of, open_clip
+from echostill.platform.dicom import DicomHeader
+from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.files import SourceFile
+from echostill.platform.frames import FrameSampling, Limits
 from echostill.platform.images import (
     MAX_PIXELS,
     DecodeError,
     content_hash,
-    decode_image,
-    encode_png,
+    drop_equal_channels,
+    encode,
     luminance,
     resize_longest,
 )
-from echostill.platform.storage import Storage
+from echostill.platform.modality import modality
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-DICOM_SUFFIXES = (".dcm", ".dicom")
-SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)
 KEY_VARIABLE = "ECHOSTILL_KEY"
 
 
@@ -51,7 +49,8 @@ class IngestSettings(Config):
 
     source: str | tuple[str, ...] = Field(
         (),
-        description="Image folder, list (.txt), manifest (.csv, .parquet) or file; one or several.",
+        description="Folder, list (.txt), manifest (.csv, .parquet, .jsonl), archive (.tar) or "
+        "file; one or several.",
     )
     exclude: tuple[str, ...] = Field(
         (), description="Manifests (of benchmarks) whose files are left out, by content."
@@ -67,13 +66,25 @@ class IngestSettings(Config):
     )
     organ: str = Field("", description="Organ of the files that name none.")
     device: str = Field("", description="Device of the files that name none.")
-    frame_stride: int = Field(1, description="Read every n-th frame of a cine.", ge=1)
+    frames: FrameSampling = Field(
+        FrameSampling(), description="Which frames of a cine are kept; default all."
+    )
     stage_side: int = Field(256, description="Longest side of a staged image, in pixels.", ge=16)
+    stage_codec: Literal["png", "jpeg", "webp"] = Field(
+        "png", description="Format of a staged image; PNG is lossless."
+    )
+    stage_quality: int = Field(90, description="Quality of staged JPEG and WebP.", ge=1, le=100)
     max_pixels: int = Field(MAX_PIXELS, description="Refuse larger pictures.", ge=1)
+    max_frames: int = Field(100_000, description="Refuse files with more frames.", ge=1)
+    max_bytes: int = Field(
+        4 * 2**30, description="Refuse files that need more memory to be read or unpacked.", ge=1
+    )
+    quality: QualitySettings = QualitySettings()
     key_file: str | None = Field(
         None,
-        description=f"File with the secret key for patient groups; {KEY_VARIABLE} does the same.",
+        description=f"File with the secret key for identifiers; {KEY_VARIABLE} does the same.",
     )
+    deidentify: DeidentifySettings = DeidentifySettings()
 
     @field_validator("group_pattern")
     @classmethod
@@ -84,6 +95,17 @@ class IngestSettings(Config):
             raise ValueError(f"not a regular expression: {error}") from None
         return pattern
 
+    @property
+    def limits(self) -> Limits:
+        """What one file may ask for."""
+        return Limits(self.max_pixels, self.max_frames, self.max_bytes)
+
+    @property
+    def hides_names(self) -> bool:
+        """Whether names of files, groups and ids of the user's become keyed hashes."""
+        chosen = self.deidentify.sources
+        return chosen == "hashed" or (chosen == "auto" and read_key(self) is not None)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -91,11 +113,15 @@ class Source:
 
     file: str  # absolute path or URI
     name: str  # path relative to its root: ids depend on it, never on where the root is
+    id: str = ""  # the user's own
     group: str = ""
+    patient: str = field(default="", repr=False)  # becomes the group, under the key
     organ: str = ""
     device: str = ""
     label: str = ""
     problem: str = ""  # why it must not be read; it then becomes a failure
+    size: int = 0  # in bytes, where it tells how many frames to expect
+    skip: tuple[str, ...] = ()  # members of an archive that are left out
 
 
 @dataclass(frozen=True)
@@ -121,211 +147,180 @@ class Failure:
 Row = dict[str, Any]
 
 
-def list_sources(settings: IngestSettings) -> list[Source]:
-    """List every file to read, in the order given; folders are listed by name.
-
-    A file listed twice appears twice, the second time with its ``problem``: no row goes missing
-    unsaid.
-
-    Raises:
-        UsageError: A source does not exist or holds nothing to read, a manifest lacks its file
-            column, ``group_pattern`` fits no name, or the key file is missing.
-    """
-    _key(settings)  # refuse a missing key file before the work, not in it
-    given = (settings.source,) if isinstance(settings.source, str) else settings.source
-    sources = [source for location in given for source in _list_one(location, settings)]
-    if not sources:
-        raise UsageError("nothing to ingest: set 'source' to a folder, list or manifest.")
-    _check_pattern(settings.group_pattern, sources)
-    first_name: dict[str, str] = {}
-    listed = []
-    for source in sources:
-        if source.file and source.file in first_name:
-            said = f"listed more than once (first as '{first_name[source.file]}'); it is read once"
-            source = replace(source, problem=said)
-        elif source.file:
-            first_name[source.file] = source.name
-        listed.append(source)
-    excluded = _contents(settings)
-    return [source for source in listed if not excluded or _content(source) not in excluded]
-
-
-def read_source(source: Source, settings: IngestSettings) -> list[Row | Failure]:
+def read_source(
+    source: Source, settings: IngestSettings, key: bytes | None = None, desk: Desk | None = None
+) -> list[Row | Failure]:
     """Read one source: its pool rows, and a failure for each frame (or the file) without one.
 
+    Args:
+        source: What to read.
+        settings: How.
+        key: For identifiers; default the user's. Without one DICOM identifiers are plain hashes and
+            patients make no groups, which is for readers that store none of it.
+        desk: Knows the frames that have been approved, and keeps pictures for review.
+
     Returns:
-        At least one entry, in the order of the frames.
+        The entries in the order of the frames; none only where an archive holds nothing but what is
+        left out.
 
     Raises:
         UsageError: The key file is missing or empty: that concerns every file.
     """
-    key = _key(settings)
-    if source.problem:
-        return [Failure(source.name, source.name, "ListingError", source.problem)]
-    try:
-        data = _read_bytes(source.file)
-        if is_dicom(data) or source.file.lower().endswith(DICOM_SUFFIXES):
-            return list(_dicom_rows(source, data, settings, key))
-        return [_image_row(source, data, settings)]
-    except Exception as error:
-        return [_failure(source.name, source.name, error)]
+    return list(stream_source(source, settings, key, desk))
 
 
-def _list_one(location: str, settings: IngestSettings) -> list[Source]:
-    suffix = posixpath.splitext(location.lower())[1]
-    if "://" in location:
-        storage = Storage(posixpath.dirname(location))
-        found = storage.exists(posixpath.basename(location))
-    else:
-        found = os.path.exists(location)
-        location = os.path.abspath(os.path.expanduser(location)) if found else location
-    if not found:
-        folder = Path(location).parent
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        raise UsageError(f"no source '{location}'.{nearest(Path(location).name, names)}")
-    if suffix in MANIFEST_SUFFIXES and not os.path.isdir(location):
-        return _list_table(location, settings)
-    if suffix in SUFFIXES or os.path.isfile(location):
-        return [Source(location, portable_name(posixpath.basename(Path(location).as_posix())))]
-    listed = _remote_folder(location) if "://" in location else _local_folder(location, settings)
-    if not listed:
-        deeper = "" if settings.recursive else " Its folders are not read: recursive is false."
-        raise UsageError(
-            f"'{location}' holds no images ({', '.join(SUFFIXES)} or DICOM files).{deeper}"
-        )
-    return listed
-
-
-def _local_folder(root: str, settings: IngestSettings) -> list[Source]:
-    inside = os.path.realpath(root) + os.sep
-    sources = []
-    for folder, folders, files in os.walk(root):
-        shown = [name for name in folders if not name.startswith(".")]
-        folders[:] = sorted(shown) if settings.recursive else []
-        for file in files:
-            path = os.path.join(folder, file)
-            outside = os.path.islink(path) and not os.path.realpath(path).startswith(inside)
-            if not file.startswith(".") and not outside and _recognised(path):
-                name = Path(path).relative_to(root).as_posix()
-                sources.append(Source(path, portable_name(name)))
-    return sorted(sources, key=lambda source: source.name)
-
-
-def _remote_folder(root: str) -> list[Source]:
-    return [
-        Source(f"{root.rstrip('/')}/{name}", portable_name(name))
-        for name in Storage(root).list(recursive=True)
-        if name.lower().endswith(SUFFIXES) and not any(p.startswith(".") for p in name.split("/"))
-    ]
-
-
-def _recognised(path: str) -> bool:
-    if path.lower().endswith(SUFFIXES):
-        return True
-    try:
-        with open(path, "rb") as file:
-            return is_dicom(file.read(132))
-    except OSError:
-        return False
-
-
-def _list_table(location: str, settings: IngestSettings) -> list[Source]:
-    """List a text file, CSV or Parquet manifest; absolute paths keep what tells them apart."""
-    rows = list(manifest_rows(location, _read_bytes(location)))
-    root = settings.root or posixpath.dirname(location)
-    if "://" not in root:
-        root = os.path.abspath(os.path.expanduser(root))
-    files = [absolute_path(row["file"], root) if row["file"] else "" for row in rows]
-    base = common_folder([file for file in files if file and not is_inside(file, root)])
-    sources = []
-    for number, (row, file) in enumerate(zip(rows, files, strict=True), start=1):
-        told = {column: row.get(column, "") for column in OPTIONAL_COLUMNS}
-        if not file:
-            said = f"row {number} of '{posixpath.basename(location)}' names no file"
-            sources.append(Source("", f"row {number}", **told, problem=said))
-            continue
-        name = os.path.relpath(file, root) if is_inside(file, root) else file[len(base) :]
-        sources.append(Source(file, portable_name(Path(name).as_posix().lstrip("/")), **told))
-    if not sources:
-        raise UsageError(f"'{location}' lists no files.")
-    return sources
-
-
-def _contents(settings: IngestSettings) -> set[str]:
-    """Return the digests of the files to leave out: under another name they are the same image."""
-    plain = settings.model_copy(update={"root": None})
-    return {
-        _content(source) for manifest in settings.exclude for source in _list_one(manifest, plain)
-    } - {""}
-
-
-def _content(source: Source) -> str:
-    try:
-        return hashlib.sha256(_read_bytes(source.file)).hexdigest() if source.file else ""
-    except DecodeError:
-        return ""  # reading it again says why, in the quarantine
-
-
-def _check_pattern(pattern: str | None, sources: list[Source]) -> None:
-    if pattern is not None and not any(re.search(pattern, source.name) for source in sources):
-        raise UsageError(
-            f"group_pattern '{pattern}' fits no name; the first is '{sources[0].name}'."
-        )
-
-
-def _read_bytes(file: str) -> bytes:
-    try:
-        if "://" in file:
-            return Storage(posixpath.dirname(file)).read(posixpath.basename(file))
-        with open(file, "rb") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        raise DecodeError("does not exist") from None
-    except OSError as error:
-        raise DecodeError(f"cannot be read: {error.strerror or type(error).__name__}") from None
-
-
-def _image_row(source: Source, data: bytes, settings: IngestSettings) -> Row:
-    pixels = decode_image(data, settings.max_pixels)
-    image_id = _file_id(source, data)
-    group = source.group or _pattern_group(source, settings) or image_id
-    return _row(source, settings, pixels, image_id, group)
-
-
-def _dicom_rows(
-    source: Source, data: bytes, settings: IngestSettings, key: bytes | None
+def stream_source(
+    source: Source, settings: IngestSettings, key: bytes | None = None, desk: Desk | None = None
 ) -> Iterator[Row | Failure]:
-    header, frames = read_frames(data, stride=settings.frame_stride, max_pixels=settings.max_pixels)
-    group = source.group or _pattern_group(source, settings) or _dicom_group(header, key)
-    group = group or _file_id(source, data)
-    # What the user said comes first, then what the file says, then the configured default.
+    """Do as :func:`read_source` does, one entry at a time."""
+    key = key or read_key(settings)
+    reading = _Reading(settings, key, desk or Desk(), settings.hides_names)
+    if source.problem:
+        yield Failure(source.name, source.name, "ListingError", source.problem)
+        return
+    file = SourceFile(source.name, source.file)
+    try:
+        if not source.name.lower().endswith(ARCHIVE_SUFFIXES):
+            file = file.loaded()
+        head = file.head()
+        if head and container_of(head, source.name) == "archive":
+            yield from _archive_rows(source, file, reading)
+        else:
+            yield from _file_rows(source, file, reading)
+    except Exception as error:
+        yield _failure(source.name, source.name, error)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    settings: IngestSettings
+    key: bytes | None
+    desk: Desk
+    hides_names: bool
+
+
+def _archive_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
+    found = False
+    for member in read_archive(file, reading.settings.limits):
+        found = True
+        if member.name in source.skip:
+            continue
+        inner = replace(source, file="", name=member_name(source, member))
+        try:
+            yield from _member_rows(inner, member, reading)
+        except Exception as error:
+            yield _failure(inner.name, inner.name, error)
+    if not found:
+        raise DecodeError("is an archive without images")
+
+
+def member_name(archive: Source, member: Member) -> str:
+    """Return what a member of an archive is called as a source."""
+    return f"{archive.name}/{portable_name(member.name)}"
+
+
+def _member_rows(source: Source, member: Member, reading: _Reading) -> Iterator[Row | Failure]:
+    if member.data is None:
+        raise DecodeError(member.problem)
+    told = member.told
     source = replace(
         source,
-        organ=source.organ or settings.organ or header.organ,
-        device=source.device or settings.device or header.device,
+        id=told.get("id", ""),
+        group=told.get("group", ""),
+        patient=told.get("patient", ""),
+        organ=told.get("organ") or source.organ,
+        device=told.get("device") or source.device,
+        label=told.get("label") or source.label,
     )
-    origin = header.sop_instance_uid or _file_id(source, data)
-    for frame in frames:
-        image_id = digest("dicom", origin, str(frame.index))
-        name = f"{source.name}#{frame.index}" if header.frames > 1 else source.name
+    yield from _file_rows(source, SourceFile(source.name, data=member.data), reading)
+
+
+def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
+    settings, key, desk = reading.settings, reading.key, reading.desk
+    clip = open_clip(file, settings.limits)
+    header = clip.header
+    identity = _Identity(source, file, header, clip.frames, reading)
+    group = source.group or patient_group(source.patient, key) or _pattern_group(source, settings)
+    if not group and header is not None:
+        group = _dicom_group(header, key)
+    group = group or identity.file_id
+    scanner = Scanner(model=source.device or settings.device)
+    if header is not None:
+        scanner = Scanner(header.manufacturer, header.device)
+        # What the user said comes first, then what the file says, then the configured default.
+        source = replace(
+            source,
+            organ=source.organ or settings.organ or header.organ,
+            device=source.device or settings.device or header.device,
+        )
+    # A cine's sector is looked for on its first frames: these are held meanwhile, not the clip.
+    frames, ahead = itertools.tee(settings.frames.read(clip))
+    pixels = (frame.pixels for frame in ahead)
+    regions = () if header is None else header.regions
+    all_cleaned = deidentify(pixels, regions, settings.deidentify, scanner)
+    for frame, cleaned in zip(frames, all_cleaned, strict=True):
+        image_id = identity.of_frame(frame.index)
+        name = f"{source.name}#{frame.index}" if clip.frames > 1 else source.name
         if frame.pixels is None:
-            yield _failure(name, image_id, frame.error or DecodeError("is missing"), "frame")
+            what = "frame" if clip.frames > 1 else "file"
+            yield _failure(name, image_id, frame.error or DecodeError("is missing"), what)
+            continue
+        desk.look(image_id, frame.pixels, cleaned)
+        # Cleaned pixels are staged, or the frame is held back; never the pixels as they were.
+        if cleaned.pixels is None or not desk.passes(image_id, cleaned):
+            yield Failure(name, image_id, NEEDS_REVIEW, cleaned.verdict.describe())
             continue
         named = replace(source, name=name)
-        yield _row(named, settings, frame.pixels, image_id, group, frame.index)
+        yield _row(named, settings, cleaned.pixels, header, image_id, group, frame.index)
+
+
+class _Identity:
+    """Ids of a file's frames: the user's, the DICOM instance's, or from name and content.
+
+    The first two may be known to others, who could find them by trying: they go under the key, the
+    user's own where names are hidden.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        file: SourceFile,
+        header: DicomHeader | None,
+        frames: int,
+        reading: _Reading,
+    ) -> None:
+        self._source, self._file, self._header, self._frames = source, file, header, frames
+        self._key = reading.key
+        self._hides_names = reading.hides_names
+        self._file_id = ""
+
+    @property
+    def file_id(self) -> str:
+        if not self._file_id:
+            self._file_id = digest("file", self._source.name, self._file.sha256())
+        return self._file_id
+
+    def of_frame(self, index: int) -> str:
+        if self._source.id:
+            own = digest("id", self._source.id, *([str(index)] if self._frames > 1 else []))
+            return keyed_hash(self._key, "id", own) if self._key and self._hides_names else own
+        if self._header is not None:
+            origin = self._header.sop_instance_uid or self.file_id
+            instance = digest("dicom", origin, str(index))
+            return keyed_hash(self._key, "instance", instance) if self._key else instance
+        return digest("frame", self.file_id, str(index)) if self._frames > 1 else self.file_id
 
 
 def _row(
     source: Source,
     settings: IngestSettings,
     pixels: np.ndarray,
+    header: DicomHeader | None,
     image_id: str,
     group_id: str,
-    frame: int = 0,
+    frame: int,
 ) -> Row:
-    staged = resize_longest(pixels, settings.stage_side)
-    if staged.ndim == 3 and bool((staged == staged[..., :1]).all()):
-        staged = np.ascontiguousarray(staged[..., 0])  # grey that was stored as RGB
+    staged = drop_equal_channels(resize_longest(pixels, settings.stage_side))
     brightness = luminance(staged)
     return {
         "image_id": image_id,
@@ -334,8 +329,9 @@ def _row(
         "organ": source.organ or settings.organ,
         "device": source.device or settings.device,
         "label": source.label,
+        "modality": modality(header, staged),
         "frame": frame,
-        "image": encode_png(staged),
+        "image": encode(staged, settings.stage_codec, settings.stage_quality),
         "width": staged.shape[1],
         "height": staged.shape[0],
         "original_width": pixels.shape[1],
@@ -344,6 +340,8 @@ def _row(
         "content_hash": content_hash(staged),
         "mean": float(brightness.mean(dtype=np.float64)),
         "contrast": float(brightness.std(dtype=np.float64)),
+        **quality_columns(staged, pixels.shape[1], pixels.shape[0], settings.quality),
+        **perceptual_columns(staged),
     }
 
 
@@ -356,10 +354,6 @@ def digest(*parts: str) -> str:
     return hasher.hexdigest()
 
 
-def _file_id(source: Source, data: bytes) -> str:
-    return digest("file", source.name, hashlib.sha256(data).hexdigest())
-
-
 def _pattern_group(source: Source, settings: IngestSettings) -> str:
     match = re.search(settings.group_pattern, source.name) if settings.group_pattern else None
     if match is None:
@@ -368,16 +362,30 @@ def _pattern_group(source: Source, settings: IngestSettings) -> str:
 
 
 def _dicom_group(header: DicomHeader, key: bytes | None) -> str:
-    """Return the patient under a secret key, or the study: a bare hash of a patient id is no veil.
+    """Return the patient under the key, or else the study."""
+    patient = patient_group(header.patient_id, key)
+    if patient or not header.study_instance_uid:
+        return patient
+    study = digest("study", header.study_instance_uid)
+    return study if key is None else keyed_hash(key, "study", study)
 
-    Patient ids are few and can be tried one by one, so without a key they are not used at all.
+
+def patient_group(patient: str, key: bytes | None) -> str:
+    """Return a patient's group under the key; ``""`` without a patient, or without a key.
+
+    A bare hash is no veil: patient ids are few and can be tried one by one.
     """
-    if key is not None and header.patient_id:
-        return hmac.new(key, header.patient_id.encode(), hashlib.sha256).hexdigest()[:32]
-    return digest("study", header.study_instance_uid) if header.study_instance_uid else ""
+    if not patient or key is None:
+        return ""
+    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def _key(settings: IngestSettings) -> bytes | None:
+def read_key(settings: IngestSettings) -> bytes | None:
+    """Return the user's secret key for identifiers, None where there is none.
+
+    Raises:
+        UsageError: The key file is missing or empty.
+    """
     if settings.key_file is None:
         return os.environ.get(KEY_VARIABLE, "").encode() or None
     try:

@@ -11,23 +11,26 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from echostill.distill.objective import DistillationObjective, ObjectiveSettings
+from echostill.distill.groups import Run, run_groups
+from echostill.distill.objective import DistillationObjective
+from echostill.distill.objective_settings import ObjectiveSettings
 from echostill.distill.reconstructions import draw_reconstructions
+from echostill.distill.task import DistillationTask
+from echostill.distill.teacher_cache import Precision
 from echostill.platform import runtime
 from echostill.platform.config import Config, ModelsConfig, execution
-from echostill.platform.errors import UsageError
-from echostill.platform.masks import MaskSettings, apply_frequency, apply_spatial, draw_masks
+from echostill.platform.masks import MaskSettings
 from echostill.platform.mim import DecoderSettings, MaskedImageModel
-from echostill.platform.models import create_encoder, save_weights
+from echostill.platform.models import Encoder, create_encoder, save_weights
 from echostill.platform.progress import Progress, console
 from echostill.platform.ray_training import plan, runs_at_once
-from echostill.platform.runs import fingerprint
+from echostill.platform.runs import Fingerprint, fingerprint
 from echostill.platform.staging import StagedImages, stage_images
 from echostill.platform.store import Plan, Store
 from echostill.platform.tables import Table
-from echostill.platform.teacher import Weights, find_teacher
-from echostill.platform.training import Batch, TrainingSettings, TrainingState, TrainingTask
-from echostill.platform.training_run import WEIGHTS, RunResult, is_finished, train_run
+from echostill.platform.teacher import Weights, find_initial, find_teacher
+from echostill.platform.training import TrainingSettings, TrainingState, TrainingTask
+from echostill.platform.training_run import WEIGHTS, Member, RunResult, is_finished, train_together
 
 INERT_SPREAD = 0.02  # below this the consistency weight does nothing (method.md, section 2.3)
 
@@ -36,6 +39,10 @@ class StudentSettings(Config):
     """A student to train: its name and its objective."""
 
     name: str = Field("distilled", pattern=r"^[A-Za-z0-9_.-]+$")
+    model: str | None = Field(None, description="A model of the zoo; default the stage's student.")
+    initial_weights: str | None = Field(
+        None, description="Weights file or finished run to start from; default fresh weights."
+    )
     objective: ObjectiveSettings = ObjectiveSettings()
 
 
@@ -48,62 +55,61 @@ class DistillConfig(ModelsConfig):
     training: TrainingSettings = TrainingSettings(steps=20_000, batch_size=1024)
     decoder: DecoderSettings = DecoderSettings()
     masks: MaskSettings = MaskSettings()
+    cache: bool = Field(
+        False, description="Take the teacher's outputs from what `echostill cache` made."
+    )
+    cache_name: str = execution("default", "Name of the teacher cache in the store.")
+    cache_precision: Precision = Field("float16", description="How cached tokens are kept.")
+    cache_limit_gb: float = execution(50.0, "Largest teacher cache, in GB.", gt=0)
 
     at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
+    share_teacher: bool = execution(
+        True, "Train students that see the same views together, on one pass of the teacher."
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> "DistillConfig":
-        names = [name for _, _, name in self.runs()]
+        names = [run.name for run in self.runs()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:  # they would be trained side by side into one folder
             raise ValueError(f"run '{twice[0]}' is listed more than once: name students apart")
         return self
 
-    def runs(self) -> list[tuple[StudentSettings, int, str]]:
-        """List the runs: student, seed and name."""
+    def runs(self) -> list[Run]:
+        """List the runs, one per student and seed."""
         seeds = self.seeds or (self.seed,)
         return [
-            (student, seed, f"{student.name}-{seed}") for student in self.students for seed in seeds
+            Run(
+                name=f"{student.name}-{seed}",
+                student=student.name,
+                model=student.model or self.student,
+                initial_weights=student.initial_weights,
+                objective=student.objective,
+                seed=seed,
+            )
+            for student in self.students
+            for seed in seeds
         ]
 
-
-class DistillationTask(TrainingTask):
-    """The objective fed with the two views of each image."""
-
-    def __init__(self, objective: DistillationObjective, masks: MaskSettings, seed: int) -> None:
-        super().__init__()
-        self.objective = objective
-        self.masks, self.seed = masks, seed
-        self.image_size = objective.student.encoder.image_size
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch."""
-        masks = draw_masks(
-            self.masks, self.seed, batch.epochs, batch.image_ids, batch.pixels.device
-        )
-        output = self.objective(
-            batch.pixels,
-            apply_spatial(batch.pixels, masks.spatial),
-            apply_frequency(batch.pixels, masks.frequency),
-            masks.spatial,
-            masks.frequency,
-        )
-        return output.loss, output.parts
+    def alone(self, run: Run) -> "DistillConfig":
+        """Return the configuration of one run, which names nothing of the others."""
+        own = tuple(student for student in self.students if student.name == run.student)
+        return self.model_copy(update={"students": own, "seeds": (run.seed,), "seed": run.seed})
 
 
 @dataclass(frozen=True)
 class DistillationJob:
-    """One student's training run."""
+    """The training of one student, or of several that share the teacher's work."""
 
     store: str
-    student: str
+    runs: tuple[Run, ...]
     teacher: Weights | None
     image_ids: tuple[str, ...]
-    objective: ObjectiveSettings
     settings: TrainingSettings
     decoder: DecoderSettings
     masks: MaskSettings
     seed: int
+    initial: tuple[Weights | None, ...] = ()
 
     def build(self) -> tuple[TrainingTask, StagedImages]:
         """Build the task and open the staged coreset."""
@@ -112,16 +118,22 @@ class DistillationJob:
         return task, stage_images(pool, self.store, task.image_size, self.image_ids)
 
     def task(self) -> DistillationTask:
-        """Build the task, its weights set by the seed alone, whatever the objective."""
-        torch.manual_seed(self.seed)
-        encoder = create_encoder(self.student)
-        student = MaskedImageModel(encoder, self.decoder)
-        teacher = self.teacher.load() if self.teacher else None
-        objective = DistillationObjective(student, teacher, self.objective)
-        masks = self.masks.scaled_to(encoder.image_size, encoder.patch_size)
-        return DistillationTask(objective, masks, self.seed)
+        """Build the task, each student's weights set by the seed alone, whatever the objective."""
+        distils = any(run.objective.distil for run in self.runs)
+        teacher = self.teacher.load() if self.teacher and distils else None
+        objectives = {}
+        for run, initial in zip(self.runs, self.initial or [None] * len(self.runs), strict=True):
+            torch.manual_seed(self.seed)
+            encoder = initial.load(trainable=True) if initial else create_encoder(run.model)
+            student = MaskedImageModel(encoder, self.decoder)
+            objectives[run.name] = DistillationObjective(student, teacher, run.objective)
+        first = objectives[self.runs[0].name]
+        masks = (first.settings.masks or self.masks).scaled_to(
+            encoder.image_size, encoder.patch_size
+        )
+        return DistillationTask(objectives, masks, self.settings.seed_of_views(self.seed))
 
-    def on_checkpoint(self, task: TrainingTask, state: TrainingState) -> None:
+    def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
         """Nothing is kept besides the checkpoint."""
 
 
@@ -134,31 +146,34 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
     store = Store(config.store)
     coreset = store.open_coreset(config.coreset)
     ids = selected_ids(coreset)
-    needs_teacher = any(student.objective.distil for student in config.students)
-    teacher = find_teacher(config) if needs_teacher else None
     runs = config.runs()
-    open_runs = [run for run in runs if not is_finished(store.run(run[2]))]
-    at_once = _at_once(config, len(open_runs), connect=bool(open_runs))
-    total = config.training.steps * max(len(open_runs), 1)
+    teacher = find_teacher(config) if any(run.objective.distil for run in runs) else None
+    if teacher is not None and config.cache:
+        from echostill.distill.caching import open_cache  # it imports this module
+
+        teacher = open_cache(config, teacher, ids)
+    stage = _Stage(config, store, coreset, ids, teacher)
+    groups = run_groups(runs, store, share=config.share_teacher)
+    open_groups = [g for g in groups if any(not is_finished(store.run(run.name)) for run in g)]
+    at_once = _at_once(config, len(open_groups), connect=bool(open_groups))
+    total = config.training.steps * max(len(open_groups), 1)
     with Progress("distill", total, enabled=config.progress) as bar:
         results = _side_by_side(
             [
-                partial(
-                    _train_one,
-                    *(config, store, coreset, ids, student, seed, name, teacher),
-                    overwrite=overwrite,
-                    bar=bar,
-                    at_once=at_once,
-                )
-                for student, seed, name in runs
+                partial(stage.train, group, overwrite=overwrite, bar=bar, at_once=at_once)
+                for group in groups
             ],
             at_once,
         )
-    lines = [_summary(name, result) for (_, _, name), result in zip(runs, results, strict=True)]
+    done = {name: result for found in results for name, result in found.items()}
+    lines = [_summary(run, done[run.name]) for run in runs]
     return f"{len(ids)} images, {config.training.steps} steps; " + "; ".join(lines)
 
 
-def _side_by_side(calls: list[Callable[[], RunResult]], at_once: int) -> list[RunResult]:
+Results = dict[str, RunResult]
+
+
+def _side_by_side(calls: list[Callable[[], Results]], at_once: int) -> list[Results]:
     """Make the calls in threads, each of which waits for a run on the cluster.
 
     A run that fails does not stop the others; its error is raised when they have ended. Ctrl-C
@@ -187,20 +202,28 @@ def plan_distill(config: DistillConfig) -> Plan:
     """Say what :func:`distill` would do."""
     store = Store(config.store)
     coreset = store.open_coreset(config.coreset)
-    count = len(selected_ids(coreset))
+    ids = selected_ids(coreset)
+    runs = config.runs()
     out = Plan("distill")
-    out.add("coreset", f"{count} images of {coreset.rows}, {coreset.storage.root}")
-    if any(student.objective.distil for student in config.students):
+    out.add("coreset", f"{len(ids)} images of {coreset.rows}, {coreset.storage.root}")
+    if any(run.objective.distil for run in runs):
         teacher = find_teacher(config)
         out.add("teacher", f"{teacher.model}, {teacher.path}")
-    out.add("student", config.student)
-    out.add("steps", config.training.describe(count))
-    at_once = _at_once(config, len(config.runs()), connect=False)
+        if config.cache:
+            from echostill.distill.caching import open_cache
+
+            out.add("teacher cache", open_cache(config, teacher, ids).folder)
+    out.add("student", ", ".join(dict.fromkeys(run.model for run in runs)))
+    out.add("steps", config.training.describe(len(ids)))
+    groups = run_groups(runs, store, share=config.share_teacher)
+    at_once = _at_once(config, len(groups), connect=False)
     where = plan(config.training, *runtime.local_resources(), at_once)
     out.add("resources", f"{at_once} run(s) at once, each {where.describe()}")
-    for student, _, name in config.runs():
-        done = "done" if is_finished(store.run(name)) else "to do"
-        out.add(name, f"{student.objective.preset}, {done}")
+    for group in groups:
+        shared = f", with {len(group) - 1} more on one teacher pass" if len(group) > 1 else ""
+        for run in group:
+            done = "done" if is_finished(store.run(run.name)) else "to do"
+            out.add(run.name, f"{run.objective.preset}{shared}, {done}")
     return out
 
 
@@ -210,59 +233,68 @@ def selected_ids(coreset: Table) -> tuple[str, ...]:
     return tuple(sorted(table.filter(pc.field("selected"))["image_id"].to_pylist()))
 
 
-def _train_one(
-    config: DistillConfig,
-    store: Store,
-    coreset: Table,
-    ids: tuple[str, ...],
-    student: StudentSettings,
-    seed: int,
-    name: str,
-    teacher: Weights | None,
-    *,
-    overwrite: bool,
-    bar: Progress,
-    at_once: int,
-) -> RunResult:
-    own = teacher if student.objective.distil else None
-    if student.objective.distil and own is None:
-        raise UsageError(f"student '{student.name}' follows a teacher and none is given.")
-    single = config.model_copy(update={"students": (student,), "seeds": (seed,), "seed": seed})
-    wanted = fingerprint(
-        single,
-        weights={"teacher": own.digest} if own else {},
-        inputs={"coreset": coreset.digest, "pool": store.open_pool().digest},
-        without=("teacher", "coreset"),
-    )
-    job = DistillationJob(
-        store=store.root,
-        student=config.student,
-        teacher=own,
-        image_ids=ids,
-        objective=student.objective,
-        settings=config.training,
-        decoder=config.decoder,
-        masks=config.masks,
-        seed=seed,
-    )
+@dataclass(frozen=True)
+class _Stage:
+    """What all runs of a call have in common."""
 
-    def export(task: TrainingTask, folder: Path) -> None:
-        assert isinstance(task, DistillationTask)
-        encoder = task.objective.student.encoder
-        save_weights(encoder, str(folder / WEIGHTS), {"objective": student.objective.preset})
-        draw_reconstructions(task, job.build()[1], folder / "reconstructions.png")
+    config: DistillConfig
+    store: Store
+    coreset: Table
+    ids: tuple[str, ...]
+    teacher: Weights | None
 
-    return train_run(
-        job,
-        store.run(name),
-        wanted,
-        single,
-        stage="distill",
-        export=export,
-        overwrite=overwrite,
-        bar=bar,
-        at_once=at_once,
-    )
+    def train(self, group: list[Run], *, overwrite: bool, bar: Progress, at_once: int) -> Results:
+        """Train the runs of a group together, and return their results by name."""
+        config, store = self.config, self.store
+        initial = tuple(find_initial(store, run.model, run.initial_weights) for run in group)
+        job = DistillationJob(
+            store=store.root,
+            runs=tuple(group),
+            teacher=self.teacher if any(run.objective.distil for run in group) else None,
+            image_ids=self.ids,
+            settings=config.training,
+            decoder=config.decoder,
+            masks=config.masks,
+            seed=group[0].seed,
+            initial=initial,
+        )
+        members = [
+            Member(
+                prefix="" if len(group) == 1 else f"{run.name}/",
+                storage=store.run(run.name),
+                wanted=self._fingerprint(run, start),
+                config=config.alone(run),
+                export=partial(_export, job, place),
+            )
+            for place, (run, start) in enumerate(zip(group, initial, strict=True))
+        ]
+        results = train_together(
+            job, members, stage="distill", overwrite=overwrite, bar=bar, at_once=at_once
+        )
+        return {run.name: result for run, result in zip(group, results, strict=True)}
+
+    def _fingerprint(self, run: Run, initial: Weights | None) -> Fingerprint:
+        weights = {"initial": initial.digest} if initial else {}
+        if run.objective.distil:
+            assert self.teacher is not None
+            weights["teacher"] = self.teacher.digest
+        return fingerprint(
+            self.config.alone(run),
+            weights=weights,
+            inputs={"coreset": self.coreset.digest, "pool": self.store.open_pool().digest},
+            without=("teacher", "coreset"),
+        )
+
+
+def _export(job: DistillationJob, place: int, task: TrainingTask, folder: Path) -> Encoder:
+    """Write what a run leaves behind, and return its student."""
+    assert isinstance(task, DistillationTask)
+    objective = task.each(place)
+    encoder = objective.student.encoder
+    save_weights(encoder, str(folder / WEIGHTS), {"objective": objective.settings.preset})
+    images = job.build()[1]
+    draw_reconstructions(objective, task.masks, task.seed, images, folder / "reconstructions.png")
+    return encoder
 
 
 def weight_spread(history: list[dict[str, float]]) -> float | None:
@@ -271,13 +303,13 @@ def weight_spread(history: list[dict[str, float]]) -> float | None:
     return sum(spreads) / len(spreads) if spreads else None
 
 
-def _summary(name: str, result: RunResult) -> str:
-    spread = weight_spread(result.history)
-    if spread is not None and spread < INERT_SPREAD:
+def _summary(run: Run, result: RunResult) -> str:
+    name, spread = run.name, weight_spread(result.history)
+    if spread is not None and spread <= INERT_SPREAD and run.objective.weighting != "fixed":
         console.print(
-            f"warning: {name}: the consistency weight's spread is {spread:.4f}, below "
-            f"{INERT_SPREAD}: it is inert and the run is plain distillation. Use centring, level "
-            "'token' or weighting 'batch-normalised'.",
+            f"warning: {name}: inert weight: the consistency weight's spread is {spread:.4f}, not "
+            f"above {INERT_SPREAD}: the run is plain distillation. Use centring, level 'token' or "
+            "weighting 'batch-normalised'.",
             markup=False,
             soft_wrap=True,
         )

@@ -9,10 +9,11 @@ from echostill.platform.config import StageConfig
 from echostill.platform.masks import MaskSettings
 from echostill.platform.mim import DecoderSettings, ReconstructionSettings
 from echostill.platform.mim_training import MaskedImageJob, MaskedImageTask
-from echostill.platform.models import save_weights
+from echostill.platform.models import Encoder, save_weights
 from echostill.platform.ray_training import plan
 from echostill.platform.runs import fingerprint
 from echostill.platform.store import Plan, Store
+from echostill.platform.teacher import Weights, find_initial
 from echostill.platform.training import TrainingSettings, TrainingTask
 from echostill.platform.training_run import WEIGHTS, is_finished, train_run
 
@@ -26,6 +27,9 @@ class PretrainConfig(StageConfig):
     decoder: DecoderSettings = DecoderSettings()
     masks: MaskSettings = MaskSettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
+    initial_weights: str | None = Field(
+        None, description="Weights file or finished run to start from; default fresh weights."
+    )
 
 
 def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> str:
@@ -36,9 +40,15 @@ def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> str:
     """
     store = Store(config.store)
     pool = store.open_pool()
-    wanted = fingerprint(config, inputs={"pool": pool.digest})
+    initial = find_initial(store, config.model, config.initial_weights)
+    wanted = fingerprint(
+        config,
+        weights={"initial": initial.digest} if initial else {},
+        inputs={"pool": pool.digest},
+        without=("initial_weights",),
+    )
     result = train_run(
-        _job(config),
+        _job(config, initial),
         store.run(config.name),
         wanted,
         config,
@@ -68,12 +78,14 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
     return out
 
 
-def _export(task: TrainingTask, folder: Path) -> None:
+def _export(task: TrainingTask, folder: Path) -> Encoder:
     assert isinstance(task, MaskedImageTask)
-    save_weights(task.model.encoder, str(folder / WEIGHTS), {"recipe": "usfm-pretrain"})
+    encoder = task.model.encoder
+    save_weights(encoder, str(folder / WEIGHTS), {"recipe": "usfm-pretrain"})
+    return encoder
 
 
-def _job(config: PretrainConfig) -> MaskedImageJob:
+def _job(config: PretrainConfig, initial: Weights | None) -> MaskedImageJob:
     return MaskedImageJob(
         store=Store(config.store).root,
         model=config.model,
@@ -84,4 +96,5 @@ def _job(config: PretrainConfig) -> MaskedImageJob:
         reconstruction=config.reconstruction,
         views="joint",
         seed=config.seed,
+        initial=initial,
     )

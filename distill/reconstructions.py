@@ -1,24 +1,27 @@
 """A picture of what a student reconstructs from both views of a few images."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from echostill.platform.masks import apply_frequency, apply_spatial, draw_masks
+from echostill.distill.objective import DistillationObjective
+from echostill.platform.masks import MaskSettings, apply_frequency, apply_spatial, draw_masks
 from echostill.platform.mim import to_pixels
 from echostill.platform.staging import StagedImages
-
-if TYPE_CHECKING:
-    from echostill.distill.distillation import DistillationTask
 
 ROWS = 6
 COLUMNS = ("image", "blocks hidden", "reconstructed", "bands stopped", "reconstructed")
 
 
 @torch.no_grad()
-def draw_reconstructions(task: "DistillationTask", images: StagedImages, path: Path) -> None:
+def draw_reconstructions(
+    objective: DistillationObjective,
+    mask_settings: MaskSettings,
+    seed: int,
+    images: StagedImages,
+    path: Path,
+) -> None:
     """Draw a few evenly spaced images, their two views and the student's reconstructions.
 
     Where blocks are hidden or bands are stopped only that part is the student's; the rest is shown
@@ -30,13 +33,13 @@ def draw_reconstructions(task: "DistillationTask", images: StagedImages, path: P
     from matplotlib import pyplot
 
     rows = np.unique(np.linspace(0, len(images) - 1, ROWS).astype(int))
-    student = task.objective.student
-    settings = task.objective.settings.reconstruction
+    student = objective.student
+    settings = objective.settings.reconstruction
     square = torch.from_numpy(images.pixels[rows].astype(np.float32) / 255)
-    pixels = torch.nn.functional.interpolate(square, task.image_size, mode="area")
+    pixels = torch.nn.functional.interpolate(square, student.encoder.image_size, mode="area")
     pixels = pixels.expand(-1, 3, -1, -1)
     ids = [images.image_ids[row] for row in rows]
-    masks = draw_masks(task.masks, task.seed, np.zeros(len(rows), dtype=np.int64), ids)
+    masks = draw_masks(mask_settings, seed, np.zeros(len(rows), dtype=np.int64), ids)
     spatial = apply_spatial(pixels, masks.spatial)
     frequency = apply_frequency(pixels, masks.frequency)
     made = []

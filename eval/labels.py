@@ -77,6 +77,14 @@ DEFAULTS = (
         "new choice.",
     ),
     Default(
+        _CORESET, "Images per cluster that k-means is trained on", "select",
+        ("max_points_per_centroid",), "I",
+        "256",
+        "FAISS's own default, made explicit: centroids of a sample of 256,000 stand for millions; "
+        "every image is assigned.",
+        none="all",
+    ),
+    Default(
         _CORESET, "Distance rank", "select", (), "C",
         "",
         "Inside its cluster, 1 is the nearest to the centroid: drawn so in the overview figure. "
@@ -95,10 +103,28 @@ DEFAULTS = (
         "not prove it.",
     ),
     Default(
-        _CORESET, "Quota", "select", (), "I",
-        "",
+        _CORESET, "How the ranks are fused", "select", ("fusion",), "I",
+        "sum",
+        "A weighted sum gives the order of the figure's four images; so does a product, the "
+        "maximum ties two of them, and two stages (first by gradient, then nearest) swap two.",
+    ),
+    Default(
+        _CORESET, "Gradient outliers taken last", "select", ("trim",), "I",
+        "0",
+        "Nothing is trimmed in the figure. Corrupt images have large gradients too: 0.001 to 0.01 "
+        "guards against them.",
+    ),
+    Default(
+        _CORESET, "Quota", "select", ("quota",), "I",
+        "automatic",
         "In proportion to the cluster's size by largest remainders, because the figure says 'Down "
         "to 10%'. No rule is public.",
+    ),
+    Default(
+        _CORESET, "Balance of the budget", "select", ("balance",), "I",
+        "none",
+        "USFM draws organs in balance; whether TinyUSFM's coreset is balanced is not stated.",
+        none="none",
     ),
     Default(
         _CORESET, "Budget", "select", ("budget",), "C",
@@ -173,6 +199,12 @@ DEFAULTS = (
         "Reconstruction plus consistency-driven distillation (abstract); the formulas are ours.",
     ),
     Default(
+        _OBJECTIVE, "Views", "distill", ("objective.views",), "I",
+        "separated",
+        "'Domain-separated' read as one view per mask, as the figure draws them; USFM puts both on "
+        "one input.",
+    ),
+    Default(
         _OBJECTIVE, "Pixel loss", "distill", ("objective.reconstruction.pixel",), "I",
         "l1",
         "L1 over hidden pixels, as in SimMIM and A2MIM, the teacher's lineage.",
@@ -204,11 +236,25 @@ DEFAULTS = (
         "weighting'); (1 + cos) / 2 is our form.",
     ),
     Default(
+        _OBJECTIVE, "Consistency: one for all layers, or one for each", "distill",
+        ("objective.consistency",), "I",
+        "last",
+        "The figure draws one angle between the teacher's last features; one per group of blocks "
+        "is an option.",
+    ),
+    Default(
         _OBJECTIVE, "Matched layers", "distill",
         ("objective.layers", "objective.teacher_layers"), "I",
         "automatic",
         "The figure draws three groups of four blocks; automatic is the end of each third, 4, 8 "
         "and 12 of 12.",
+    ),
+    Default(
+        _OBJECTIVE, "Matched attention logits, matched relations", "distill",
+        ("objective.attention_weight", "objective.relation_weight"), "I",
+        "0",
+        "The student's code exposes its logits for distillation and the sibling code matches them, "
+        "but the figure shows tokens alone; relations are TinyMIM's. Both are options.",
     ),
     Default(
         _OBJECTIVE, "Distance of matched tokens", "distill",

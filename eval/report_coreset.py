@@ -35,7 +35,14 @@ from echostill.eval.report_page import (
     thumbnail,
 )
 from echostill.eval.report_page import thumbnails as thumbnail_row
-from echostill.eval.report_pool import CATEGORIES, accounts, file_name, pool_figures, quarantined
+from echostill.eval.report_pool import (
+    CATEGORIES,
+    accounts,
+    file_name,
+    pool_figures,
+    quality_flags,
+    quarantined,
+)
 
 CLUSTER_BARS = 80
 CORRELATED = 20_000  # images that a rank correlation is computed over, at most
@@ -113,6 +120,7 @@ class CoresetSections:
             count = dict(self.organs)[organ]
             content.append(paragraph(f"{organ}, {count:,} images", "lead"))
             content.append(self._row(positions))
+        content += quality_flags(self.material)
         content += quarantined(self.material)
         return Section("pool", "What the pool holds", join(content))
 
@@ -164,6 +172,8 @@ class CoresetSections:
         rows = self.rows
         settings = self.material.configurations.get("select", {})
         method = settings.get("method", "dual-rank")
+        if settings.get("fusion", "sum") != "sum":
+            method += f", fusion {settings['fusion']}"
         boundary = self._boundary(float(settings.get("alpha", 0.5)), method)
         agreement = _rank_correlation(rows.distance_place, rows.gradient_place)
         explained = (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.images import decode_image, resize_longest
-from echostill.platform.schemas import QUARANTINE_SCHEMA
+from echostill.platform.schemas import QUALITY_ISSUES, QUARANTINE_SCHEMA
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.store import Store, read_manifest
 from echostill.platform.tables import MANIFEST, Table
@@ -93,7 +93,8 @@ class Material:
     """Everything a report shows.
 
     Attributes:
-        images: the pool without its pixels, columns ``POOL_COLUMNS``.
+        images: the pool without its pixels, columns ``POOL_COLUMNS`` and the quality flags
+            that it has.
         coreset: the coreset table, a row per scored image, sorted by id.
         organ: (N,) organ of each coreset row.
         source: (N,) source of each coreset row.
@@ -128,7 +129,7 @@ def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str])
     evaluation, evaluation_digest = read_evaluation(store, name)
     pool, scores = store.open_pool(), store.open_scores()
     coreset = store.open_coreset(coreset_name)
-    images, rows = pool.read(POOL_COLUMNS), coreset.read()
+    images, rows = pool.read([*POOL_COLUMNS, *_flag_columns(pool)]), coreset.read()
     runs = [_read_run(store, run, coreset.digest) for run in find_runs(store, run_names)]
     proxy = None
     if read_manifest(store.run("proxy")) is not None:
@@ -163,6 +164,12 @@ def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str])
         configurations={key: value for key, value in configurations.items() if value},
         digests=digests,
     )
+
+
+def _flag_columns(pool: Table) -> list[str]:
+    """The pool's quality flags; a pool of an earlier version has none."""
+    present = {name for name, _ in pool.manifest["schema"]}
+    return [issue for issue in QUALITY_ISSUES if issue in present]
 
 
 def read_evaluation(store: Store, name: str) -> tuple[dict[str, Any], str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SMALL = 4  # clusters below this say little about what was preferred
 
@@ -37,7 +38,7 @@ class Rows:
             gradient_rank=column("gradient_rank"),
             dual_rank=column("dual_rank"),
             cluster_rank=column("cluster_rank"),
-            quota=column("quota"),
+            quota=_cluster_quotas(table),
             selected=column("selected").astype(bool),
         )
 
@@ -69,6 +70,18 @@ class Gallery:
     title: str
     explanation: str
     positions: np.ndarray
+
+
+def _cluster_quotas(table: pa.Table) -> np.ndarray:
+    """Quota of each row's cluster, (N,): where the budget was balanced, over the strata in it."""
+    quota = table["quota"].to_numpy()
+    if "stratum" not in table.column_names:
+        return quota
+    cluster = table["cluster"].to_numpy()
+    stratum = pc.dictionary_encode(table["stratum"].combine_chunks()).indices.to_numpy()
+    _, first = np.unique(np.stack([cluster, stratum]), axis=1, return_index=True)
+    totals = np.bincount(cluster[first], weights=quota[first]).astype(quota.dtype)
+    return totals[cluster]
 
 
 def clusters_of(rows: Rows) -> Clusters:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from echostill.eval import report_figures as draw
 from echostill.eval.report_data import NOT_STATED, Material, counts, without_paths
 from echostill.eval.report_page import Html, figure, heading, note, paragraph, table
+from echostill.platform.schemas import QUALITY_ISSUES
 
 CATEGORIES = 12  # organs or devices that a figure names; the rest is added up
 QUARANTINE_LINES = 12
@@ -95,6 +96,29 @@ def pool_figures(material: Material) -> list[Html]:
             f"{np.median(groups):.0f} image(s), the largest {groups.max():,}. No split cuts "
             "through a group.",
         ),
+    ]
+
+
+def quality_flags(material: Material) -> list[Html]:
+    """Count the images of each quality flag, and say that a flag alone drops nothing."""
+    issues = [issue for issue in QUALITY_ISSUES if issue in material.images.column_names]
+    if not issues:
+        return []
+    total = max(material.images.num_rows, 1)
+    thresholds = material.configurations.get("ingest", {}).get("quality", {})
+    excluded = material.configurations.get("select", {}).get("exclude_flags", [])
+    lines = []
+    for issue in issues:
+        count = pc.sum(material.images[issue]).as_py() or 0
+        limit = f"{thresholds[issue]:g}" if issue in thresholds else "not recorded"
+        left_out = "yes" if issue in excluded else "no"
+        lines.append((issue.replace("_", " "), count, f"{count / total:.1%}", limit, left_out))
+    caption = "Images with each flag: those whose score (0 bad, 1 good) is below the threshold."
+    headings = ["Flag", "Images", "Share", "Threshold", "Left out of the coreset"]
+    return [
+        heading("Quality flags"),
+        paragraph("A flagged image stays in the pool; selection leaves it out only when asked to."),
+        table(headings, lines, caption, words=frozenset({0, 4})),
     ]
 
 

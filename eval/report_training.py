@@ -25,6 +25,8 @@ from echostill.platform.images import decode_image, resize_longest
 
 INERT_SPREAD = 0.02  # below this the consistency weight does nothing
 PICTURE_SIDE = 900
+CORRELATION = "weight_error_correlation"
+MOST_GROUPS = 12  # organs or devices listed
 
 
 def training(material: Material) -> Section:
@@ -52,6 +54,7 @@ def training(material: Material) -> Section:
         if not run.same_coreset
     ]
     content += _weight_notes(logged)
+    content += _weight_table(logged)
     panels = [
         _panel(logged, "reconstruction_spatial", "Reconstruction, pixels", "loss", True),
         _panel(logged, "reconstruction_frequency", "Reconstruction, frequency", "loss", True),
@@ -156,20 +159,20 @@ def _weight_notes(runs: list[Run]) -> list[Html]:
         if run.objective.get("weighting") == "fixed":
             fixed.append(run.name)
         else:
-            (inert if run.weight_spread < INERT_SPREAD else acting).append(told)
+            (inert if run.weight_spread <= INERT_SPREAD else acting).append(told)
     notes = []
     if acting:
         notes.append(
             note(
                 f"the consistency weight acts. Its spread over a batch, on average over the run: "
-                f"{in_words(acting)}; below {INERT_SPREAD} it would be inert."
+                f"{in_words(acting)}; up to {INERT_SPREAD} it would be inert."
             )
         )
     if inert:
         notes.append(
             note(
-                f"the consistency weight is inert. Its spread over a batch, on average over the "
-                f"run, is below {INERT_SPREAD}: {in_words(inert)}. That is plain distillation "
+                f"inert weight: the consistency weight's spread over a batch, on average over the "
+                f"run, is not above {INERT_SPREAD}: {in_words(inert)}. That is plain distillation "
                 "with a fixed weight. Use centring, level 'token' or weighting "
                 "'batch-normalised'.",
                 warning=True,
@@ -178,6 +181,46 @@ def _weight_notes(runs: list[Run]) -> list[Html]:
     if fixed:
         notes.append(note(f"the weight is fixed by configuration: {in_words(fixed)}."))
     return notes
+
+
+def _weight_table(runs: list[Run]) -> list[Html]:
+    """Say what the weight follows: the error of reconstruction, the organ, the device."""
+    lines: list[list[Content]] = []
+    for run in runs:
+        if run.weight_spread is None or run.objective.get("weighting") == "fixed":
+            continue
+        known = [r[CORRELATION] for r in run.history if CORRELATION in r]
+        last = run.history[-1]
+        lines.append(
+            [
+                run.name,
+                f"{run.weight_spread:.3f}",
+                f"{np.mean(known):+.2f}" if known else "–",
+                _means(last, "weight_by_organ/"),
+                _means(last, "weight_by_device/"),
+            ]
+        )
+    if not lines:
+        return []
+    columns = ["Run", "Spread", "Correlation", "By organ", "By device"]
+    caption = (
+        "The consistency weight: its spread over a batch and its correlation with the error of "
+        "reconstruction, both on average over the run, and its mean over the logged batches for "
+        f"each organ and device (of more than {MOST_GROUPS}, the lowest and the highest)."
+    )
+    return [table(columns, lines, caption, words=frozenset({0, 3, 4}))]
+
+
+def _means(row: dict[str, float], prefix: str) -> str:
+    """List the means whose names begin with a prefix, the lowest first."""
+    found = sorted(
+        (value, key.removeprefix(prefix)) for key, value in row.items() if key.startswith(prefix)
+    )
+    told = [f"{name} {value:.3f}" for value, name in found]
+    if len(told) > MOST_GROUPS:
+        half = MOST_GROUPS // 2
+        told = [*told[:half], "…", *told[-half:]]
+    return ", ".join(told) or "–"
 
 
 def _line(run: Run, runs: list[Run]) -> tuple[str, Any]:

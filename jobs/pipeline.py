@@ -1,4 +1,4 @@
-"""The main job: ingest, score, select, distill, evaluate, report, each skipped when it is done."""
+"""The main job, ingest to report; each stage is skipped when it is done."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from echostill.platform.progress import console
 from echostill.platform.store import Store
 from echostill.platform.teacher import find_teacher
 
-ORDER = ("ingest", "score", "select", "distill", "evaluate", "report")
+ORDER = ("ingest", "score", "duplicates", "select", "distill", "evaluate", "report")
 
 
 def resolve_stages(
@@ -78,7 +78,7 @@ def run_pipeline(
     for name, config in configs.items():
         begun = time.monotonic()
         summary = REGISTRY[name].load()[1](config, overwrite=overwrite)
-        console.print(f"[bold]{name:>9}[/bold]  {time.monotonic() - begun:6.1f} s  ", end="")
+        console.print(f"[bold]{name:>10}[/bold]  {time.monotonic() - begun:6.1f} s  ", end="")
         console.print(summary, markup=False, soft_wrap=True)
     report = configs["report"]
     where = Store(report.store).report(getattr(report, "name", "default")).locate("report.html")

@@ -1,7 +1,7 @@
 """The command line: one command per stage, and the questions people ask of a store.
 
-This module and ``jobs`` are the only ones that know every folder; both import them when needed, so
-that ``echostill --help`` does not wait for Ray and torch.
+This module, ``cli_models`` and ``jobs`` are the only ones that know every folder. They import them
+when needed, so that ``echostill --help`` does not wait for Ray and torch.
 """
 
 import json
@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from echostill.curation.commands import add_commands as add_curation_commands
+from echostill.platform.cli_models import add_commands as add_model_commands
+from echostill.platform.cli_options import ConfigFile, DryRun, JsonOption, Overrides, Overwrite
 from echostill.platform.config import STAGES
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
@@ -20,6 +23,7 @@ SUMMARIES = {
     "ingest": "Read images and DICOM cines into the pool: ids, groups, one decode, quarantine.",
     "pretrain": "Pretrain a teacher with the USFM recipe (block and band-stop mask on one input).",
     "score": "Train the proxy, then compute teacher features and gradient norms over the pool.",
+    "duplicates": "Find exact, near and semantic copies in the pool, and which of them stay.",
     "select": "Pick the coreset: cluster, rank by distance and by gradient, fill the quotas.",
     "distill": "Distil the teacher into the student on a coreset (or train it without a teacher).",
     "evaluate": "Compare teacher and students on labelled benchmarks, split by group.",
@@ -29,6 +33,7 @@ EXAMPLES = {
     "ingest": "echostill ingest store=runs/mine source=/data/ultrasound",
     "pretrain": "echostill pretrain --config config.yaml training.steps=20000",
     "score": "echostill score --config config.yaml workers=8",
+    "duplicates": "echostill duplicates --config config.yaml near_distance=16",
     "select": "echostill select --config config.yaml budget=200000",
     "distill": "echostill distill --config config.yaml training.workers=4",
     "evaluate": "echostill evaluate --config config.yaml",
@@ -45,20 +50,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # how Typer reports Ctrl-C
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Set configuration keys.")
-]
-ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML configuration.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show plan, resources, sizes and what is already done.")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a result that was made from something else.")
-]
-StoreOption = Annotated[str, typer.Option("--store", "-s", help="The store.")]
-CoresetOption = Annotated[str, typer.Option("--coreset", help="Name of the coreset.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _add_stage(name: str) -> None:
@@ -90,7 +81,7 @@ def run_command(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the main job: ingest, score, select, distill, evaluate, report.
+    """Run the main job: ingest, score, duplicates, select, distill, evaluate, report.
 
     \b
     Example:
@@ -101,47 +92,6 @@ def run_command(
     run_pipeline(
         config, overrides or [], from_scratch=from_scratch, dry_run=dry_run, overwrite=overwrite
     )
-
-
-@app.command("why")
-def why_command(
-    image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
-    store: StoreOption = "runs/default",
-    coreset: CoresetOption = "default",
-    as_json: JsonOption = False,
-) -> None:
-    """Say why an image is, or is not, in the coreset.
-
-    \b
-    Example:
-      echostill why 3f9a --store runs/quickstart
-    """
-    from echostill.curation import why
-
-    answer = why(store, coreset, image)
-    print(json.dumps(answer.as_dict(), indent=1) if as_json else answer.text)
-
-
-@app.command("models")
-def models_command(as_json: JsonOption = False) -> None:
-    """List the model zoo: parameters and GFLOPs, as the paper counts them and in full.
-
-    \b
-    Example:
-      echostill models --json
-    """
-    from echostill.platform.models import describe_models
-
-    rows = describe_models()
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    print(f"{'name':<16}{'parameters':>12}{'GFLOPs (paper)':>16}{'GFLOPs (all)':>14}{'input':>7}")
-    for row in rows:
-        print(
-            f"{row['name']:<16}{row['parameters']:>12,}{row['gflops_paper']:>16.2f}"
-            f"{row['gflops']:>14.2f}{row['image_size']:>7}"
-        )
 
 
 @app.command("verify")
@@ -161,6 +111,96 @@ def verify_command(
     print(json.dumps(result.as_dict(), indent=1) if as_json else result.describe())
     if not result.sound:
         raise typer.Exit(1)
+
+
+@app.command("retry-failed")
+def retry_failed_command(
+    stage: Annotated[str, typer.Argument(help="ingest or score.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+) -> None:
+    """Try the quarantined rows of a stage again, after files were mended or a decoder installed.
+
+    \b
+    Example:
+      echostill retry-failed ingest --config config.yaml
+    """
+    from echostill.jobs.stages import retry_stage
+
+    print(retry_stage(stage, config, overrides or []))
+
+
+@app.command("watch")
+def watch_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    follow: Annotated[
+        bool, typer.Option(help="Go on until the stages that run have ended.")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the events as JSON lines.")
+    ] = False,
+) -> None:
+    """Show what the stages of a store do: shards, pace, quarantine, estimated end.
+
+    \b
+    Example:
+      echostill watch runs/quickstart
+    """
+    from echostill.platform.watch import watch
+
+    watch(store, follow=follow, as_json=as_json)
+
+
+@app.command("review")
+def review_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    approve: Annotated[
+        list[str] | None,
+        typer.Option("--approve", help="Image id (or the beginning of one), or a file of ids."),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why the frames are harmless.")] = "",
+    by: Annotated[
+        str | None, typer.Option("--by", help="Who approves; default this machine's user.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the frames that de-identification held back, or approve some of them.
+
+    \b
+    Example:
+      echostill review runs/mine
+      echostill review runs/mine --approve ids.txt --reason "scale marks, no text"
+    """
+    from echostill.curation import review
+
+    if approve:
+        count = review.approve(store, approve, reason=reason, by=by)
+        print(f"{count} frame(s) approved: the next `echostill ingest` takes them in.")
+        return
+    rows = review.waiting(store)
+    print(json.dumps(rows, indent=1) if as_json else review.describe(store, rows))
+
+
+@app.command("names")
+def names_command(
+    hashes: Annotated[list[str], typer.Argument(help="Hashed names, as `source` has them.")],
+    config: ConfigFile = None,
+) -> None:
+    """Say which files stand behind hashed names; needs the key and the files of the ingest.
+
+    \b
+    Example:
+      echostill names 5b1d0c3e9a7f42168c0d5e6f7a8b9c0d --config config.yaml
+    """
+    from echostill.curation.ingestion import IngestConfig
+    from echostill.curation.veiling import reveal
+    from echostill.platform.config import load
+    from echostill.platform.store import Store
+
+    settings = load(IngestConfig, "ingest", config)
+    found = reveal(settings, Store(settings.store).pool(), hashes)
+    for name in hashes:
+        print(f"{name}  {found.get(name, 'not among the sources, or hashed with another key')}")
 
 
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -197,6 +237,10 @@ def submit_command(
     raise typer.Exit(code)
 
 
+add_curation_commands(app)
+add_model_commands(app)
+
+
 def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -220,6 +264,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _interrupted() -> int:
+    from echostill.platform.runtime import describe_loss, lost_process
+
+    died = lost_process()
+    if died is not None:
+        console.print(f"error: {describe_loss(died)}", markup=False, soft_wrap=True)
+        return 1
     console.print("interrupted: what was finished is kept; the same command continues from there.")
     return 1
 

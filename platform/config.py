@@ -15,7 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from echostill.platform.errors import UsageError, nearest
 
-STAGES = ("ingest", "pretrain", "score", "select", "distill", "evaluate", "report")
+STAGES = (
+    "ingest",
+    "pretrain",
+    "score",
+    "duplicates",
+    "select",
+    "distill",
+    "evaluate",
+    "report",
+)
 
 
 class Config(BaseModel):
@@ -64,7 +73,7 @@ class ModelsConfig(StageConfig):
 
 # Keys that may stand outside a stage's section; a stage takes those that it knows.
 SHARED_KEYS = tuple(ModelsConfig.model_fields)
-ConfigType = TypeVar("ConfigType", bound=StageConfig)
+ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 def read_document(path: str | None) -> dict[str, Any]:
@@ -127,6 +136,13 @@ def resolve(config_class: type[ConfigType], stage: str, document: Mapping[str, A
     Raises:
         UsageError: An unknown key (with the nearest valid one) or a value of the wrong type.
     """
+    return validate(config_class, stage_values(config_class, stage, document))
+
+
+def stage_values(
+    config_class: type[ConfigType], stage: str, document: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a document says of one stage: shared keys it knows, then its own section."""
     values: dict[str, Any] = dict(document)
     if any(key in STAGES for key in document):
         for key in document:
@@ -143,7 +159,7 @@ def resolve(config_class: type[ConfigType], stage: str, document: Mapping[str, A
         known = config_class.model_fields
         values = {key: document[key] for key in document if key in SHARED_KEYS and key in known}
         values.update(section or {})
-    return validate(config_class, values)
+    return values
 
 
 def validate(config_class: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:

@@ -3,26 +3,46 @@
 Header values that name a person are kept out of every message and of every ``repr``.
 """
 
+import contextlib
 import io
+import logging
+import re
+import struct
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
-from typing import Any
+from typing import BinaryIO
 
-import numpy as np
 import pydicom
-from pydicom.pixels import (
-    apply_color_lut,
-    apply_modality_lut,
-    apply_voi_lut,
-    get_decoder,
-    iter_pixels,
-)
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from echostill.platform.images import MAX_PIXELS, DecodeError, check_size, scale_to_bytes
+from echostill.platform.dicom_colours import display
+from echostill.platform.dicom_frames import FrameDecoder
+from echostill.platform.encapsulation import split_frames
+from echostill.platform.files import SourceFile
+from echostill.platform.frames import Clip, Frame, Limits
+from echostill.platform.images import DecodeError, check_size
+from echostill.platform.video import open_video
+
+# Its log quotes header values, which may name a person; what matters of it comes as an error.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_FILM_SYNTAXES = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: a film in one piece
+_FIRST_GROUPS = (b"\x02\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00")
+
+
+@dataclass(frozen=True)
+class Region:
+    """An ultrasound region (PS3.3 C.8.5.5): what its rectangle shows; bounds are inclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    spatial_format: int  # 1 two-dimensional, 2 M-mode, 3 spectral, 4 wave form, 5 graphics
+    data_type: int  # 1 tissue, 2 colour flow, 3 and 4 spectral Doppler, 5 and more traces and bars
 
 
 @dataclass(frozen=True)
@@ -34,16 +54,10 @@ class DicomHeader:
     patient_id: str = field(repr=False)
     organ: str  # BodyPartExamined in lower case
     device: str  # ManufacturerModelName
-    frames: int
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame: uint8 ``pixels`` (H, W) or (H, W, 3), or the ``error`` that kept it back."""
-
-    index: int
-    pixels: np.ndarray | None
-    error: DecodeError | None = None
+    frames: int  # as stated
+    image_type: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
+    manufacturer: str = ""  # never stored: to tell scanners apart
 
 
 def is_dicom(data: bytes) -> bool:
@@ -51,51 +65,120 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM"
 
 
-def read_frames(
-    source: str | PathLike[str] | bytes, *, stride: int = 1, max_pixels: float = MAX_PIXELS
-) -> tuple[DicomHeader, Iterator[Frame]]:
+def is_bare_dicom(data: bytes) -> bool:
+    """Return whether bytes begin as a DICOM file of old, without preamble."""
+    return data[:4] in _FIRST_GROUPS
+
+
+def open_dicom(source: SourceFile, limits: Limits | None = None) -> Clip:
     """Open a DICOM file; its frames are decoded one by one as they are asked for.
 
     Palettes and YBR become RGB, MONOCHROME1 is inverted, values of more than 8 bits go through the
-    rescale and the window (or, without a window, the frame's own range). A damaged frame is yielded
-    with its error and does not stop those after it.
-
-    Args:
-        source: Path or bytes of the file.
-        stride: Read every ``stride``-th frame, from the first.
-        max_pixels: Refuse larger frames.
+    rescale and the window (or, without a window, the frame's own range). A damaged frame comes with
+    its error and does not stop those after it.
 
     Returns:
-        The header and an iterator of frames.
+        The clip, with its header. It has the frames that are there: a file that states more gives
+        one error more, one that states fewer gives all.
 
     Raises:
         DecodeError: The file is no DICOM file, holds no pixel data, is too large, or needs a
             decoder that is not installed.
     """
-    dataset = _open(source)
-    header = _header(dataset)
-    check_size(int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0), max_pixels)
-    _check_decoder(dataset)
-    return header, _frames(dataset, range(0, header.frames, stride))
+    limits = limits or Limits()
+    dataset = _open(source, limits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote header values
+        header = _header(dataset)
+    check_size(int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0), limits.max_pixels)
+    syntax = _syntax(dataset)
+    if str(syntax).startswith(_FILM_SYNTAXES):
+        with _in_words():
+            fragments = split_frames(dataset.PixelData, 1)[0]
+        film = open_video(SourceFile("film", data=b"".join(fragments)), limits)
+        return Clip(film.frames, film.decode, header)
+    with _in_words():
+        decoder = FrameDecoder(dataset, syntax, header.frames)
+    if decoder.held > limits.max_frames:
+        raise DecodeError(
+            f"holds {decoder.held} frames, more than allowed (max_frames={limits.max_frames})"
+        )
+
+    def decode(indices: Sequence[int]) -> Iterator[Frame]:
+        for index in indices:
+            if index >= decoder.held:
+                said = f"holds {decoder.held} of the {header.frames} frames that it states"
+                yield Frame(index, None, DecodeError(said))
+                return
+            try:
+                with _in_words():
+                    values, photometric = decoder.decode(index)
+                    pixels = display(values, photometric, dataset)
+                yield Frame(index, pixels)
+            except DecodeError as error:
+                yield Frame(index, None, error)
+
+    # One frame more than there are stands for all that are missing, and says so.
+    missing = header.frames > decoder.held
+    return Clip(decoder.held + missing, decode, header)
 
 
-def _open(source: str | PathLike[str] | bytes) -> pydicom.Dataset:
-    if isinstance(source, bytes) and not source:
-        raise DecodeError("is empty (0 bytes)")
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Turn the errors of pydicom and its decoders into ours, and drop its warnings.
+
+    Warnings quote header values, which may name a person. On damaged bytes decoders raise every
+    kind of error; theirs are about the codestream.
+    """
     try:
-        # pydicom's warnings quote header values, which may name a person.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(file)
+            yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).removeprefix(
+            "Unable to decode as exceptions were raised by all available plugins: "
+        )
+        raise DecodeError(f"cannot be decoded: {reason}") from None
+
+
+def _open(source: SourceFile, limits: Limits) -> pydicom.Dataset:
+    head = source.head()
+    if not head:
+        raise DecodeError("is empty (0 bytes)")
+    try:
+        with source.opened() as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's warnings quote header values
+            _refuse_bomb(file, head, limits)
+            dataset = pydicom.dcmread(file, force=is_bare_dicom(head))
             held = [name for name in _PIXEL_ELEMENTS if dataset.get(name)]
-    except FileNotFoundError:
-        raise DecodeError("does not exist") from None
+    except DecodeError:
+        raise
     except Exception as error:  # its text may quote header values too
         raise DecodeError(f"is not a readable DICOM file ({type(error).__name__})") from None
     if not held:
-        raise DecodeError("holds no pixel data")
+        cut = "Rows" in dataset and not any(name in dataset for name in _PIXEL_ELEMENTS)
+        raise DecodeError("holds no pixel data" + (", or ends before it" if cut else ""))
     return dataset
+
+
+def _refuse_bomb(file: BinaryIO, head: bytes, limits: Limits) -> None:
+    """Refuse a file too large for memory, also one that becomes so when it is unpacked."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if size > limits.max_bytes:
+        raise DecodeError(f"holds {size} bytes, more than allowed (max_bytes={limits.max_bytes})")
+    if not is_dicom(head) or DeflatedExplicitVRLittleEndian.encode() not in head:
+        return
+    # (0002,0000) comes first and says how far the uncompressed file meta information goes.
+    file.seek(144 + struct.unpack_from("<I", head, 140)[0])
+    unpacked, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not unpacked.eof and (block := unpacked.unconsumed_tail or file.read(2**16)):
+        total += len(unpacked.decompress(block, 2**20))
+        if total > limits.max_bytes:
+            raise DecodeError(f"unpacks to more bytes than allowed (max_bytes={limits.max_bytes})")
+    file.seek(0)
 
 
 def _header(dataset: pydicom.Dataset) -> DicomHeader:
@@ -107,130 +190,63 @@ def _header(dataset: pydicom.Dataset) -> DicomHeader:
         frames = int(dataset.get("NumberOfFrames") or 1)
     except (TypeError, ValueError):
         raise DecodeError("states a number of frames that is no number") from None
+    if frames < 1:
+        raise DecodeError(f"states {frames} frames")
+    image_type = dataset.get("ImageType") or ()
     return DicomHeader(
         sop_instance_uid=text("SOPInstanceUID"),
         study_instance_uid=text("StudyInstanceUID"),
         patient_id=text("PatientID"),
-        organ=text("BodyPartExamined").lower(),
-        device=text("ManufacturerModelName"),
-        frames=max(frames, 1),
+        organ=_unless_named(text("BodyPartExamined"), dataset).lower(),
+        device=_unless_named(text("ManufacturerModelName"), dataset),
+        frames=frames,
+        image_type=(image_type,) if isinstance(image_type, str) else tuple(image_type),
+        regions=tuple(_regions(dataset)),
+        manufacturer=text("Manufacturer"),
     )
 
 
-def _check_decoder(dataset: pydicom.Dataset) -> None:
-    """Refuse a transfer syntax that cannot be decoded here, with the packages that could."""
+_PERSONAL = (
+    "PatientName", "PatientID", "OtherPatientNames", "PatientBirthName", "PatientBirthDate",
+    "AccessionNumber", "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName",
+)  # fmt: skip
+
+
+def _unless_named(value: str, dataset: pydicom.Dataset) -> str:
+    """Return a technical value, or nothing where it repeats a word of a personal one.
+
+    What is kept of a header is free text, and people write into the wrong fields.
+    """
+    personal = ""
+    for keyword in _PERSONAL:
+        try:
+            personal += f" {dataset.get(keyword) or ''}"
+        except Exception:  # a value that cannot be read: the pool is not to fail for want of it
+            return ""
+    words = {word for word in re.split(r"[\W_]+", personal.casefold()) if len(word) > 2}
+    return "" if words & set(re.split(r"[\W_]+", value.casefold())) else value
+
+
+def _regions(dataset: pydicom.Dataset) -> Iterator[Region]:
+    for item in dataset.get("SequenceOfUltrasoundRegions") or ():
+        numbers = [
+            item.get(keyword)
+            for keyword in (
+                "RegionLocationMinX0",
+                "RegionLocationMinY0",
+                "RegionLocationMaxX1",
+                "RegionLocationMaxY1",
+                "RegionSpatialFormat",
+                "RegionDataType",
+            )
+        ]
+        if all(isinstance(number, int) for number in numbers):
+            yield Region(*numbers)
+
+
+def _syntax(dataset: pydicom.Dataset) -> UID:
     meta = getattr(dataset, "file_meta", None)
     syntax = meta.get("TransferSyntaxUID") if meta is not None else None
     if syntax is None:
         raise DecodeError("does not state its transfer syntax (0002,0010)")
-    if not syntax.is_encapsulated:
-        return
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise DecodeError(f"has the transfer syntax '{syntax.name}', which is not read") from None
-    if not decoder.is_available:
-        needed = "; or ".join(
-            text.split(" - requires ")[-1] for text in decoder.missing_dependencies
-        )
-        raise DecodeError(
-            f"has the transfer syntax '{syntax.name}', whose decoder is not installed: "
-            f"pip install {needed.replace('gdcm>=', 'python-gdcm>=').replace(' and ', ' ')}"
-        )
-
-
-def _frames(dataset: pydicom.Dataset, indices: range) -> Iterator[Frame]:
-    position = 0
-    while position < len(indices):
-        # One iterator over all frames that are left; a bad one ends it, so begin again after it.
-        raw = iter_pixels(dataset, indices=indices[position:])
-        while position < len(indices):
-            index = indices[position]
-            position += 1
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    values = next(raw)
-                    frame = Frame(index, _display(values, dataset))
-            except StopIteration:
-                yield Frame(index, None, DecodeError("ends before this frame"))
-                break
-            except DecodeError as error:
-                yield Frame(index, None, error)
-            except Exception as error:
-                reason = " ".join(str(error).split())
-                yield Frame(index, None, DecodeError(f"cannot be decoded: {reason}"))
-                break
-            else:
-                yield frame
-
-
-def _display(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Turn a frame's stored values into what a viewer shows, uint8 (H, W) or (H, W, 3)."""
-    photometric = str(dataset.get("PhotometricInterpretation") or "")
-    if photometric == "PALETTE COLOR":
-        return _colour(values, dataset)
-    if photometric.startswith("MONOCHROME"):
-        shown = _window(values, dataset)
-        return 255 - shown if photometric == "MONOCHROME1" else shown
-    # pydicom has turned the YBR kinds into RGB; JPEG 2000's come out of the decoder as RGB.
-    if values.ndim != 3 or values.shape[2] != 3:
-        raise DecodeError(
-            f"has the photometric interpretation '{photometric}' with pixels of shape "
-            f"{values.shape}, which is not read"
-        )
-    return values if values.dtype == np.uint8 else scale_to_bytes(values)
-
-
-def _colour(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Look a frame up in its palette; a palette of greys gives a grey picture."""
-    entries, first = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor[:2])
-    stored = np.arange(first, first + (entries or 2**16), dtype=np.int64)
-    palette = apply_color_lut(stored[None], dataset)[0]
-    # Entries of 16 bits hold the 8-bit value in the high byte (PS3.3 C.7.6.3.1.6), but some
-    # writers leave it in the low one.
-    if palette.dtype != np.uint8:
-        palette = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)
-    shown = palette[np.clip(values.astype(np.int64) - first, 0, len(palette) - 1)]
-    grey = bool((shown[..., :1] == shown).all())
-    return np.ascontiguousarray(shown[..., 0]) if grey else shown
-
-
-def _window(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    if values.dtype == np.uint8 and int(dataset.get("BitsStored") or 8) == 8:
-        return values  # already what the scanner showed
-    rescaled = apply_modality_lut(values, dataset)
-    if dataset.get("VOILUTSequence"):
-        table = apply_voi_lut(rescaled.astype(values.dtype), dataset)
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return np.rint(table * (255 / (2**bits - 1))).astype(np.uint8)
-    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    if centre is None or width is None or width <= 0:
-        return scale_to_bytes(rescaled)
-    kind = str(dataset.get("VOILUTFunction") or "LINEAR")
-    shown = window_fraction(rescaled.astype(np.float64), centre, width, kind)
-    return np.rint(shown * 255).astype(np.uint8)
-
-
-def window_fraction(values: np.ndarray, centre: float, width: float, kind: str) -> np.ndarray:
-    """Map values through a window to 0..1 (PS3.3 C.11.2.1.2 and C.11.2.1.3).
-
-    Args:
-        values: Rescaled values, any shape.
-        centre: Window Center.
-        width: Window Width, above 0.
-        kind: VOI LUT Function: LINEAR, LINEAR_EXACT or SIGMOID.
-    """
-    if kind == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
-    if kind == "LINEAR_EXACT":
-        return np.clip((values - centre) / width + 0.5, 0, 1)
-    if width <= 1:
-        return (values > centre - 0.5).astype(np.float64)
-    return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-
-
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    return float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
+    return syntax

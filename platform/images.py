@@ -3,8 +3,11 @@
 A picture is a uint8 array, (H, W) where it is grey and (H, W, 3) where it is RGB.
 """
 
+import contextlib
 import hashlib
 import io
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,6 +15,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from echostill.platform.errors import EchostillError
 
 MAX_PIXELS = 50_000_000
+# Named one by one: Pillow would start Ghostscript on what looks like PostScript.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+Image.MAX_IMAGE_PIXELS = None  # the limit is ours, checked below before pixels are read
 _GREY_MODES = ("1", "L")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -21,7 +27,7 @@ class DecodeError(EchostillError):
 
 
 def decode_image(data: bytes, max_pixels: float = MAX_PIXELS) -> np.ndarray:
-    """Decode an image file (PNG, JPEG, BMP, TIFF; of several pages, the first).
+    """Decode an image file (of several pictures, the first).
 
     Grey stays grey. More than 8 bits are scaled by the picture's own range, palettes and CMYK
     become RGB, transparent pixels are laid over black, and the EXIF orientation is applied.
@@ -36,21 +42,41 @@ def decode_image(data: bytes, max_pixels: float = MAX_PIXELS) -> np.ndarray:
     Raises:
         DecodeError: The bytes are no whole image, or the picture is too large.
     """
+    image = open_image(data, max_pixels)
+    with damage_in_words():
+        image.load()
+        return to_array(ImageOps.exif_transpose(image))
+
+
+def open_image(data: bytes, max_pixels: float = MAX_PIXELS) -> Image.Image:
+    """Open an image file of one of :data:`FORMATS`; its pixels are not read yet.
+
+    Raises:
+        DecodeError: The bytes are no image, or the picture is too large.
+    """
     if not data:
         raise DecodeError("is empty (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(data))
+    with damage_in_words():
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(image.width, image.height, max_pixels)
-        image.load()
-        return _to_array(ImageOps.exif_transpose(image))
+        return image
+
+
+@contextlib.contextmanager
+def damage_in_words() -> Iterator[None]:
+    """Turn what Pillow raises into a DecodeError; its plug-ins raise many types on damage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            yield
     except DecodeError:
         raise
     except UnidentifiedImageError:
-        raise DecodeError("is not an image in a known format (PNG, JPEG, BMP, TIFF)") from None
-    except Image.DecompressionBombError:
-        raise DecodeError(f"has more pixels than allowed (max_pixels={max_pixels:.0f})") from None
-    except Exception as error:  # Pillow's plugins raise many types on damaged bytes
-        raise DecodeError(f"is damaged or truncated: {error}") from None
+        raise DecodeError(
+            "is not an image in a known format (PNG, JPEG, BMP, TIFF, GIF, WebP, PNM)"
+        ) from None
+    except Exception as error:
+        raise DecodeError(f"is damaged or truncated: {' '.join(str(error).split())}") from None
 
 
 def check_size(width: int, height: int, max_pixels: float) -> None:
@@ -68,19 +94,42 @@ def check_size(width: int, height: int, max_pixels: float) -> None:
 
 
 def decode_staged(data: bytes) -> np.ndarray:
-    """Decode a pool row's staged PNG into uint8 (H, W) or (H, W, 3).
+    """Decode a pool row's staged image into uint8 (H, W) or (H, W, 3).
 
     Raises:
-        DecodeError: The bytes are not a whole PNG.
+        DecodeError: The bytes are not a whole image.
     """
-    return decode_image(data, max_pixels=float("inf"))
+    pixels = decode_image(data, max_pixels=float("inf"))
+    # WebP knows no grey: what was staged grey comes back as channels that differ by rounding.
+    if data[8:12] == b"WEBP" and pixels.ndim == 3 and int(np.ptp(pixels, axis=2).max()) <= 1:
+        return np.ascontiguousarray(pixels[..., 1])
+    return pixels
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encode uint8 (H, W) or (H, W, 3) as PNG, without loss."""
+    return encode(pixels, "png")
+
+
+def encode(pixels: np.ndarray, codec: str, quality: int = 90) -> bytes:
+    """Encode uint8 (H, W) or (H, W, 3).
+
+    Args:
+        pixels: The picture.
+        codec: ``png`` (lossless), ``jpeg`` or ``webp``.
+        quality: Of JPEG and WebP, 1 to 100.
+    """
+    options = {} if codec == "png" else {"quality": quality}
     sink = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(sink, format="PNG")
+    Image.fromarray(np.ascontiguousarray(pixels)).save(sink, format=codec.upper(), **options)
     return sink.getvalue()
+
+
+def drop_equal_channels(pixels: np.ndarray) -> np.ndarray:
+    """Return grey that is stored as RGB as (H, W); anything else as it is."""
+    if pixels.ndim == 3 and bool((pixels == pixels[..., :1]).all()):
+        return np.ascontiguousarray(pixels[..., 0])
+    return pixels
 
 
 def resize_longest(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -131,9 +180,17 @@ def scale_to_bytes(values: np.ndarray) -> np.ndarray:
     return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
+def to_array(image: Image.Image) -> np.ndarray:
+    """Turn a loaded picture into uint8 (H, W) or (H, W, 3), as :func:`decode_image` says.
+
+    Raises:
+        DecodeError: Its values are all not finite.
+    """
     if image.mode in _DEEP_MODES:
-        return scale_to_bytes(np.asarray(image))
+        values = np.asarray(image)
+        if not np.isfinite(values).any():
+            raise DecodeError("holds no finite value")
+        return scale_to_bytes(values)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return _over_black(image)
     return np.array(image.convert("L" if image.mode in _GREY_MODES else "RGB"))

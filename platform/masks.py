@@ -10,6 +10,7 @@ sorting. An image's mask therefore depends on its own numbers alone, not on its 
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -174,6 +175,28 @@ class Masks(NamedTuple):
     frequency: Tensor  # (B, S, S) bool, True where frequencies pass; the centre is frequency zero
 
 
+@dataclass(frozen=True)
+class MaskChoice:
+    """Which blocks and bands of each image are corrupted.
+
+    A batch's masks before they are drawn out to pixels: small enough to be made ahead of their use.
+    """
+
+    blocks: Tensor  # (B, blocks) bool, True where hidden
+    bands: Tensor  # (B, bands) bool, True where stopped
+
+    def rows(self, start: int, end: int) -> "MaskChoice":
+        """Return the choice for a part of the images."""
+        return MaskChoice(self.blocks[start:end], self.bands[start:end])
+
+    def masks(self, settings: MaskSettings, device: torch.device | str = "cpu") -> Masks:
+        """Draw the masks out to pixels on a device."""
+        return Masks(
+            _blocks_to_pixels(self.blocks.to(device), settings.spatial),
+            _bands_to_pixels(self.bands.to(device), settings.frequency),
+        )
+
+
 def spatial_mask(uniforms: np.ndarray | Tensor, settings: SpatialMask) -> Tensor:
     """Make block masks.
 
@@ -185,7 +208,10 @@ def spatial_mask(uniforms: np.ndarray | Tensor, settings: SpatialMask) -> Tensor
         (B, S, S) bool on the device of the uniforms, True where pixels are hidden: the blocks
         with the ``settings.hidden`` smallest numbers of the image.
     """
-    chosen = _smallest(uniforms, settings.count, settings.hidden)
+    return _blocks_to_pixels(_smallest(uniforms, settings.count, settings.hidden), settings)
+
+
+def _blocks_to_pixels(chosen: Tensor, settings: SpatialMask) -> Tensor:
     grid = chosen.reshape(-1, settings.side, settings.side)
     block = settings.block_size
     return grid.repeat_interleave(block, dim=1).repeat_interleave(block, dim=2)
@@ -203,7 +229,10 @@ def frequency_mask(uniforms: np.ndarray | Tensor, settings: FrequencyMask) -> Te
         layout of ``fftshift``. The bands with the ``settings.stopped`` smallest numbers are
         stopped.
     """
-    chosen = _smallest(uniforms, settings.count, settings.stopped)
+    return _bands_to_pixels(_smallest(uniforms, settings.count, settings.stopped), settings)
+
+
+def _bands_to_pixels(chosen: Tensor, settings: FrequencyMask) -> Tensor:
     always = chosen.new_zeros(len(chosen), 1)
     stopped = torch.cat([always, chosen, always], dim=1)
     bands = band_map(settings).to(chosen.device)
@@ -253,11 +282,16 @@ def apply_frequency(pixels: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, C, S, S), at least 0, in the type of the pixels.
     """
+    if pixels.shape[1] > 1 and pixels.stride(1) == 0:  # grey: all channels are the same memory
+        return apply_frequency(pixels[:, :1], mask).expand_as(pixels)
     # Half precision has no Fourier transform for every size. Moving the mask to the transform's
-    # own layout equals shifting the spectrum there and back, and is cheaper.
+    # own layout equals shifting the spectrum there and back, and is cheaper; so is the half of the
+    # spectrum that a real image's other half mirrors.
     exact = pixels if pixels.dtype == torch.float64 else pixels.float()
-    kept = torch.fft.ifftshift(mask, dim=(-2, -1))[:, None]
-    return torch.fft.ifft2(torch.fft.fft2(exact) * kept).abs().to(pixels.dtype)
+    side = pixels.shape[-1]
+    kept = torch.fft.ifftshift(mask, dim=(-2, -1))[:, None, :, : side // 2 + 1]
+    stopped = torch.fft.irfft2(torch.fft.rfft2(exact) * kept, s=(side, side))
+    return stopped.abs().to(pixels.dtype)
 
 
 def apply_both(pixels: Tensor, masks: Masks) -> Tensor:
@@ -277,27 +311,37 @@ def draw_masks(
     device: torch.device | str = "cpu",
     draw: int = 0,
 ) -> Masks:
-    """Draw the masks of a batch, a pure function of (seed, epoch, image id, draw).
+    """Draw the masks of a batch, as :func:`choose_masks` chooses them, out to pixels."""
+    return choose_masks(settings, seed, epochs, image_ids, draw).masks(settings, device)
+
+
+def choose_masks(
+    settings: MaskSettings,
+    seed: int,
+    epochs: np.ndarray,
+    image_ids: Sequence[str],
+    draw: int = 0,
+) -> MaskChoice:
+    """Choose the blocks and bands of a batch, a pure function of (seed, epoch, image id, draw).
 
     Args:
         settings: Masks already scaled to the model's input size.
         seed: Seed of the run.
         epochs: (B,) epoch each image belongs to.
         image_ids: The images.
-        device: Where the masks are needed.
         draw: Which of several draws for the same image and epoch.
     """
     spatial, frequency = (
-        torch.from_numpy(uniforms_per_image(seed, epochs, image_ids, f"{view} mask {draw}", count))
+        uniforms_per_image(seed, epochs, image_ids, f"{view} mask {draw}", count)
         for view, count in (
             ("spatial", settings.spatial.count),
             ("frequency", settings.frequency.count),
         )
     )
     # Sorted on the CPU in float64, so that a mask is the same on every device.
-    return Masks(
-        spatial_mask(spatial, settings.spatial).to(device),
-        frequency_mask(frequency, settings.frequency).to(device),
+    return MaskChoice(
+        _smallest(spatial, settings.spatial.count, settings.spatial.hidden),
+        _smallest(frequency, settings.frequency.count, settings.frequency.stopped),
     )
 
 

@@ -105,10 +105,11 @@ def frequency_reconstruction_loss(reconstruction: Tensor, pixels: Tensor, mask: 
     Returns:
         (B,) losses, 0 for an image with nothing stopped.
     """
-    stopped = torch.fft.ifftshift(~mask, dim=(-2, -1))[:, None]
-    distance = _spectrum(reconstruction - pixels).abs()
-    total = torch.where(stopped, distance, 0).sum(dim=(1, 2, 3))
-    return total / (stopped.sum(dim=(1, 2, 3)) * pixels.shape[1]).clamp_min(1)
+    spectrum, times = _half_spectrum(reconstruction - pixels)
+    stopped = torch.fft.ifftshift(~mask, dim=(-2, -1))[:, None, :, : spectrum.shape[-1]]
+    counted = stopped * times
+    total = (counted * spectrum.abs()).sum(dim=(1, 2, 3))
+    return total / (counted.sum(dim=(1, 2, 3)) * pixels.shape[1]).clamp_min(1)
 
 
 def focal_frequency_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
@@ -120,11 +121,11 @@ def focal_frequency_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
     Returns:
         (B,) losses.
     """
-    difference = _spectrum(reconstruction - pixels)
+    difference, times = _half_spectrum(reconstruction - pixels)
     squared = difference.real.square() + difference.imag.square()
     weight = squared.detach().sqrt().log1p()
     weight = weight / weight.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12)
-    return (weight * squared).mean(dim=(1, 2, 3))
+    return (times * weight * squared).sum(dim=(1, 2, 3)) / pixels[0].numel()
 
 
 def to_pixels(
@@ -285,6 +286,22 @@ def separated_losses(
     return Reconstruction(spatial + settings.frequency_weight * frequency, spatial, frequency)
 
 
+def spatial_loss(
+    prediction: Tensor,
+    pixels: Tensor,
+    masks: Masks,
+    patch_size: int,
+    settings: ReconstructionSettings,
+) -> Reconstruction:
+    """Loss of the view with hidden blocks alone (MAE, SimMIM); that of frequencies is 0."""
+    if pixels.dtype != torch.float64:
+        prediction, pixels = prediction.float(), pixels.float()
+    loss = spatial_reconstruction_loss(
+        prediction, pixels, masks.spatial, patch_size, settings.pixel
+    )
+    return Reconstruction(loss, loss, torch.zeros_like(loss))
+
+
 def joint_reconstruction(
     model: MaskedImageModel, pixels: Tensor, masks: Masks, settings: ReconstructionSettings
 ) -> Reconstruction:
@@ -304,9 +321,21 @@ def separated_reconstruction(
     return separated_losses(spatial, frequency, pixels, masks, model.patch_size, settings)
 
 
-def _spectrum(images: Tensor) -> Tensor:
+def _half_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Spectrum of real images without the half that mirrors the other.
+
+    Returns:
+        (B, C, S, S // 2 + 1) complex, in the transform's own layout, and how often each column
+        stands in the whole spectrum, (S // 2 + 1,).
+    """
     exact = images if images.dtype == torch.float64 else images.float()
-    return torch.fft.fft2(exact, norm="ortho")
+    side = images.shape[-1]
+    spectrum = torch.fft.rfft2(exact, norm="ortho")
+    times = torch.full((spectrum.shape[-1],), 2, dtype=exact.dtype, device=exact.device)
+    times[0] = 1
+    if side % 2 == 0:
+        times[-1] = 1
+    return spectrum, times
 
 
 def _patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

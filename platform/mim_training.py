@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from echostill.platform.masks import MaskSettings, draw_masks
+from echostill.platform.batches import Batch
+from echostill.platform.masks import MaskChoice, MaskSettings, choose_masks
 from echostill.platform.mim import (
     DecoderSettings,
     MaskedImageModel,
@@ -17,7 +18,8 @@ from echostill.platform.mim import (
 from echostill.platform.models import create_encoder
 from echostill.platform.staging import StagedImages, stage_images
 from echostill.platform.store import Store
-from echostill.platform.training import Batch, TrainingSettings, TrainingState, TrainingTask
+from echostill.platform.teacher import Weights
+from echostill.platform.training import TrainingSettings, TrainingState, TrainingTask
 
 Views = Literal["joint", "separated"]
 
@@ -39,11 +41,13 @@ class MaskedImageTask(TrainingTask):
         self.views, self.seed = views, seed
         self.image_size = model.encoder.image_size
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def draw(self, batch: Batch) -> MaskChoice:
+        """Choose the masks of a batch."""
+        return choose_masks(self.masks, self.seed, batch.epochs, batch.image_ids)
+
+    def forward(self, batch: Batch, prepared: None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the mean reconstruction loss."""
-        masks = draw_masks(
-            self.masks, self.seed, batch.epochs, batch.image_ids, batch.pixels.device
-        )
+        masks = (batch.draws or self.draw(batch)).masks(self.masks, batch.pixels.device)
         reconstruct = joint_reconstruction if self.views == "joint" else separated_reconstruction
         losses = reconstruct(self.model, batch.pixels, masks, self.reconstruction)
         return losses.mean, {
@@ -66,6 +70,7 @@ class MaskedImageJob:
     views: Views
     seed: int
     snapshot_folder: str | None = None
+    initial: Weights | None = None
 
     def build(self) -> tuple[TrainingTask, StagedImages]:
         """Build the model with seeded weights and open the staged images."""
@@ -78,15 +83,16 @@ class MaskedImageJob:
     def task(self) -> MaskedImageTask:
         """Build the task alone, its weights set by the seed."""
         torch.manual_seed(self.seed)
-        encoder = create_encoder(self.model)
+        encoder = self.initial.load(trainable=True) if self.initial else create_encoder(self.model)
         model = MaskedImageModel(encoder, self.decoder)
         masks = self.masks.scaled_to(encoder.image_size, encoder.patch_size)
-        return MaskedImageTask(model, masks, self.reconstruction, self.views, self.seed)
+        seed = self.settings.seed_of_views(self.seed)
+        return MaskedImageTask(model, masks, self.reconstruction, self.views, seed)
 
-    def on_checkpoint(self, task: TrainingTask, state: TrainingState) -> None:
+    def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
         """Keep the weights of every checkpoint for good, where a folder is given."""
         if self.snapshot_folder is not None:
-            save_snapshot(self.snapshot_folder, task, state.step)
+            save_snapshot(self.snapshot_folder, weights, state.step)
 
 
 def snapshot_name(step: int) -> str:
@@ -94,11 +100,10 @@ def snapshot_name(step: int) -> str:
     return f"snapshot-{step:06d}.safetensors"
 
 
-def save_snapshot(folder: str, task: TrainingTask, step: int) -> None:
-    """Write the task's weights into a folder or URI, atomically."""
+def save_snapshot(folder: str, weights: dict[str, Tensor], step: int) -> None:
+    """Write a task's weights into a folder or URI, atomically."""
     from safetensors.torch import save
 
     from echostill.platform.storage import Storage
 
-    tensors = {name: value.detach().cpu() for name, value in task.state_dict().items()}
-    Storage(folder).write(snapshot_name(step), save(tensors))
+    Storage(folder).write(snapshot_name(step), save(weights))

@@ -72,10 +72,17 @@ class Progress:
         now = time.monotonic()
         if self._enabled and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
-            counted = done - self._first
-            pace = (now - self._started) / counted if counted else 0.0
-            left = f", about {pace * (self.total - done):.0f} s left" if counted else ""
-            console.print(f"{self.title}: {done}/{self.total}{left} {note}".rstrip())
+            left = self.seconds_left()
+            said = "" if left is None else f", about {left:.0f} s left ({_clock(left)})"
+            console.print(f"{self.title}: {done}/{self.total}{said} {note}".rstrip())
+
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds to the end from the pace so far; None while there is no pace."""
+        counted = self.done - self._first
+        if counted <= 0:
+            return None
+        pace = (time.monotonic() - self._started) / counted
+        return round(pace * (self.total - self.done), 1)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Add to what is done."""
@@ -109,6 +116,12 @@ class Progress:
                 return
             parts[part] = done
             self.update(sum(parts.values()), f"{part} {note}".strip())
+
+
+def _clock(seconds: float) -> str:
+    """The time of day some seconds from now."""
+    form = "%H:%M" if seconds < 12 * 3600 else "%d %b %H:%M"
+    return time.strftime(form, time.localtime(time.time() + seconds))
 
 
 class Channel:

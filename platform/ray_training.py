@@ -7,21 +7,26 @@ import json
 import logging
 import os
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from echostill.platform import runtime
-from echostill.platform.errors import EchostillError
+from echostill.platform import parallel, runtime
+from echostill.platform.batches import Waiting
+from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import Progress
-from echostill.platform.runs import Fingerprint
 from echostill.platform.staging import StagedImages
 from echostill.platform.storage import Storage
 from echostill.platform.tracking import Tracker, TrackingCallback
 from echostill.platform.training import (
+    NonFiniteLossError,
     Place,
+    Totals,
     TrainingSettings,
     TrainingState,
     TrainingTask,
@@ -29,6 +34,7 @@ from echostill.platform.training import (
 )
 
 STATE_FILE = "state.pt"
+BAD_BATCH = "bad-batch"
 RESTARTS = 3
 
 
@@ -53,17 +59,25 @@ class TrainingJob(Protocol):
         """Build the task alone, its weights set by the seed."""
         ...
 
-    def on_checkpoint(self, task: TrainingTask, state: TrainingState) -> None:
+    def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
         """Called on the first worker at every checkpoint, for what a job keeps besides."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run: its final weights and the logged metrics."""
+    """A finished training: its final weights and the logged metrics."""
 
     weights: dict[str, Any]
     history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Where logged rows go: what a run takes of them, and its record."""
+
+    rows: Callable[[Sequence[dict[str, float]]], list[dict[str, float]]]
+    tracker: Tracker
 
 
 def plan(
@@ -77,26 +91,29 @@ def plan(
         gpus: GPUs of the cluster.
         at_once: Runs that share the cluster.
     """
-    workers = settings.workers * at_once
+    fewest, most = settings.worker_range
+    workers = most * at_once
     threads = settings.threads or max(int(cpus // workers), 1)
-    gpu = 1.0 if gpus >= workers else 0.0
+    # An elastic run may start before the nodes that it hopes for: its fewest workers must fit.
+    gpu = 1.0 if gpus >= fewest * at_once else 0.0
     share = 1.0 if gpu else float(min(threads, max(int(cpus // workers), 1)))
-    if cpus < workers:
+    if cpus < workers and fewest == most:
         share = int(cpus / workers * 100) / 100
-    return runtime.WorkerPlan(settings.workers, share, threads, gpu)
+    return runtime.WorkerPlan(most, share, threads, gpu)
 
 
 def runs_at_once(settings: TrainingSettings, runs: int, cpus: float, gpus: float) -> int:
     """How many runs to train side by side: small models gain more from that than from threads."""
-    units = gpus if gpus >= settings.workers else cpus
-    return max(min(runs, int(units // (settings.workers * (settings.threads or 1)))), 1)
+    most = settings.worker_range[1]
+    units = gpus if gpus >= most else cpus
+    return max(min(runs, int(units // (most * (settings.threads or 1)))), 1)
 
 
 def run_training(
     job: TrainingJob,
     storage: Storage,
-    fingerprint: Fingerprint,
-    tracker: Tracker,
+    digest: str,
+    logged: Sequence[Logged],
     bar: Progress,
     at_once: int = 1,
 ) -> TrainedRun:
@@ -105,8 +122,8 @@ def run_training(
     Args:
         job: What to train.
         storage: Folder of the run; checkpoints go to ``train/`` in it.
-        fingerprint: What the run depends on.
-        tracker: Where metrics are recorded.
+        digest: Of what the training depends on.
+        logged: Where metrics are recorded.
         bar: Progress of this run, or of several.
         at_once: Runs that share the cluster.
 
@@ -117,37 +134,49 @@ def run_training(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    where = plan(job.settings, *runtime.cluster_resources(), at_once)
+    settings = job.settings
+    where = plan(settings, *runtime.cluster_resources(), at_once)
+    if settings.sharding == "full" and settings.worker_range[1] == 1:
+        raise UsageError("sharding 'full' spreads a model over workers: give training.workers.")
     resources = {"CPU": where.cpus_per_worker}
     if where.gpus_per_worker:
         resources["GPU"] = where.gpus_per_worker
     name = storage.root.rpartition("/")[2]
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "threads": where.threads},
+        train_loop_config={"job": job, "threads": where.threads, "storage": storage},
         torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=where.workers,
+            num_workers=settings.workers,
             use_gpu=bool(where.gpus_per_worker),
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=settings.resize_seconds,
         ),
         run_config=RunConfig(
-            name=f"run-{fingerprint.digest[:16]}",
+            name=f"run-{digest[:16]}",
             storage_path=storage.locate("train"),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=RESTARTS),
-            callbacks=[TrackingCallback(tracker, bar.channel(name))],
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
+            # Nodes that are taken away announced do not count as failures, however often.
+            failure_config=FailureConfig(max_failures=RESTARTS, max_preemption_failures=-1),
+            callbacks=[
+                TrackingCallback([(one.rows, one.tracker) for one in logged], bar.channel(name))
+            ],
         ),
     )
+    storage.delete(BAD_BATCH)
     try:
         result = trainer.fit()
     except Exception as error:  # Ray wraps whatever a worker raised
         raise EchostillError(_reason(error)) from error
+    bad = storage.list(BAD_BATCH)
+    if bad:
+        told = json.loads(storage.read(bad[0]))["message"]
+        raise EchostillError(f"training failed: {told} Written down: '{storage.locate(bad[0])}'.")
     if result.checkpoint is None:
         raise EchostillError(f"training in '{storage.root}' ended without a checkpoint.")
     with result.checkpoint.as_directory() as folder:
         saved = _load(Path(folder) / STATE_FILE)
-    return TrainedRun(saved["task"], saved["history"])
+    return TrainedRun({**saved["task"], **(saved.get("average") or {})}, saved["history"])
 
 
 def _reason(error: BaseException) -> str:
@@ -166,10 +195,30 @@ def _load(path: Path) -> dict[str, Any]:
     return saved
 
 
+def _restore(task: TrainingTask) -> TrainingState:
+    """Load the last checkpoint into the task, where there is one, and return where it stood."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return TrainingState()
+    with checkpoint.as_directory() as folder:
+        saved = _load(Path(folder) / STATE_FILE)
+    task.load_state_dict(saved["task"])
+    return TrainingState(
+        saved["step"],
+        saved["optimiser"],
+        saved["history"],
+        saved["average"],
+        saved["scaler"],
+        Totals(saved["totals"]),
+    )
+
+
 def _worker(config: dict[str, Any]) -> None:
     """The function each Ray Train worker runs."""
     import ray.train
-    from ray.train.torch import get_device, prepare_model
+    from ray.train.torch import get_device
 
     job: TrainingJob = config["job"]
     torch.set_num_threads(config["threads"])
@@ -177,34 +226,50 @@ def _worker(config: dict[str, Any]) -> None:
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
     torch.manual_seed(job.seed)
     task, images = job.build()
-    state = TrainingState()
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            saved = _load(Path(folder) / STATE_FILE)
-        task.load_state_dict(saved["task"])
-        state = TrainingState(saved["step"], saved["optimiser"], saved["history"])
-    model = prepare_model(task, parallel_strategy_kwargs={"find_unused_parameters": True})
+    state = _restore(task)
+    model = parallel.wrap(task, job.settings, place)
+    parallel.shard_state(task, job.settings, state)
     reported = len(state.history)
+    waiting = Waiting()
+    clock = time.perf_counter(), state.step
+
+    def usage(step: int) -> dict[str, float]:
+        seconds = max(time.perf_counter() - clock[0], 1e-9)
+        return {
+            **runtime.process_usage(),
+            "images_per_second": (step - clock[1]) * job.settings.batch_size / seconds,
+            "data_wait_share": waiting.seconds / seconds,
+        }
 
     def on_checkpoint(current: TrainingState) -> None:
         nonlocal reported
+        saved = parallel.whole_state(task, current)  # on every worker: shards are gathered
         rows, reported = current.history[reported:], len(current.history)
-        metrics = {"rows": rows, "step": current.step}
+        metrics = {"rows": rows, "step": current.step, "usage": usage(current.step)}
         if place.rank != 0:
             ray.train.report(metrics)
             return
-        job.on_checkpoint(task, current)
+        job.on_checkpoint(saved["task"], current)
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(
-                {
-                    "task": task.state_dict(),
-                    "optimiser": current.optimiser,
-                    "step": current.step,
-                    "history": json.dumps(current.history),
-                },
-                os.path.join(folder, STATE_FILE),
-            )
+            torch.save(saved, os.path.join(folder, STATE_FILE))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    train(task, model, images, job.settings, job.seed, state, place, on_checkpoint)
+    try:
+        train(
+            task,
+            model,
+            images,
+            job.settings,
+            job.seed,
+            state,
+            place,
+            on_checkpoint,
+            leaving=lambda: ray.train.get_preemption_info() is not None,
+            waiting=waiting,
+        )
+    except NonFiniteLossError as error:
+        # Raised on all workers at the same step. A worker that raises is started again, to the same
+        # end: so it ends in order, and the driver raises.
+        name = f"{BAD_BATCH}/step-{error.batch['step']}-worker-{place.rank}.json"
+        config["storage"].write(name, json.dumps(error.batch, indent=1).encode())
+        ray.train.report({"rows": [], "step": state.step, "usage": {}})

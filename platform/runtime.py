@@ -2,15 +2,26 @@
 
 Ray Data waits forever when an actor pool takes every CPU and no reader can start. So workers are
 planned before a stage begins: a share of the CPUs is always left for readers and the driver.
+
+A local Ray whose own processes die takes its driver along without a word, or lets it wait. They are
+watched: the run ends with a message instead.
 """
 
+import atexit
 import logging
 import os
+import signal
+import sys
+import threading
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from echostill.platform.errors import UsageError
+from echostill.platform.errors import EchostillError, UsageError
 
 READER_SHARE = 0.5  # CPUs left to Ray Data's readers, whatever the pool's size
+ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothing goes on
+LAST_WORDS_SECONDS = 10.0  # for a driver to end by itself once one of them is dead
 
 
 @dataclass(frozen=True)
@@ -21,13 +32,15 @@ class WorkerPlan:
     cpus_per_worker: float
     threads: int
     gpus_per_worker: float = 0.0
+    decoders: int = 0  # tasks of one CPU each that decode ahead of the workers
 
     def describe(self) -> str:
         """Say the plan in words."""
         gpu = f", {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
+        decoders = f"; {self.decoders} decoder(s) x 1 CPU beside them" if self.decoders else ""
         return (
             f"{self.workers} worker(s) x {self.cpus_per_worker:g} CPU{gpu}, "
-            f"{self.threads} thread(s) each"
+            f"{self.threads} thread(s) each{decoders}"
         )
 
 
@@ -56,6 +69,12 @@ def connect(address: str | None = None) -> None:
             f"cannot reach Ray at '{target}': {error}. Start one (`ray start --head`), correct "
             "--address or RAY_ADDRESS, or leave both out for a local Ray."
         ) from None
+    except Exception as error:  # Ray raises a bare Exception where its processes start too slowly
+        raise EchostillError(
+            f"Ray did not start: {error} The machine may be busy or out of memory: try again."
+        ) from None
+    if target == "local":
+        _watch_processes()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
@@ -63,8 +82,65 @@ def disconnect() -> None:
     """Leave Ray; a local one ends with its workers."""
     import ray
 
+    _watch.clear()
     if ray.is_initialized():
         ray.shutdown()
+
+
+_watch: dict[int, str] = {}  # the processes looked after: name by process id
+_lost: list[str] = []
+_asked = threading.Event()  # whether the run has noticed, and says it itself
+
+
+def lost_process() -> str | None:
+    """Return the name of the Ray process that died under this run, None where none did."""
+    if _lost:
+        _asked.set()
+    return _lost[0] if _lost else None
+
+
+def describe_loss(name: str) -> str:
+    """Say what became of a run whose Ray died."""
+    return (
+        f"Ray's own process '{name}' on this machine died (killed, or out of memory?). What was "
+        "finished is kept: the same command continues."
+    )
+
+
+def _watch_processes() -> None:
+    """Look after the processes of the local Ray that this process has started."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        name, parent = _process(int(entry.name))
+        if parent == os.getpid() and name in ESSENTIAL:
+            _watch[int(entry.name)] = name
+    if _watch:
+        atexit.register(_watch.clear)  # before Ray's own, which ends its processes
+        threading.Thread(target=_look_after, daemon=True, name="echostill-watch").start()
+
+
+def _process(number: int) -> tuple[str, int]:
+    """Return a process's name and its parent; ("", 0) where it is gone, or dead and not buried."""
+    try:
+        text = Path(f"/proc/{number}/stat").read_text()
+    except OSError:
+        return "", 0
+    name, rest = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
+    return ("", 0) if rest[0] in "ZX" else (name, int(rest[1]))
+
+
+def _look_after() -> None:
+    while _watch:
+        time.sleep(0.25)
+        dead = [name for number, name in list(_watch.items()) if _process(number)[0] != name]
+        if dead and _watch:
+            _watch.clear()
+            _lost.append(dead[0])
+            # A signal, so that a main thread waiting for Ray wakes up: as Ctrl-C would do it.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(LAST_WORDS_SECONDS)
+            if not _asked.is_set():
+                print(f"error: {describe_loss(dead[0])}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def _object_store_bytes() -> int:
@@ -82,12 +158,36 @@ def cluster_resources() -> tuple[float, float]:
 
 
 def local_resources() -> tuple[float, float]:
-    """Return the CPUs this process may use, for plans made without starting Ray."""
-    return float(len(os.sched_getaffinity(0))), 0.0
+    """Return the CPUs and GPUs this process may use, for plans made without starting Ray."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return float(len(os.sched_getaffinity(0))), float(gpus)
+
+
+def process_usage() -> dict[str, float]:
+    """Return what this process has used: CPU seconds, and the peak of memory in megabytes."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    usage = {
+        "process_cpu_seconds": used.ru_utime + used.ru_stime,
+        "process_peak_memory_megabytes": used.ru_maxrss / 1024,
+    }
+    import torch
+
+    if torch.cuda.is_available():
+        usage["gpu_peak_memory_megabytes"] = torch.cuda.max_memory_allocated() / 2**20
+    return usage
 
 
 def plan_workers(
-    requested: int | None, units: int, cpus: float, gpus: float = 0.0, threads: int = 1
+    requested: int | None,
+    units: int,
+    cpus: float,
+    gpus: float = 0.0,
+    threads: int = 1,
+    decoders: int | None = 0,
 ) -> WorkerPlan:
     """Plan an actor pool that leaves the readers room.
 
@@ -97,6 +197,8 @@ def plan_workers(
         cpus: CPUs of the cluster.
         gpus: GPUs to spread over the workers; with any, one worker per GPU by default.
         threads: Threads a worker computes with.
+        decoders: Tasks that decode ahead of the workers; None for all CPUs that GPU workers leave,
+            and for none without GPUs, where workers decode for themselves.
 
     Raises:
         UsageError: The request does not fit the cluster.
@@ -108,6 +210,14 @@ def plan_workers(
             f"{workers} workers on {cpus:g} CPUs would only wait for each other: ask for at most "
             f"{int(max(cpus, 1) * 4)}."
         )
-    spare = max(cpus - READER_SHARE, 0.25)
-    share = min(float(threads), int(spare / workers * 100) / 100)
-    return WorkerPlan(workers, max(share, 0.01), threads, gpus / workers if gpus else 0.0)
+    apart = bool(gpus) if decoders is None else decoders > 0
+    spare = max(cpus - READER_SHARE - (1 if apart else 0), 0.25)
+    share = max(min(float(threads), int(spare / workers * 100) / 100), 0.01)
+    if apart and cpus < 1 + workers * share:
+        raise UsageError(
+            f"decoding beside the workers needs a CPU more than the {cpus:g} there are: set "
+            "decoders=0."
+        )
+    left = int(cpus - READER_SHARE - workers * share) if apart else 0
+    ahead = max(min(left if decoders is None else decoders, max(units, 1)), 1) if apart else 0
+    return WorkerPlan(workers, share, threads, gpus / workers if gpus else 0.0, ahead)

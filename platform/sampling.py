@@ -1,9 +1,10 @@
 """Which images a training step sees: a pure function of (seed, samples seen).
 
 The images are walked in a fresh permutation per epoch, each exactly once; or balanced over strata
-(organs, as USFM samples), each stratum equally often and its images in turn. A batch may straddle
-two epochs. Nothing depends on the number of workers: a worker takes every ``size``-th image of the
-global batch, so a run may stop, resume or change its workers anywhere without changing the stream.
+(organs, as USFM samples), each stratum equally often and its images in turn; or by weights. A batch
+may straddle two epochs. Nothing depends on the number of workers: a worker takes every ``size``-th
+image of the global batch, so a run may stop, resume or change its workers anywhere without changing
+the stream.
 """
 
 from dataclasses import dataclass
@@ -51,6 +52,31 @@ def balanced_epoch(seed: int, epoch: int, strata: bytes) -> np.ndarray:
     return rows[stream(seed, "order", epoch).permutation(len(rows))]
 
 
+@lru_cache(maxsize=4)
+def weighted_epoch(seed: int, epoch: int, weights: bytes) -> np.ndarray:
+    """Return an epoch in which images have places in proportion to their weights.
+
+    Systematic sampling of a shuffled list: of N places image i gets N w_i / sum(w), rounded down or
+    up, and exactly that in expectation. A weight of 0 leaves an image out.
+
+    Args:
+        seed: Seed of the order.
+        epoch: The epoch.
+        weights: The images' weights as float64, in bytes.
+
+    Returns:
+        As many row numbers as there are images, int64.
+    """
+    weight = np.frombuffer(weights, dtype=np.float64)
+    random = stream(seed, "weighted", epoch)
+    order = random.permutation(len(weight))
+    reached = np.cumsum(weight[order])
+    points = (np.arange(len(weight)) + random.random()) * (reached[-1] / len(weight))
+    # Rounding may put the last point on the end itself, and no image of weight 0 lies there.
+    places = np.minimum(np.searchsorted(reached, points, side="right"), np.argmax(reached))
+    return order[places][stream(seed, "order", epoch).permutation(len(weight))]
+
+
 @dataclass(frozen=True)
 class Draw:
     """Images drawn for a step: row numbers and the epoch each belongs to."""
@@ -84,6 +110,24 @@ def draw(
             order = epoch_permutation(seed, int(epoch), count)
         else:
             order = balanced_epoch(seed, int(epoch), strata.tobytes())
+        rows[chosen] = order[offsets[chosen]]
+    return Draw(rows=rows, epochs=epochs)
+
+
+def draw_weighted(seed: int, weights: np.ndarray, samples_seen: int, batch_size: int) -> Draw:
+    """As :func:`draw`, each image as often as its weight asks.
+
+    Args:
+        seed: Seed of the order.
+        weights: (count,) float64, at least 0 and not all 0.
+        samples_seen: Images drawn before this batch, over all workers.
+        batch_size: Size of the global batch.
+    """
+    epochs, offsets = np.divmod(np.arange(samples_seen, samples_seen + batch_size), len(weights))
+    rows = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        order = weighted_epoch(seed, int(epoch), weights.astype(np.float64).tobytes())
         rows[chosen] = order[offsets[chosen]]
     return Draw(rows=rows, epochs=epochs)
 

@@ -2,6 +2,25 @@
 
 import pyarrow as pa
 
+QUALITY_ISSUES = (
+    "blank",
+    "dark",
+    "saturated",
+    "blurred",
+    "low_information",
+    "odd_aspect",
+    "odd_size",
+    "overlay_text",
+    "coloured",
+    "small_sector",
+)
+
+
+def score_column(issue: str) -> str:
+    """Return the name of the column that holds an issue's score; the flag has the issue's name."""
+    return f"{issue}_score"
+
+
 POOL_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),  # 128 bits, hexadecimal, from content and origin
@@ -10,8 +29,9 @@ POOL_SCHEMA = pa.schema(
         ("organ", pa.string()),
         ("device", pa.string()),
         ("label", pa.string()),  # empty where unknown
+        ("modality", pa.string()),  # one of platform/modality.py
         ("frame", pa.int32()),
-        ("image", pa.large_binary()),  # staged PNG, grey or RGB
+        ("image", pa.large_binary()),  # staged PNG, JPEG or WebP, grey or RGB
         ("width", pa.int32()),  # of the staged image, in pixels
         ("height", pa.int32()),
         ("original_width", pa.int32()),
@@ -20,6 +40,11 @@ POOL_SCHEMA = pa.schema(
         ("content_hash", pa.string()),  # of the staged pixels
         ("mean", pa.float32()),  # brightness, 0..1
         ("contrast", pa.float32()),  # standard deviation of brightness, 0..1
+        # For each issue a score, 0 bad to 1 good, and whether it is below its threshold.
+        *((score_column(issue), pa.float32()) for issue in QUALITY_ISSUES),
+        *((issue, pa.bool_()) for issue in QUALITY_ISSUES),
+        ("perceptual_hash", pa.binary(64)),  # 256 bits of the picture, 256 of its sector
+        ("thumbnail", pa.binary(512)),  # 16 x 16 grey of the picture, 16 x 16 of its sector
     ]
 )
 
@@ -62,8 +87,32 @@ CORESET_SCHEMA = pa.schema(
         ("gradient_rank", pa.int32()),  # in the cluster, 1 = largest
         ("dual_rank", pa.float64()),
         ("cluster_rank", pa.int32()),  # in the cluster, 1 = taken first
-        ("quota", pa.int32()),  # of the cluster
+        ("quota", pa.int32()),  # of the cluster (and stratum)
+        ("stratum", pa.string()),  # value of the pool's column that `balance` names; else empty
         ("selected", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
+
+DUPLICATES_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("duplicate_group", pa.string()),  # smallest image id of the copies linked to each other
+        ("kept", pa.bool_()),
+        ("kept_id", pa.string()),  # the image that stays for this one; itself where it is kept
+        ("kind", pa.string()),  # exact, near or semantic; empty where it is kept
+        ("distance", pa.float32()),  # exact 0, near bits of 256, semantic 1 - cosine
+        ("reason", pa.string()),
+    ]
+)
+
+LEAKS_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),  # of the pool
+        ("benchmark", pa.string()),
+        ("benchmark_image", pa.string()),  # its file, as the benchmark's manifest names it
+        ("kind", pa.string()),  # exact, near or semantic: the surest that was found
+        ("distance", pa.float32()),  # exact 0, near bits of 256, semantic 1 - cosine
         ("reason", pa.string()),
     ]
 )

@@ -2,16 +2,18 @@
 
 The array is square (the whole image, as evaluation sees it) and a little larger than the model's
 input, so that crops keep their sharpness. It is a cache: named by what it holds, made again when
-missing.
+missing. An image that cannot be decoded is left out: the stage that scores it names it.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from echostill.platform.errors import EchostillError
-from echostill.platform.images import decode_staged, to_square
+from echostill.platform.images import DecodeError, decode_staged, to_square
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.tables import Table
 
@@ -34,6 +36,7 @@ class StagedImages:
     pixels: np.ndarray
     image_ids: list[str]
     organs: list[str]
+    devices: list[str] = field(default_factory=list)  # empty where they are not known
 
     @cached_property
     def organ_codes(self) -> np.ndarray:
@@ -72,28 +75,31 @@ def stage_images(
         image_ids: Ids to stage; all where None.
 
     Raises:
-        EchostillError: A named id is not in the pool.
+        EchostillError: A named id is not in the pool, or no image can be decoded.
     """
     side = staged_side(image_size)
     wanted = sorted(image_ids if image_ids is not None else _ids(pool))
     key = sha256("\n".join([pool.digest, str(side), *wanted]).encode())[:20]
     folder = cache_folder(store)
-    array_path, organs_path = folder / f"{key}.npy", folder / f"{key}.json"
+    array_path, words_path = folder / f"{key}.npy", folder / f"{key}.words.json"
     with STAGING:
-        if not (array_path.exists() and organs_path.exists()):
+        if not (array_path.exists() and words_path.exists()):
             folder.mkdir(parents=True, exist_ok=True)
-            organs = _write(pool, wanted, side, array_path)
-            _replace(organs_path, json.dumps(organs).encode())
-    organs = json.loads(organs_path.read_text())
-    return StagedImages(np.load(array_path, mmap_mode="r"), wanted, organs)
+            words = _write(pool, wanted, side, array_path)
+            _replace(words_path, json.dumps(words).encode())
+    words = json.loads(words_path.read_text())
+    pixels = np.load(array_path, mmap_mode="r")
+    return StagedImages(
+        pixels[: len(words["ids"])], words["ids"], words["organs"], words["devices"]
+    )
 
 
 def _ids(pool: Table) -> list[str]:
     return list(pool.read(["image_id"])["image_id"].to_pylist())
 
 
-def _write(pool: Table, wanted: list[str], side: int, target: Path) -> list[str]:
-    """Write the array and return the images' organs."""
+def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str, list[str]]:
+    """Write the array; return ids, organs and devices of its first rows, which hold the images."""
     position = {image_id: row for row, image_id in enumerate(wanted)}
     channels = 3 if _any_colour(pool, position) else 1
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -101,25 +107,44 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> list[str]
         temporary, mode="w+", dtype=np.uint8, shape=(len(wanted), channels, side, side)
     )
     found = 0
-    organs = [""] * len(wanted)
-    for part in pool.parts(["image_id", "organ", "image"]):
-        ids, images = part["image_id"].to_pylist(), part["image"].to_pylist()
-        for image_id, organ, data in zip(ids, part["organ"].to_pylist(), images, strict=True):
-            row = position.get(image_id)
-            if row is not None:
-                array[row] = to_square(decode_staged(data), side)[:channels]
-                organs[row] = organ
-                found += 1
+    organs, devices = [""] * len(wanted), [""] * len(wanted)
+    whole = np.zeros(len(wanted), dtype=bool)
+
+    def fill(image_id: str, organ: str | None, device: str | None, data: bytes) -> bool:
+        row = position.get(image_id)
+        if row is None:
+            return False
+        organs[row], devices[row] = organ or "", device or ""
+        with contextlib.suppress(DecodeError):
+            array[row] = to_square(decode_staged(data), side)[:channels]
+            whole[row] = True
+        return True
+
+    # Decoders release the interpreter's lock, and each image has its own place.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for part in pool.parts(["image_id", "organ", "device", "image"]):
+            columns = [part[name].to_pylist() for name in ("image_id", "organ", "device", "image")]
+            found += sum(threads.map(fill, *columns))
+    kept = np.flatnonzero(whole).tolist()
+    for place, row in enumerate(kept):
+        if place != row:  # close the gap that a damaged image leaves
+            array[place] = array[row]
     array.flush()
-    del array
     if found != len(wanted):
         temporary.unlink()
         raise EchostillError(
             f"{len(wanted) - found} of {len(wanted)} images are not in the pool "
             f"'{pool.storage.root}': select again from this pool."
         )
+    if not kept:
+        temporary.unlink()
+        raise EchostillError(f"none of {len(wanted)} images of '{pool.storage.root}' is readable.")
     os.replace(temporary, target)
-    return organs
+    return {
+        "ids": [wanted[row] for row in kept],
+        "organs": [organs[row] for row in kept],
+        "devices": [devices[row] for row in kept],
+    }
 
 
 def _any_colour(pool: Table, position: dict[str, int]) -> bool:

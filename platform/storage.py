@@ -2,16 +2,24 @@
 
 A name appears only when its bytes are complete: locally by writing beside the target and renaming,
 on object stores because an object becomes visible when its upload ends.
+
+Options of an object store may follow its URI, ``s3://bucket/folder?region=eu-central-1``, and then
+belong to every name inside; credentials and the endpoint (``AWS_ENDPOINT_URL``) are better left to
+the environment.
 """
 
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pyarrow.fs as pafs
 
-from echostill.platform.errors import UsageError
+from echostill.platform.errors import EchostillError, UsageError
 
 
 class Storage:
@@ -23,9 +31,10 @@ class Storage:
         Raises:
             UsageError: The URI's scheme is not supported.
         """
-        self.root = root.rstrip("/") if "://" in root else os.path.abspath(root)
+        location, _, self._options = root.partition("?") if "://" in root else (root, "", "")
+        self.root = location.rstrip("/") if "://" in location else os.path.abspath(location)
         try:
-            self._filesystem, self._path = pafs.FileSystem.from_uri(self.root)
+            self._filesystem, self._path = _open(self.root, self._options)
         except (ValueError, OSError) as error:
             raise UsageError(
                 f"cannot open '{root}': {error}. Use a local folder, s3:// or gs://."
@@ -33,11 +42,17 @@ class Storage:
         self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
-        return Storage, (self.root,)
+        return Storage, (self.uri,)
+
+    @property
+    def uri(self) -> str:
+        """The root with its options, which opens the same folder again."""
+        return f"{self.root}?{self._options}" if self._options else self.root
 
     def at(self, name: str) -> "Storage":
         """Return the folder ``name`` inside this one."""
-        return Storage(f"{self.root}/{name}")
+        options = f"?{self._options}" if self._options else ""
+        return Storage(f"{self.root}/{name}{options}")
 
     def locate(self, name: str) -> str:
         """Return the full path or URI of ``name``, for messages and for other libraries."""
@@ -54,14 +69,25 @@ class Storage:
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
-        with self._filesystem.open_input_stream(self._full(name)) as stream:
+        with (
+            self._explained("read", name),
+            self._filesystem.open_input_stream(self._full(name)) as stream,
+        ):
             return bytes(stream.read())
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading and seeking, without reading it whole."""
+        return cast(BinaryIO, self._filesystem.open_input_file(self._full(name)))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically, making its folder where needed."""
         target = self._full(name)
         if not self.is_local:
-            with self._filesystem.open_output_stream(target) as stream:
+            # In one write, so that whatever ends the upload early ends it without an object.
+            with (
+                self._explained("write", name),
+                self._filesystem.open_output_stream(target) as stream,
+            ):
                 stream.write(data)
             return
         folder = os.path.dirname(target)
@@ -77,24 +103,31 @@ class Storage:
             Path(temporary).unlink(missing_ok=True)
 
     def append(self, name: str, data: bytes) -> None:
-        """Append to a log file; object stores cannot append, so there the file is rewritten."""
-        if self.is_local:
-            target = self._full(name)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with open(target, "ab") as file:
-                file.write(data)
-        else:
-            self.write(name, (self.read(name) if self.exists(name) else b"") + data)
+        """Append to a local file, in one write; object stores cannot append.
+
+        Raises:
+            UsageError: The storage is remote.
+        """
+        target = self.local_path(name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "ab", buffering=0) as file:
+            file.write(data)
 
     def list(self, name: str = "", *, recursive: bool = False) -> list[str]:
         """Return the sorted names of the files in a folder, relative to this storage."""
+        return sorted(self.sizes(name, recursive=recursive))
+
+    def sizes(self, name: str = "", *, recursive: bool = True) -> dict[str, int]:
+        """Return the sizes in bytes of the files in a folder, by names as in :meth:`list`."""
         selector = pafs.FileSelector(self._full(name), allow_not_found=True, recursive=recursive)
         prefix = self._path.rstrip("/") + "/"
-        return sorted(
-            info.path.removeprefix(prefix)
-            for info in self._filesystem.get_file_info(selector)
+        with self._explained("list", name):
+            found = self._filesystem.get_file_info(selector)
+        return {
+            info.path.removeprefix(prefix): int(info.size)
+            for info in found
             if info.type == pafs.FileType.File and not info.path.endswith(".tmp")
-        )
+        }
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder; a missing one is fine."""
@@ -127,7 +160,37 @@ class Storage:
         return f"{self._path}/{name}" if name else str(self._path)
 
     def _info(self, name: str) -> pafs.FileInfo:
-        return self._filesystem.get_file_info(self._full(name))
+        with self._explained("look at", name):
+            return self._filesystem.get_file_info(self._full(name))
+
+    @contextmanager
+    def _explained(self, action: str, name: str) -> Iterator[None]:
+        """Name what could not be reached; what an object store's library raises is an OSError."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if self.is_local:
+                raise
+            kind = UsageError if "NO_SUCH_BUCKET" in str(error) else EchostillError
+            raise kind(f"cannot {action} '{self.locate(name)}': {error}") from None
+
+
+def _open(root: str, options: str) -> tuple[pafs.FileSystem, str]:
+    """Open a folder; an object store's bucket is connected to once, which takes a round trip."""
+    scheme, separator, rest = root.partition("://")
+    if not separator or scheme == "file":
+        filesystem, path = pafs.FileSystem.from_uri(root)
+        return filesystem, str(path)
+    bucket, _, folder = rest.partition("/")
+    query = f"?{options}" if options else ""
+    return _bucket(f"{scheme}://{bucket}{query}"), f"{bucket}/{folder}" if folder else bucket
+
+
+@lru_cache(maxsize=64)
+def _bucket(uri: str) -> pafs.FileSystem:
+    return pafs.FileSystem.from_uri(uri)[0]
 
 
 def sha256(data: bytes) -> str:

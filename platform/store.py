@@ -7,7 +7,7 @@ from typing import Any
 
 from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.runs import Fingerprint
+from echostill.platform.runs import FINGERPRINT, Fingerprint
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.tables import FORMAT_VERSION, MANIFEST, Table
 
@@ -31,8 +31,8 @@ class Store:
 
     @property
     def root(self) -> str:
-        """Absolute path or URI."""
-        return self.storage.root
+        """Absolute path or URI, with its options; opens the same store again."""
+        return self.storage.uri
 
     def pool(self) -> Storage:
         """The pool table."""
@@ -41,6 +41,14 @@ class Store:
     def scores(self) -> Storage:
         """The scores table."""
         return self.storage.at("scores")
+
+    def duplicates(self) -> Storage:
+        """The table of copies inside the pool."""
+        return self.storage.at("duplicates")
+
+    def leaks(self) -> Storage:
+        """The table of pool images that are copies of benchmark images."""
+        return self.storage.at("leaks")
 
     def coreset(self, name: str) -> Storage:
         """A coreset table."""
@@ -57,6 +65,10 @@ class Store:
     def quarantine(self, stage: str) -> Storage:
         """The quarantine of a stage."""
         return self.storage.at(f"quarantine/{stage}")
+
+    def events(self) -> Storage:
+        """The event logs, one per stage."""
+        return self.storage.at("events")
 
     def open_pool(self) -> Table:
         """Open the pool; a UsageError says how to make one."""
@@ -77,6 +89,16 @@ class Store:
                     f"There are: {', '.join(known)}."
                 )
         return Table.open(storage, "select")
+
+    def made_from(self, digest: str) -> list[str]:
+        """Return the tables and runs that were made from a table of that digest."""
+        names = []
+        for name in self.storage.list(recursive=True):
+            folder, _, file = name.rpartition("/")
+            if file == FINGERPRINT:
+                inputs = json.loads(self.storage.read(name)).get("inputs", {})
+                names += [folder] if digest in inputs.values() else []
+        return names
 
     def run_names(self) -> list[str]:
         """Names of the finished training runs."""

@@ -11,7 +11,7 @@ from echostill.platform.config import STAGES
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.progress import console
 
-COMMANDS = (*STAGES, "run")
+COMMANDS = (*STAGES, "run", "cache", "sweep")
 EXCLUDED = [".git", ".venv", "runs", "build", "dist", "tests", ".mypy_cache", ".hypothesis"]
 
 

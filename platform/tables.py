@@ -17,13 +17,29 @@ from echostill.platform.storage import Storage, sha256
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 8192, 2**25
 
 
 def encode_parquet(table: pa.Table) -> bytes:
     """Serialise a table; the same table always gives the same bytes."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=8192, store_schema=True)
+    # Pictures and lists of numbers repeat nothing: looking for repetitions in them is most of the
+    # work. Row groups are small enough to be read one at a time.
+    repeating = [field.name for field in table.schema if not _is_bulk(field.type)]
+    rows = ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        row_group_size=max(min(rows, ROW_GROUP_ROWS), 256),
+        store_schema=True,
+        use_dictionary=repeating,
+    )
     return sink.getvalue()
+
+
+def _is_bulk(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(kind) or pa.types.is_large_binary(kind))
 
 
 def decode_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -143,6 +159,55 @@ class Table:
             filesystem=self.storage.filesystem,
             partitioning=None,
         )
+
+    def read_rows(
+        self, name: str, start: int, stop: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Read the rows ``start`` to ``stop`` of one part, and not much around them."""
+        wanted = list(columns) if columns is not None else None
+        pieces, first = [], 0
+        with self._parquet(name) as file:
+            for group in range(file.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                if first < stop and last > start:
+                    rows = file.read_row_group(group, columns=wanted, use_threads=False)
+                    pieces.append(
+                        rows.slice(max(start - first, 0), min(stop, last) - max(start, first))
+                    )
+                first = last
+            if not pieces:
+                return file.read(columns=wanted, use_threads=False).slice(0, 0)
+        return pa.concat_tables(pieces)
+
+    def row_groups(self, name: str) -> list[int]:
+        """Return the rows of each row group of one part, from its footer."""
+        with self._parquet(name) as file:
+            return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+    def batches(
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: int,
+        row_groups: Sequence[int] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Read one part, or some of its row groups, in small pieces and in the calling thread.
+
+        Args:
+            name: The part.
+            columns: The columns wanted.
+            rows: Rows of a piece, at most.
+            row_groups: Numbers of the row groups wanted; None for all.
+        """
+        with self._parquet(name) as file:
+            yield from file.iter_batches(
+                batch_size=rows, columns=list(columns), row_groups=row_groups, use_threads=False
+            )
+
+    def _parquet(self, name: str) -> pq.ParquetFile:
+        # Remote files are fetched ahead in large requests; local ones need no copy in memory.
+        source = self.storage.filesystem.open_input_file(self.storage.arrow_path(name))
+        return pq.ParquetFile(source, pre_buffer=not self.storage.is_local)
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Read part after part."""

@@ -1,11 +1,11 @@
-"""Finding the teacher's weights: a file the configuration names, or what `pretrain` made."""
+"""Finding weights: of the teacher, and those that a run starts from."""
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from echostill.platform.config import ModelsConfig
-from echostill.platform.errors import UsageError
+from echostill.platform.errors import UsageError, nearest
 from echostill.platform.models import Encoder, create_encoder, load_weights, weights_digest
 from echostill.platform.storage import Storage, sha256
 from echostill.platform.store import Store
@@ -20,11 +20,15 @@ class Weights:
     path: str
     digest: str
 
-    def load(self) -> Encoder:
-        """Build the encoder and load the weights strictly; frozen, in evaluation mode."""
+    def load(self, *, trainable: bool = False) -> Encoder:
+        """Build the encoder and load the weights strictly; frozen, in evaluation mode.
+
+        Args:
+            trainable: Leave it as a new encoder is, to be trained on.
+        """
         encoder = create_encoder(self.model)
         load_weights(encoder, local_copy(self.path, self.digest))
-        return encoder.eval().requires_grad_(False)
+        return encoder if trainable else encoder.eval().requires_grad_(False)
 
 
 def find_teacher(config: ModelsConfig) -> Weights:
@@ -44,6 +48,31 @@ def find_teacher(config: ModelsConfig) -> Weights:
             )
         path = storage.locate(WEIGHTS)
     found = find_weights(config.teacher.model, path)
+    found.load()
+    return found
+
+
+def find_initial(store: Store, model: str, given: str | None) -> Weights | None:
+    """Find the weights that a new run starts from: a file, or what a finished run made.
+
+    Starting from another run's weights makes a new run, with a step count, an optimiser and a
+    record of its own. A run that was cut short is another matter: its own command continues it.
+
+    Raises:
+        UsageError: There is neither such a run nor such a file, or it is of another model.
+    """
+    if given is None:
+        return None
+    known = store.run_names()
+    path = given
+    if given in known:
+        path = store.run(given).locate(WEIGHTS)
+    elif "://" not in given and not Path(given).is_file():
+        raise UsageError(
+            f"initial_weights '{given}' is neither a weights file nor a finished run of "
+            f"'{store.root}'.{nearest(given, known)}"
+        )
+    found = find_weights(model, path)
     found.load()
     return found
 

@@ -1,7 +1,12 @@
 """One Ray for the whole session: starting it costs ten seconds."""
 
+import io
 import os
+import socket
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
@@ -29,3 +34,125 @@ def ray_cluster():
             runtime.connect()
             yield
             ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """A real S3 server on loopback, with a bucket; as environment variables for its clients."""
+    import boto3
+    from botocore.config import Config
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+            config=Config(connect_timeout=1, retries={"max_attempts": 60, "mode": "standard"}),
+        )
+        client.create_bucket(Bucket="hospital")
+        yield environment
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def dicom():
+    """Write DICOM files, as bytes."""
+    return write_dicom
+
+
+def write_dicom(values=None, photometric="MONOCHROME2", syntax="1.2.840.10008.1.2.1", **elements):
+    """Write a DICOM file; ``values`` (frames, H, W[, 3]), or None for no pixels.
+
+    ``PixelData`` among the elements replaces the values' bytes; None leaves an element out.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRBigEndian, UltrasoundImageStorage
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = UltrasoundImageStorage, "1.2.3"
+    dataset.StudyInstanceUID, dataset.PatientID = "1.2", "SECRET-7"
+    if values is not None:
+        bits = values.dtype.itemsize * 8
+        dataset.SamplesPerPixel = 3 if values.ndim == 4 else 1
+        if values.ndim == 4:
+            dataset.PlanarConfiguration = 0
+        dataset.NumberOfFrames, dataset.Rows, dataset.Columns = values.shape[:3]
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+        dataset.PixelRepresentation = int(values.dtype.kind == "i")
+        dataset.PhotometricInterpretation = photometric
+        order = ">" if syntax == ExplicitVRBigEndian else "<"
+        stored = values.astype(values.dtype.newbyteorder(order)).tobytes()
+        dataset.PixelData = stored + b"\0" * (len(stored) % 2)
+        dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
+    for keyword, value in elements.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    sink = io.BytesIO()
+    little = syntax != ExplicitVRBigEndian
+    implicit = syntax == "1.2.840.10008.1.2"
+    known = not UID(syntax).is_private and UID(syntax).is_transfer_syntax
+    dataset.save_as(
+        sink,
+        enforce_file_format=True,
+        **({} if known else {"implicit_vr": implicit, "little_endian": little}),
+    )
+    return sink.getvalue()
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The quickstart's pool of real images."""
+    return Path(__file__).resolve().parent.parent / "examples/quickstart/pool"
+
+
+@pytest.fixture(scope="session")
+def make_pool(tmp_path_factory):
+    """Read files as ingest does, without Ray: ``make_pool(store, {name: bytes}, groups)``."""
+    import pyarrow as pa
+
+    from echostill.curation.deidentification import DeidentifySettings
+    from echostill.curation.listing import list_sources
+    from echostill.curation.sources import IngestSettings, read_source
+    from echostill.platform.schemas import POOL_SCHEMA
+    from echostill.platform.tables import Table, write_table
+
+    def make(store, files, groups=None, rows_per_part=7):
+        folder = tmp_path_factory.mktemp("files")
+        lines = ["file,group"]
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+            lines.append(f"{name},{(groups or {}).get(name, '')}")
+        (folder / "list.csv").write_text("\n".join(lines) + "\n")
+        plain = DeidentifySettings(pixels="off")
+        settings = IngestSettings(source=str(folder / "list.csv"), deidentify=plain)
+        rows = [row for source in list_sources(settings) for row in read_source(source, settings)]
+        table = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
+        counted = {"rows_in": table.num_rows, "quarantined": 0}
+        write_table(store.pool(), table, stage="ingest", fingerprint={"digest": ""},
+                    rows_per_part=rows_per_part, extra=counted)  # fmt: skip
+        return Table.open(store.pool(), "ingest")
+
+    return make

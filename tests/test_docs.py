@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from echostill.jobs.pipeline import resolve_stages
 from echostill.jobs.stages import REGISTRY
+from echostill.jobs.sweeping import SweepConfig, trials_of
 from echostill.platform import cli, schemas
 from echostill.platform.config import STAGES, apply_overrides, read_document, resolve
 from echostill.platform.errors import UsageError
@@ -192,6 +193,9 @@ CONFIGURATIONS = [
 @pytest.mark.parametrize(("stage", "text"), CONFIGURATIONS)
 def test_configuration_is_valid(stage: str, text: str) -> None:
     document = yaml.safe_load(text)
+    if stage == "sweep" or "grid" in document:
+        trials_of(resolve(SweepConfig, "sweep", document))
+        return
     sections = [stage] if stage else [name for name in STAGES if name in document]
     assert sections, "a configuration without sections says which stage it is for"
     for name in sections:

@@ -19,8 +19,12 @@ ALLOWED = {
     "eval": {"eval", "platform"},
     "jobs": set(FOLDERS),
 }
-# The command line is the front door: it knows all, and imports it when a command runs.
-EXCEPTIONS = {"platform/cli.py": set(FOLDERS)}
+# The command line is the front door: it knows all, and imports it when a command runs. It is two
+# files for its length alone: the commands about models call distill, curation and jobs.
+EXCEPTIONS = {
+    "platform/cli.py": set(FOLDERS),
+    "platform/cli_models.py": {"platform", "curation", "distill", "jobs"},
+}
 
 
 def dotted(path):

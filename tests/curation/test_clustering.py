@@ -8,7 +8,6 @@ from echostill.curation.clustering import (
     ClusteringSettings,
     cluster_count,
     cluster_features,
-    feature_matrix,
 )
 from echostill.platform.errors import UsageError
 
@@ -93,13 +92,17 @@ def test_seed_may_exceed_32_bits():
     assert found.count >= 1
 
 
-def test_trains_on_every_row_unless_told_otherwise():
+def test_trains_on_a_stated_sample_or_on_every_row():
     features = np.random.default_rng(2).normal(size=(1000, 4))
-    all_rows = cluster_features(features, names(1000), ClusteringSettings(clusters=2))
+    usual = cluster_features(features, names(1000), ClusteringSettings(clusters=2))
+    assert usual.training_rows == 512
+    all_rows = cluster_features(
+        features, names(1000), ClusteringSettings(clusters=2, max_points_per_centroid=None)
+    )
     sample = cluster_features(
         features, names(1000), ClusteringSettings(clusters=2, max_points_per_centroid=100)
     )
-    assert all_rows.training_rows == 1000  # FAISS by itself would take 2 x 256
+    assert all_rows.training_rows == 1000
     assert sample.training_rows == 200
     # With all rows, each centroid is where the mean direction of its members points.
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -146,26 +149,3 @@ def test_unusable_features_are_counted_and_named(value):
 def test_no_rows():
     with pytest.raises(UsageError, match="nothing to cluster"):
         cluster_features(np.empty((0, 4)), names(0), ClusteringSettings())
-
-
-def test_feature_matrix_follows_the_order_across_chunks():
-    rows = np.arange(30, dtype=np.float16).reshape(10, 3)
-    kind = pa.list_(pa.float16(), 3)
-
-    def chunk(part):
-        return pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), type=kind)
-
-    whole = chunk(rows)
-    column = pa.chunked_array([chunk(rows[:4]), whole.slice(4, 5), whole.slice(9, 1)])
-    order = np.random.default_rng(0).permutation(10)
-    matrix = feature_matrix(column, order)
-    assert matrix.dtype == np.float16
-    np.testing.assert_array_equal(matrix, rows[order])
-
-
-def test_feature_matrix_refuses_nulls_and_other_types():
-    with pytest.raises(UsageError, match="fixed-size"):
-        feature_matrix(pa.chunked_array([pa.array([[1.0], [2.0]])]), np.arange(2))
-    lists = pa.array([[1.0, 2.0], None], type=pa.list_(pa.float32(), 2))
-    with pytest.raises(UsageError, match="nulls"):
-        feature_matrix(pa.chunked_array([lists]), np.arange(2))

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from echostill.curation import SelectConfig, select, why
+from echostill.curation.coreset import plan_select
 from echostill.platform.errors import UsageError
 from echostill.platform.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, scores_schema
 from echostill.platform.store import Store
@@ -150,3 +152,130 @@ def test_verify_finds_rows_that_went_missing(store):
     select(config(store, budget=17))
     store.quarantine("ingest").delete("")
     assert any("rows in" in problem for problem in verify_store(store.root).problems)
+
+
+def parts_of(store, name="default"):
+    storage = store.coreset(name)
+    return [storage.read(part) for part in store.open_coreset(name).part_names]
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """A thousand rows in three layouts of parts, written in three orders."""
+    generator = np.random.default_rng(2)
+    rows = 1000
+    features = generator.normal(size=(rows, 24)).astype(np.float16)
+    features[1::7] = features[::7][: len(features[1::7])]  # duplicates
+    gradient = generator.random((rows, 3)).astype(np.float32)
+    ids = [f"{row * 7919 % 10**6:032x}" for row in range(rows)]
+    stores = []
+    for layout, rows_per_part in enumerate((1000, 130, 7)):
+        order = np.random.default_rng(layout).permutation(rows) if layout else np.arange(rows)
+        store = Store(str(tmp_path_factory.mktemp(f"layout{layout}")))
+        scores = pa.table(
+            [
+                [ids[row] for row in order],
+                list(features[order]),
+                gradient[order].mean(axis=1),
+                gradient[order].std(axis=1),
+                list(gradient[order]),
+                gradient[order, 0],
+            ],
+            schema=scores_schema(24, 3),
+        )
+        pool = pa.table({"image_id": ids, "group_id": ids, "organ": ["liver", "lung"] * 500})
+        for storage, table in ((store.scores(), scores), (store.pool(), pool)):
+            write_table(
+                storage,
+                table,
+                stage="score",
+                fingerprint={"digest": ""},
+                rows_per_part=rows_per_part,
+            )
+        stores.append(store)
+    return stores
+
+
+@pytest.mark.parametrize("method", ["dual-rank", "facility-location"])
+def test_no_layout_and_no_scratch_file_changes_a_byte(larger, monkeypatch, method):
+    wanted = {"budget": 77, "clusters": 20, "max_points_per_centroid": 30, "method": method}
+    for number, one in enumerate(larger):
+        if number == 2:  # features in a file instead of memory
+            monkeypatch.setattr("echostill.curation.feature_rows.MEMORY_SHARE", 0.0)
+        name = f"{method}-layouts"
+        select(SelectConfig(store=one.root, name=name, **wanted, workers=0))
+        assert parts_of(one, name) == parts_of(larger[0], name)
+        assert one.open_coreset(name).manifest["training_rows"] == 600
+
+
+def test_ray_workers_change_no_byte(larger, ray_cluster):
+    for name, workers in (("here", 0), ("one", 1), ("two", 2)):
+        select(SelectConfig(store=larger[1].root, name=name, budget=77, workers=workers))
+    assert parts_of(larger[1], "here") == parts_of(larger[1], "one") == parts_of(larger[1], "two")
+
+
+def test_pins_and_exclusions_from_files_and_from_callers(store, tmp_path):
+    ids = sorted(store.open_scores().read(["image_id"])["image_id"].to_pylist())
+    csv = tmp_path / "out.csv"
+    csv.write_text(f"image_id,reason\n{ids[0]},blank\n{ids[1]},\n")
+    given = pa.table({"image_id": [ids[2]], "reason": ["dark"]})
+    parquet = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"image_id": [ids[3]]}), parquet)
+    files = {"exclude": str(csv), "pin": str(parquet)}
+    select(config(store, budget=17, **files), excluded=given)
+    rows = store.open_coreset("default").read().to_pylist()
+    assert [row["reason"] for row in rows[:3]] == [
+        "not selected: excluded, blank",
+        "not selected: excluded",
+        "not selected: excluded, dark",
+    ]
+    assert rows[3]["reason"].startswith("selected: pinned; ")
+    assert sum(row["selected"] for row in rows) == 17
+    assert "excluded beforehand" in why(store.root, "default", ids[0]).text
+    # What the files hold is part of the fingerprint, where they lie is not.
+    moved = tmp_path / "moved.csv"
+    moved.write_bytes(csv.read_bytes())
+    again = config(store, budget=17, exclude=str(moved), pin=str(parquet))
+    assert select(again, excluded=given).startswith("already done")
+    moved.write_text(f"image_id,reason\n{ids[0]},blank\n")
+    with pytest.raises(UsageError, match=r"inputs\.excluded"):
+        select(again, excluded=given)
+    with pytest.raises(UsageError, match="no file"):
+        select(config(store, exclude=str(tmp_path / "none.csv"), name="x"))
+
+
+def test_balance_by_a_column_of_the_pool(larger):
+    select(SelectConfig(store=larger[0].root, name="even", budget=100, balance="organ"))
+    table = larger[0].open_coreset("even").read()
+    chosen = table.filter(table["selected"])
+    assert chosen["stratum"].to_pylist().count("liver") == 50
+
+
+def test_the_plan_says_what_will_be_done(larger):
+    chosen = SelectConfig(
+        store=larger[0].root, budget=77, clusters=20, max_points_per_centroid=30, method="d2"
+    )
+    text = plan_select(chosen).describe()
+    assert "25 iterations on 600 of 1000 images, CPU" in text
+    assert "over the whole pool" in text
+    assert "in threads of this process" in text
+    assert "48.0 kB in memory" in text
+    refused = chosen.model_copy(update={"operation_limit": 1e5})
+    for work in (plan_select, select):
+        with pytest.raises(UsageError, match="above operation_limit"):
+            work(refused)
+    assert "by 2 Ray worker" in plan_select(chosen.model_copy(update={"workers": 2})).describe()
+
+
+def test_a_refused_request_claims_nothing(store):
+    refused = {
+        "no column 'orgn'": {"balance": "orgn"},
+        "not scored: nobody": {},
+        "largest feasible": {"max_per_group": 1, "budget": 50},
+    }
+    for message, keys in refused.items():
+        pins = pa.table({"image_id": ["nobody"]}) if "nobody" in message else None
+        with pytest.raises(UsageError, match=message):
+            select(config(store, **keys), pinned=pins)
+    select(config(store, budget=17))
+    assert len(selected(store, "default")) == 17

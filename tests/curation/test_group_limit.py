@@ -53,3 +53,24 @@ def test_ties_go_to_the_earlier_row():
 def test_infeasible_budget_names_the_largest():
     with pytest.raises(UsageError, match="largest feasible budget is 3"):
         fill([0.1, 0.2, 0.3, 0.4], [0, 0, 0, 0], [4], list("aaab"), 2)
+
+
+def test_pins_come_first_and_excluded_rows_never():
+    outcome = fill_within_group_limit(
+        np.array([0.1, 0.2, 0.3, 0.4, 0.5]),
+        np.zeros(5, int),
+        np.array([3]),
+        pa.array(list("aabbc")),
+        1,
+        3,
+        excluded=np.array([True, False, False, False, False]),
+        pinned=np.array([False, False, True, True, False]),
+    )
+    # Both pins of group b stay beyond its limit; the first row is excluded, the second is best.
+    assert outcome.tolist() == [
+        reasons.OUTRANKED,
+        reasons.WITHIN_QUOTA,
+        reasons.WITHIN_QUOTA,
+        reasons.WITHIN_QUOTA,
+        reasons.OUTRANKED,
+    ]

@@ -8,8 +8,9 @@ import pydicom
 import pytest
 from PIL import Image
 
-from echostill.curation import IngestConfig, ingest
-from echostill.platform.errors import EchostillError
+from echostill.curation import IngestConfig, ingest, retry_ingest
+from echostill.curation.deidentification import DeidentifySettings
+from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.images import decode_staged
 from echostill.platform.store import Store
 from echostill.platform.tables import Table
@@ -47,6 +48,8 @@ def plant(root):
 
 
 def run(root, store, **settings):
+    # Here it is about files; what de-identification does is in its own tests.
+    settings.setdefault("deidentify", DeidentifySettings(pixels="off", sources="names"))
     settings = {"files_per_shard": 4, "max_error_rate": 0.5, "progress": False, **settings}
     return ingest(IngestConfig(store=str(store), source=str(root), **settings))
 
@@ -142,7 +145,7 @@ def test_workers_group_patients_under_the_secret_key(ray_cluster, folder, tmp_pa
         dataset.StudyInstanceUID = f"1.2.{number}"
         dataset.SOPInstanceUID = f"1.2.{number}.1"
         dataset.save_as(folder / f"patient_{number}.dcm")
-    (tmp_path / "key").write_bytes(b"secret")
+    (tmp_path / "key").write_bytes(b"a secret of some length")
     run(folder, tmp_path / "store", key_file=str(tmp_path / "key"))
     table = Store(str(tmp_path / "store")).open_pool().read(["source", "group_id"])
     groups = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
@@ -168,6 +171,43 @@ def test_a_run_cut_short_ends_as_an_undisturbed_one(ray_cluster, folder, tmp_pat
     assert held_in(tmp_path / "store") == held
     assert "already done" in run(folder, tmp_path / "store")
     assert verify_store(str(tmp_path / "store")).sound
+
+
+def test_mended_files_take_their_places(ray_cluster, folder, tmp_path):
+    """A file mended, one still bad, the same instance twice: as if mended before the first run."""
+    plant(folder)
+    (folder / "cine.dcm").write_bytes(CINE_FILE.read_bytes()[:2000])
+    (folder / "recopy.dcm").write_bytes(CINE_FILE.read_bytes())
+    (tmp_path / "key").write_text("a key of sixteen bytes or more")
+    key = str(tmp_path / "key")  # without one, identifiers change with the files
+    run(folder, tmp_path / "store", key_file=key)
+    run(folder, tmp_path / "keyless")
+    for name, data in (("cine.dcm", CINE_FILE.read_bytes()), ("truncated.jpg", encoded(9))):
+        (folder / name).write_bytes(data)
+    run(folder, tmp_path / "calm", key_file=key)
+    config = IngestConfig(
+        store=str(tmp_path / "store"),
+        source=str(folder),
+        key_file=key,
+        deidentify={"pixels": "off", "sources": "names"},
+        files_per_shard=4,
+        max_error_rate=0.5,
+        progress=False,
+    )
+    said = retry_ingest(config)
+    # The cine is two frames now; its copy, which stood in for it, is read already.
+    assert "4 quarantined before, 4 now; 14 rows in = 10 rows out + 4 quarantined" in said
+    for table in ("pool", "quarantine/ingest"):
+        rough, calm = (tmp_path / name / table for name in ("store", "calm"))
+        found = {path.name: path.read_bytes() for path in rough.iterdir() if path.is_file()}
+        assert found == {path.name: path.read_bytes() for path in calm.iterdir() if path.is_file()}
+    assert verify_store(config.store).sound
+    # A key of the run's own is found again though two of its files are others now.
+    values = {"store": str(tmp_path / "keyless"), "key_file": None}
+    assert "4 quarantined before, 4 now" in retry_ingest(config.model_copy(update=values))
+    (folder / "one more.jpg").write_bytes(encoded(20))
+    with pytest.raises(UsageError, match=r"inputs\.files: "):
+        retry_ingest(config)
 
 
 def test_a_run_is_as_rotten_when_it_is_resumed(ray_cluster, folder, tmp_path):

@@ -9,18 +9,21 @@ import torch
 from PIL import Image
 
 from echostill.curation import IngestConfig, ScoreConfig, SelectConfig, ingest, score, select
-from echostill.curation.scoring import ProxySettings, ScoreWorker, sample_ids
+from echostill.curation.decoding import PartDecoder, shards
+from echostill.curation.score_worker import ProxySettings, ScoreWorker
+from echostill.curation.scoring import plan_score, retry_score, sample_ids
 from echostill.platform.config import TeacherSettings, validate
 from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.events import read_events
 from echostill.platform.models import create_encoder, save_weights
 from echostill.platform.schemas import POOL_SCHEMA, scores_schema
 from echostill.platform.store import Store
-from echostill.platform.tables import Table, write_table
+from echostill.platform.tables import Table, encode_parquet, write_table
 from echostill.platform.teacher import find_teacher
 from echostill.platform.training import TrainingSettings
 from echostill.platform.verify import verify_store
 
-IMAGES, SHARDS = 30, 4
+IMAGES, SHARDS, SIDE = 30, 4, 128
 PROXY = ProxySettings(
     training=TrainingSettings(steps=3, batch_size=4, threads=1), sample=12, snapshots=3
 )
@@ -71,7 +74,8 @@ def configuration(store, weights, **settings):
 def scored(ray_cluster, pictures, weights, tmp_path_factory):
     """A store with a pool of four shards, scored by one worker."""
     root = tmp_path_factory.mktemp("scored") / "store"
-    ingest(IngestConfig(store=str(root), source=str(pictures), files_per_shard=8, progress=False))
+    values = {"files_per_shard": 8, "progress": False, "deidentify": {"pixels": "off"}}
+    ingest(IngestConfig(store=str(root), source=str(pictures), **values))
     said = score(configuration(root, weights))
     assert f"{IMAGES} rows in = {IMAGES} rows out + 0 quarantined; {SHARDS} shard(s)" in said
     return root
@@ -86,23 +90,23 @@ def with_pool(scored, root):
 
 @pytest.fixture
 def worker(scored, weights):
-    """A worker as a worker process has it, with one thread: more add up in another order."""
+    """A worker as a worker process has it, on this process's threads."""
     config = configuration(scored, weights)
     store = Store(str(scored))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    yield ScoreWorker(
-        pool=store.pool(),
+    return ScoreWorker(
+        decoder=PartDecoder(store.pool(), (SIDE,), config.batch_size),
         teacher=find_teacher(config),
         student=config.student,
         proxy=config.proxy,
         snapshots=store.run("proxy"),
         gradient_loss=config.gradient_loss,
         mask_draws=config.mask_draws,
-        batch_size=config.batch_size,
         seed=config.seed,
     ).loaded()
-    torch.set_num_threads(threads)
+
+
+def payloads(store):
+    return shards(Store(str(store)).open_pool(), 2048)
 
 
 def files(folder):
@@ -143,8 +147,71 @@ def test_two_workers_give_the_files_of_one(scored, weights, tmp_path):
 
 def test_the_order_of_the_shards_does_not_matter(scored, worker):
     table = Store(str(scored)).open_scores()
-    for name in reversed(table.part_names):
-        assert worker.process(name).rows.equals(table.read_part(name))
+    for name, payload in reversed(list(zip(table.part_names, payloads(scored), strict=True))):
+        assert worker.process(payload).rows.equals(table.read_part(name))
+
+
+def test_threads_and_neighbours_do_not_change_a_digit(scored, worker):
+    """The last batch of this shard holds one image, whose sums would be split among threads."""
+    payload = payloads(scored)[-1]
+    assert payload[2] % worker.decoder.batch_size == 1
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = worker.process(payload).rows
+        alone = [worker.process_units(payload, [unit]).rows for unit in range(payload[2])]
+        torch.set_num_threads(4)
+        assert worker.process(payload).rows.equals(expected)
+    finally:
+        torch.set_num_threads(before)
+    assert pa.concat_tables(alone).combine_chunks().equals(expected)
+
+
+def test_decoding_apart_gives_the_same_files(scored, weights, tmp_path):
+    """Decoders in tasks of their own, as beside GPUs; here both are CPUs."""
+    other = with_pool(scored, tmp_path / "other")
+    shutil.copytree(scored / "runs", other / "runs")
+    score(configuration(other, weights, decoders=1))
+    assert files(other / "scores") == files(scored / "scores")
+    seconds = [
+        event["seconds"]
+        for event in read_events(Store(str(other)).events(), "score")
+        if event["event"] == "shard"
+    ]
+    assert len(seconds) == SHARDS
+    assert all(part["decode"] > 0 and part["compute"] > 0 for part in seconds)
+
+
+def test_mended_rows_are_scored_as_if_they_had_always_been_whole(scored, weights, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(scored, other, ignore=shutil.ignore_patterns("cache", "scores", "coresets"))
+    part = other / "pool" / "part-00001.parquet"
+    whole = part.read_bytes()
+    rows = Store(str(other)).open_pool().read_part(part.name).to_pylist()
+    for row in rows[2:4]:
+        row["image"] = b"\x89PNG rotten"
+    part.write_bytes(encode_parquet(pa.Table.from_pylist(rows, schema=POOL_SCHEMA)))
+    config = configuration(other, weights, max_error_rate=0.2)
+    assert "28 rows out + 2 quarantined" in score(config)
+    assert "2 quarantined before, 2 now" in retry_score(config)
+    select(SelectConfig(store=str(other), budget=11, clusters=3))
+    part.write_bytes(whole)
+    said = retry_score(config)
+    assert "2 quarantined before, 0 now; 30 rows in = 30 rows out + 0 quarantined" in said
+    assert "as it was before: coresets/default. " in said
+    assert files(other / "scores") == files(scored / "scores")
+    assert verify_store(str(other)).problems == ["coresets/default: its rows are not the scores'"]
+    with pytest.raises(UsageError, match=r"inputs\.scores: "):
+        select(SelectConfig(store=str(other), budget=11, clusters=3))
+
+
+def test_a_plan_says_how_many_cores_a_gpu_needs(scored, weights):
+    plan = plan_score(configuration(scored, weights, decode_rate=200.0, gpu_rate=3000.0))
+    assert "15.0 cores per GPU: a core decodes 200 images/s (stated)" in plan.describe()
+    assert "no GPU here" in plan.describe()
+    measured = plan_score(configuration(scored, weights)).describe()
+    assert "(measured on 8 images here)" in measured
+    assert "(estimated: " in measured
 
 
 def test_lost_shards_are_computed_again_and_the_rest_is_not(scored, weights, tmp_path):
@@ -163,10 +230,11 @@ def test_lost_shards_are_computed_again_and_the_rest_is_not(scored, weights, tmp
 
 
 def damaged(scored, store, config, rows):
-    """Copy the pool with images cut short that the proxy is not trained on; return their ids."""
+    """Copy the pool with images cut short, one of the proxy's sample too; return their ids."""
     pool = Store(str(scored)).open_pool().read().to_pylist()
     trained_on = set(sample_ids([row["image_id"] for row in pool], config))
-    broken = [row for row in pool if row["image_id"] not in trained_on][:rows]
+    broken = [row for row in pool if row["image_id"] not in trained_on][: rows - 1]
+    broken += [row for row in pool if row["image_id"] in trained_on][:1]
     for row in broken:
         row["image"] = row["image"][:60]
     write_table(
@@ -207,8 +275,8 @@ def test_a_part_of_nothing_but_corrupt_images_is_an_empty_part(scored, worker, t
     position = rows.schema.get_field_index("image")
     storage = Store(str(tmp_path)).pool()
     write_table(storage, rows.set_column(position, "image", broken), stage="x", fingerprint={})
-    worker.pool = storage
-    outcome = worker.process("part-00000.parquet")
+    worker.decoder = PartDecoder(storage, (SIDE,), 5)
+    outcome = worker.process(["part-00000.parquet", 0, 3])
     assert outcome.rows.num_rows == 0
     assert outcome.rows.schema == scores_schema(128, 3)
     assert outcome.quarantined["id"].to_pylist() == rows["image_id"].to_pylist()

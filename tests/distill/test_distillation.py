@@ -16,7 +16,9 @@ from echostill.distill.distillation import (
     selected_ids,
     weight_spread,
 )
-from echostill.distill.objective import ObjectiveSettings
+from echostill.distill.groups import Run, run_groups
+from echostill.distill.objective_settings import ObjectiveSettings
+from echostill.platform.batches import make_batch, whole_draw
 from echostill.platform.config import TeacherSettings, validate
 from echostill.platform.errors import UsageError
 from echostill.platform.masks import MaskSettings
@@ -27,7 +29,8 @@ from echostill.platform.staging import StagedImages, staged_side
 from echostill.platform.store import Store
 from echostill.platform.tables import write_table
 from echostill.platform.teacher import find_weights
-from echostill.platform.training import Place, TrainingSettings, TrainingState, make_batch, train
+from echostill.platform.training import Place, TrainingSettings, TrainingState, train
+from echostill.platform.training_run import Member
 
 SETTINGS = TrainingSettings(
     steps=6, batch_size=4, learning_rate=0.02, checkpoints=3, log_every=1, warmup=0.2
@@ -53,21 +56,26 @@ def images():
     return StagedImages(pixels, [f"{row:032x}" for row in range(10)], ["liver"] * 10)
 
 
-def job(teacher, seed=0, **objective):
+def job(teacher, seed=0, settings=SETTINGS, others=(), initial=(), **objective):
+    """A job of one student, or of several with the objectives of ``others`` beside it."""
+    runs = [
+        Run(f"student{place}", f"student{place}", "tinyusfm-micro", None, chosen, seed)
+        for place, chosen in enumerate([ObjectiveSettings(**objective), *others])
+    ]
     return DistillationJob(
         store="unused",
-        student="tinyusfm-micro",
+        runs=tuple(runs),
         teacher=teacher,
         image_ids=(),
-        objective=ObjectiveSettings(**objective),
-        settings=SETTINGS,
+        settings=settings,
         decoder=DecoderSettings(),
         masks=MaskSettings(),
         seed=seed,
+        initial=initial,
     )
 
 
-def run(task, images, state=None, kept=None):
+def run(task, images, state=None, kept=None, settings=SETTINGS):
     state = state or TrainingState()
 
     def on_checkpoint(current):
@@ -76,13 +84,17 @@ def run(task, images, state=None, kept=None):
             torch.save({"task": task.state_dict(), "optimiser": current.optimiser}, buffer)
             kept[current.step] = (buffer, copy.deepcopy(current.history))
 
-    train(task, task, images, SETTINGS, task.seed, state, Place(), on_checkpoint)
+    train(task, task, images, settings, task.seed, state, Place(), on_checkpoint)
     return state.history
 
 
 def equal(first, second):
     assert first.keys() == second.keys()
     return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def without(row, names):
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def student(task):
@@ -113,7 +125,9 @@ def test_a_run_cut_at_a_checkpoint_ends_as_the_whole_one(teacher, images, level)
     saved = torch.load(buffer, weights_only=True)
     cut = job(teacher, level=level).task()
     cut.load_state_dict(saved["task"])
-    assert run(cut, images, TrainingState(4, saved["optimiser"], earlier)) == history
+    again = run(cut, images, TrainingState(4, saved["optimiser"], earlier))
+    totals = {"weight_by_organ/liver"}  # sums over the run, which this state was not given
+    assert [without(row, totals) for row in again] == [without(row, totals) for row in history]
     assert equal(whole.state_dict(), cut.state_dict())  # the running means among them
 
 
@@ -128,12 +142,12 @@ def test_the_teacher_is_not_trained_not_saved_and_sees_no_dropout(teacher, image
     names = list(task.state_dict())
     assert not [name for name in names if "teacher" in name]
     assert sum(p.numel() for p in task.parameters()) < size
-    tops = {".".join(name.split(".")[:2]) for name in names}
+    tops = {".".join(name.split(".")[:3]) for name in names}
     assert tops == {
-        "objective.student",
-        "objective.adapters",
-        "objective.mean_feature",
-        "objective.token_moments",
+        "objectives.0.student",
+        "objectives.0.adapters",
+        "objectives.0.mean_feature",
+        "objectives.0.token_moments",
     }
 
 
@@ -159,6 +173,118 @@ def test_following_with_no_weight_is_not_following(teacher, images):
     following = job(teacher).task()
     run(following, images)
     assert not equal(student(alone), student(following))
+
+
+SHARING = (
+    ObjectiveSettings(preset="fixed-weight", teacher_layers=(1, 4, 5)),
+    ObjectiveSettings(level="token", attention_weight=0.5, relation_weight=0.5),
+)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_students_on_one_teacher_pass_end_as_those_trained_alone(teacher, images, micro_batch):
+    """Not one bit differs: neither weights nor what is logged."""
+    settings = SETTINGS.model_copy(update={"micro_batch": micro_batch})
+    together = job(teacher, settings=settings, others=SHARING).task()
+    history = run(together, images, settings=settings)
+    members = [Member(f"student{place}/", None, None, None, None) for place in range(3)]
+    for place, objective in enumerate([ObjectiveSettings(), *SHARING]):
+        alone = job(teacher, settings=settings, **objective.model_dump(exclude={"masks"})).task()
+        assert run(alone, images, settings=settings) == members[place].rows(history)
+        assert equal(alone.objective.state_dict(), together.each(place).state_dict())
+
+
+def test_one_pass_of_the_teacher_serves_all(teacher, images):
+    together = job(teacher, others=SHARING).task()
+    calls = []
+    handle = together.objective.teacher.register_forward_hook(lambda *_: calls.append(1))
+    run(together, images)
+    handle.remove()
+    assert len(calls) == SETTINGS.steps
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{}, {"level": "token", "weighting": "softmax"}, {"weighting": "batch-normalised"}],
+)
+def test_how_a_batch_is_cut_does_not_matter(teacher, images, objective):
+    whole = run(job(teacher, **objective).task(), images)
+    settings = SETTINGS.model_copy(update={"micro_batch": 1})
+    parted = run(job(teacher, settings=settings, **objective).task(), images, settings=settings)
+    for one, other in zip(whole, parted, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
+def test_the_weight_is_told_by_organ_and_device_and_against_the_error(teacher, images):
+    placed = StagedImages(
+        images.pixels, images.image_ids, ["liver"] * 4 + ["lung"] * 6, ["A", ""] * 5
+    )
+    task = job(teacher).task()
+    settings = SETTINGS.model_copy(update={"log_every": 1})
+    history = run(task, placed, settings=settings)
+    last = history[-1]
+    assert {name for name in last if name.startswith("weight_by")} == {
+        "weight_by_organ/liver",
+        "weight_by_organ/lung",
+        "weight_by_device/A",
+        "weight_by_device/not stated",
+    }
+    everything = np.mean([row["weight_mean"] for row in history])
+    counts = np.bincount(
+        np.concatenate(
+            [whole_draw(placed, settings, 0, step).rows < 4 for step in range(6)]
+        ).astype(int)
+    )
+    told = counts[1] * last["weight_by_organ/liver"] + counts[0] * last["weight_by_organ/lung"]
+    assert told / counts.sum() == pytest.approx(everything, rel=1e-6)
+    batch = make_batch(placed, settings, 0, 128, 0, Place())
+    _, parts = job(teacher).task()(batch)
+    expected = np.corrcoef(parts["weight"].numpy(), parts["reconstruction_error"].numpy())[0, 1]
+    assert history[0]["weight_error_correlation"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_starting_from_other_weights_is_not_resuming(teacher, images, tmp_path):
+    first = job(teacher).task()
+    run(first, images)
+    path = str(tmp_path / "student.safetensors")
+    save_weights(first.objective.student.encoder, path, {})
+    start = find_weights("tinyusfm-micro", path)
+    second = job(teacher, initial=(start,)).task()
+    assert equal(
+        first.objective.student.encoder.state_dict(), second.objective.student.encoder.state_dict()
+    )
+    assert all(p.requires_grad for p in second.objective.student.encoder.parameters())
+    assert len(run(second, images)) == len(run(job(teacher).task(), images))  # from step 0
+
+
+def test_groups_are_the_students_that_see_the_same_views(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    objectives = {
+        "a": ObjectiveSettings(),
+        "b": ObjectiveSettings(preset="fixed-weight"),
+        "c": ObjectiveSettings(preset="mim-only"),
+        "d": ObjectiveSettings(preset="mae-lite"),
+    }
+    runs = [
+        Run(f"{name}-{seed}", name, "tinyusfm-micro", None, objective, seed)
+        for name, objective in objectives.items()
+        for seed in (0, 1)
+    ]
+
+    def names(**options):
+        return [[run.name for run in group] for group in run_groups(runs, store, **options)]
+
+    assert names() == [["a-0", "b-0"], ["a-1", "b-1"], ["c-0"], ["c-1"], ["d-0"], ["d-1"]]
+    assert names(share=False) == [[run.name] for run in runs]
+    # A group that was begun goes on, though one of its members is finished.
+    for name in ("a-1", "b-1"):
+        store.run(name).write("group.json", b'["b-1", "a-1"]')
+    store.run("b-1").write("manifest.json", b"{}")
+    assert names()[0] == ["b-1", "a-1"]
+    # Alone, what is finished is not trained again.
+    store.run("b-0").write("manifest.json", b"{}")
+    assert ["a-0"] in names()
+    assert ["b-0"] in names()
 
 
 def test_the_exported_student_is_the_encoder_alone(teacher, images, tmp_path):

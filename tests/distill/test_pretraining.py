@@ -38,7 +38,12 @@ def pretrained(ray_cluster, tmp_path_factory):
         pixels = np.random.default_rng(seed).integers(0, 255, (60, 70), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "pictures" / f"{seed}.png")
     root = folder / "store"
-    ingest(IngestConfig(store=str(root), source=str(folder / "pictures"), progress=False))
+    plain = {"pixels": "off"}
+    ingest(
+        IngestConfig(
+            store=str(root), source=str(folder / "pictures"), deidentify=plain, progress=False
+        )
+    )
     said = pretrain(configuration(root))
     assert said.startswith(f"trained: {MODEL} on 11 images, 3 steps, loss ")
     return root

@@ -107,6 +107,22 @@ def test_frozen_trains_the_head_only(encoder, monkeypatch):
     assert result.losses[-1] < result.losses[0]
 
 
+def test_layer_decay_holds_the_early_blocks_back(encoder, monkeypatch):
+    peaks = set()
+    plain = torch.optim.AdamW
+
+    def record(groups, **options):
+        peaks.update(group["peak"] for group in groups if group["params"])
+        return plain(groups, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", record)
+    settings = FineTuneSettings(steps=1, batch_size=4, layer_decay=0.5)
+    finetune(encoder, bright_or_dark(), SPLIT, settings, 0)
+    rate = settings.encoder_learning_rate
+    body = {rate * 0.5**k for k in range(encoder.depth + 2)}
+    assert peaks == {settings.head_learning_rate, *body}
+
+
 def test_rates():
     settings = FineTuneSettings(steps=100, warmup=0.1)
     shares = [settings.rate_share(step) for step in range(100)]

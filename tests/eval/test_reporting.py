@@ -13,7 +13,7 @@ from echostill.distill.distillation import DistillConfig
 from echostill.eval.labels import DEFAULTS, labelled_values
 from echostill.eval.report_data import Accounting, Material, gather, without_paths
 from echostill.eval.report_gallery import Rows, clusters_of, galleries
-from echostill.eval.report_pool import accounts
+from echostill.eval.report_pool import accounts, quality_flags
 from echostill.eval.report_results import Results, tally
 from echostill.eval.reporting import ReportConfig, plan_report, render, report
 from echostill.platform.config import result_relevant
@@ -23,6 +23,7 @@ from echostill.platform.runs import Fingerprint, claim
 from echostill.platform.schemas import (
     CORESET_SCHEMA,
     POOL_SCHEMA,
+    QUALITY_ISSUES,
     QUARANTINE_SCHEMA,
     scores_schema,
 )
@@ -89,6 +90,8 @@ def make_pool(rng, ids):
                 "content_hash": image_id,
                 "mean": 0.5,
                 "contrast": 0.2,
+                "blank": index < 3,
+                "dark": None,
             }
         )
     return pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
@@ -114,6 +117,9 @@ def make_run(store, name, objective, weight_std, coreset):
         if weight_std is not None:
             row |= {"distillation": 2 / step, "weight_mean": 0.8, "weight_std": weight_std}
             row |= {"consistency_mean": 0.6, "consistency_std": 0.2}
+            row |= {"weight_error_correlation": -0.4 + step / 100}
+            organs = {f"weight_by_organ/organ {n}": n / 20 for n in range(14)}
+            row |= {**organs, "weight_by_device/not stated": 0.75}
         rows.append(row)
     storage.write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
     storage.write("reconstructions.png", encode_png(np.full((30, 50, 3), 90, dtype=np.uint8)))
@@ -315,7 +321,11 @@ def test_same_store_gives_the_same_bytes(material, page):
 
 def test_accounting_and_warnings(page):
     assert "<strong>63</strong> rows in = <strong>60</strong> rows out + <strong>3</strong>" in page
-    assert "the consistency weight is inert" in page
+    assert "inert weight: the consistency weight" in page
+    assert "organ 0 0.000, organ 1 0.050" in page
+    assert "organ 5 0.250, …, organ 8 0.400" in page
+    assert "not stated 0.750" in page
+    assert "-0.30" in page
     assert "MIM-only-0 was trained on another coreset" in page
 
 
@@ -323,6 +333,15 @@ def test_rows_that_do_not_add_up_are_told(material):
     broken = dataclasses.replace(material, accounting=[Accounting("ingest", 70, 60, 3)])
     told = "".join(str(piece) for piece in accounts(broken))
     assert "do not add up: +7 rows" in told
+
+
+def test_quality_flags_are_counted(material, page):
+    told = "".join(str(piece) for piece in quality_flags(material))
+    assert ">3<" in told.split("blank")[1].split("</tr>")[0]
+    assert ">0<" in told.split("dark")[1].split("</tr>")[0]
+    assert all(str(piece) in page for piece in quality_flags(material))
+    bare = dataclasses.replace(material, images=material.images.drop_columns(QUALITY_ISSUES))
+    assert quality_flags(bare) == []
 
 
 def test_headline_says_what_the_numbers_say(material):

@@ -42,6 +42,19 @@ def call(capsys, *arguments):
         (["select", "budget"], ["'budget' is not of the form key=value"]),
         (["select", "store=ftp://there/store"], ["ftp://there/store", "s3://"]),
         (["ingest", "source=examples", "workers=0"], ["workers", "greater than or equal to 1"]),
+        (["retry-failed", "scoer", "store=STORE"], ["no stage 'scoer'", "Did you mean 'score'"]),
+        (["retry-failed", "select", "store=STORE"], ["keeps no quarantine: ingest and score do"]),
+        (["retry-failed", "score", "store=STORE"], ["does not exist", "echostill ingest"]),
+        (["watch", "STORE"], ["no store", "to watch"]),
+        (["export", "--store", "STORE", "--to", "STORE"], ["--run NAME"]),
+        (["export", "--store", "STORE", "--run", "a", "--to", "STORE"], ["no run 'a'"]),
+        (["export", "--run", "a", "--to", "b", "--form", "onxx"], ["Did you mean 'onnx'"]),
+        (["embed", "examples", "--model", "usfm"], ["--weights"]),
+        (["embed", "exampls", "--model", "a", "--store", "STORE"], ["no model 'a'"]),
+        (["cache", "store=STORE"], ["echostill select"]),
+        (["cache", "cache_precision=int9"], ["cache_precision", "Did you mean 'int8'"]),
+        (["sweep"], ["'base' is required", "'grid' is required"]),
+        (["sweep", "--config", "examples/sweep.yaml", "grid={trainin.steps: [1]}"], ["trainin"]),
         (["submit", "selct"], ["no stage 'selct'", "Did you mean 'select'"]),
         (["submit", "select", "--working-dir", "no/such"], ["no folder 'no/such'"]),
         (
@@ -114,6 +127,7 @@ PLANNED = {
     "ingest": ["2 files", "already done"],
     "pretrain": ["usfm-micro", "2 in", "already done"],
     "score": ["2 images in 1 shards", "7 x 256 images", "proxy done", "scores"],
+    "duplicates": ["2 images in", "24 of 256 bits", "already done  no"],
     "select": ["2 rows of 2", "1 images", "already done  yes"],
     "distill": ["2 images of 2", "distilled-0", "to do"],
     "evaluate": ["teacher", "untrained student", "liver (classification)", "0 of"],
@@ -177,7 +191,10 @@ def test_verify_says_what_is_wrong_as_json_too(capsys, finished):
     assert any("pool/part-00000.parquet" in problem for problem in said["problems"])
 
 
-@pytest.mark.parametrize("name", [*STAGES, "run", "why", "models", "verify", "submit"])
+@pytest.mark.parametrize(
+    "name",
+    [*STAGES, *("run", "why", "models", "verify", "export", "embed", "cache", "sweep", "submit")],
+)
 def test_every_command_shows_an_example(capsys, name):
     code, out, _ = call(capsys, name, "--help")
     assert code == 0

@@ -1,21 +1,23 @@
 import io
 from pathlib import Path
 
+import av
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
-    ExplicitVRLittleEndian,
+    DeflatedExplicitVRLittleEndian,
     JPEGBaseline8Bit,
-    JPEGLSLossless,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
     RLELossless,
-    UltrasoundImageStorage,
 )
 
-from echostill.platform.dicom import is_dicom, read_frames, window_fraction
+from echostill.platform.dicom import Region, is_bare_dicom, is_dicom, open_dicom
+from echostill.platform.files import SourceFile
+from echostill.platform.frames import FrameSampling, Limits
 from echostill.platform.images import DecodeError
 
 SAMPLE = Path(__file__).parents[2] / "examples/quickstart/pool/dicom"
@@ -24,45 +26,25 @@ JPEG_CINE = SAMPLE / "examples_ybr_color.dcm"
 RANDOM = np.random.default_rng(0)
 
 
-def dicom(values=None, photometric="MONOCHROME2", syntax=ExplicitVRLittleEndian, **elements):
-    """Write a DICOM file; ``values`` (frames, H, W[, 3]) unsigned, or None for no pixels."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    dataset.SOPClassUID, dataset.SOPInstanceUID = UltrasoundImageStorage, "1.2.3"
-    dataset.StudyInstanceUID, dataset.PatientID = "1.2", "SECRET-7"
-    if values is not None:
-        bits = values.dtype.itemsize * 8
-        dataset.SamplesPerPixel = 3 if values.ndim == 4 else 1
-        if values.ndim == 4:
-            dataset.PlanarConfiguration = 0
-        dataset.NumberOfFrames, dataset.Rows, dataset.Columns = values.shape[:3]
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
-        dataset.PixelRepresentation = 0
-        dataset.PhotometricInterpretation = photometric
-        dataset.PixelData = values.tobytes() + b"\0" * (values.nbytes % 2)
-        dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    sink = io.BytesIO()
-    dataset.save_as(sink, enforce_file_format=True)
-    return sink.getvalue()
+def opened(data, **limits):
+    """Open bytes or a path: the header and all frames, one by one."""
+    file = SourceFile("file", data=data) if isinstance(data, bytes) else SourceFile("f", str(data))
+    clip = open_dicom(file, Limits(**limits))
+    return clip.header, clip.decode(range(clip.frames))
 
 
 def pixels_of(data):
-    _, frames = read_frames(data)
+    _, frames = opened(data)
     frames = list(frames)
     assert not [frame.error for frame in frames if frame.error]
     return np.stack([frame.pixels for frame in frames])
 
 
-def test_header():
+def test_header(dicom):
     data = dicom(
         np.zeros((2, 4, 4), np.uint8), BodyPartExamined="LIVER", ManufacturerModelName="EPIQ 7C"
     )
-    header, _ = read_frames(data)
+    header, _ = opened(data)
     assert (header.sop_instance_uid, header.study_instance_uid) == ("1.2.3", "1.2")
     assert (header.organ, header.device, header.frames) == ("liver", "EPIQ 7C", 2)
     assert header.patient_id == "SECRET-7"
@@ -71,76 +53,8 @@ def test_header():
     assert not is_dicom(b"\x89PNG")
 
 
-def test_grey_and_inverted_grey():
-    values = RANDOM.integers(0, 256, (3, 6, 8), dtype=np.uint8)
-    assert np.array_equal(pixels_of(dicom(values)), values)
-    assert np.array_equal(pixels_of(dicom(values, "MONOCHROME1")), 255 - values)
-
-
-def test_rgb_in_either_planar_configuration():
-    values = RANDOM.integers(0, 256, (1, 6, 8, 3), dtype=np.uint8)
-    assert np.array_equal(pixels_of(dicom(values, "RGB")), values)
-    planes = np.ascontiguousarray(values.transpose(0, 3, 1, 2)).tobytes()
-    data = dicom(values, "RGB", PlanarConfiguration=1, PixelData=planes)
-    assert np.array_equal(pixels_of(data), values)
-
-
-def test_ybr_becomes_rgb():
-    rgb = RANDOM.integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
-    ybr = np.asarray(Image.fromarray(rgb[0]).convert("YCbCr"))[None]
-    decoded = pixels_of(dicom(np.ascontiguousarray(ybr), "YBR_FULL"))
-    assert np.abs(decoded.astype(int) - rgb).max() <= 3
-
-
-def test_window_is_applied_to_sixteen_bits():
-    values = np.array([[[0, 100, 200, 300, 4000]]], dtype=np.uint16)
-    data = dicom(values, WindowCenter=200, WindowWidth=201, RescaleSlope=1, RescaleIntercept=0)
-    expected = np.clip((values - 199.5) / 200 + 0.5, 0, 1) * 255
-    assert np.array_equal(pixels_of(data), np.rint(expected))
-
-
-def test_rescale_comes_before_the_window():
-    values = np.array([[[0, 50, 100, 150]]], dtype=np.uint16)
-    rescaled = dicom(
-        values, WindowCenter=100, WindowWidth=201, RescaleSlope=2, RescaleIntercept=-10
-    )
-    expected = np.clip((values * 2.0 - 10 - 99.5) / 200 + 0.5, 0, 1) * 255
-    assert np.array_equal(pixels_of(rescaled), np.rint(expected))
-
-
-def test_sixteen_bits_without_a_window_use_their_own_range():
-    values = np.array([[[1000, 1500, 3000]]], dtype=np.uint16)
-    assert pixels_of(dicom(values)).tolist() == [[[0, 64, 255]]]
-
-
-@pytest.mark.parametrize("kind", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_windows_rise_from_zero_to_one_around_the_centre(kind):
-    shown = window_fraction(np.linspace(-5000, 5000, 1001), 40.0, 400.0, kind)
-    assert (np.diff(shown) >= 0).all()
-    assert shown[0] < 1e-6
-    assert shown[-1] > 1 - 1e-6
-    assert abs(float(window_fraction(np.array([40.0]), 40.0, 400.0, kind)[0]) - 0.5) < 0.01
-
-
-def test_window_of_width_one_is_a_step():
-    assert window_fraction(np.array([9.0, 9.5, 10.0]), 10.0, 1.0, "LINEAR").tolist() == [0, 0, 1]
-
-
-@pytest.mark.parametrize("shift", [8, 0], ids=["high byte", "low byte"])
-def test_palette_in_either_byte(shift):
-    table = RANDOM.integers(0, 256, (4, 3)).astype("<u2")
-    table[0] = 255
-    values = RANDOM.integers(0, 4, (2, 4, 4), dtype=np.uint8)
-    elements = {}
-    for channel, colour in enumerate(("Red", "Green", "Blue")):
-        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [4, 0, 16]
-        elements[f"{colour}PaletteColorLookupTableData"] = (table[:, channel] << shift).tobytes()
-    data = dicom(values, "PALETTE COLOR", **elements)
-    assert np.array_equal(pixels_of(data), table.astype(np.uint8)[values])
-
-
 def test_shipped_palette_cine():
-    header, frames = read_frames(PALETTE_CINE)
+    header, frames = opened(PALETTE_CINE)
     first, second = (frame.pixels for frame in frames)
     assert header.frames == 2
     assert first.shape == (600, 800, 3)
@@ -151,7 +65,7 @@ def test_shipped_palette_cine():
 def test_shipped_jpeg_cine_has_the_colours_of_its_jpegs():
     dataset = pydicom.dcmread(JPEG_CINE)
     jpegs = generate_frames(dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames))
-    header, frames = read_frames(JPEG_CINE.read_bytes())
+    header, frames = opened(JPEG_CINE.read_bytes())
     assert header.frames == 30
     for frame, jpeg in zip(frames, jpegs, strict=True):
         expected = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
@@ -160,7 +74,8 @@ def test_shipped_jpeg_cine_has_the_colours_of_its_jpegs():
 
 def test_stride_takes_every_nth_frame():
     every = pixels_of(JPEG_CINE)
-    _, frames = read_frames(JPEG_CINE, stride=7)
+    clip = open_dicom(SourceFile("cine", str(JPEG_CINE)))
+    frames = FrameSampling(every=7).read(clip)
     for expected, frame in zip((0, 7, 14, 21, 28), frames, strict=True):
         assert frame.index == expected
         assert np.array_equal(frame.pixels, every[expected])
@@ -173,7 +88,7 @@ def test_one_damaged_frame_costs_one_frame():
     dataset.PixelData = encapsulate(jpegs)
     sink = io.BytesIO()
     dataset.save_as(sink)
-    _, frames = read_frames(sink.getvalue())
+    _, frames = opened(sink.getvalue())
     read = list(frames)
     assert [frame.index for frame in read] == list(range(30))
     assert [frame.index for frame in read if frame.error] == [4]
@@ -181,63 +96,173 @@ def test_one_damaged_frame_costs_one_frame():
     assert "cannot be decoded" in str(read[4].error)
 
 
-def test_missing_frames_are_named():
+def test_missing_frames_are_said_once_however_many():
     dataset = pydicom.dcmread(JPEG_CINE)
     jpegs = list(generate_frames(dataset.PixelData, number_of_frames=30))
     dataset.PixelData = encapsulate(jpegs[:3])
-    dataset.NumberOfFrames = 5
+    dataset.NumberOfFrames = 2_000_000_000
     sink = io.BytesIO()
     dataset.save_as(sink)
-    _, frames = read_frames(sink.getvalue())
-    assert [frame.error is None for frame in frames] == [True, True, True, False, False]
+    _, frames = opened(sink.getvalue())
+    *whole, missing = frames
+    assert [frame.index for frame in whole] == [0, 1, 2]
+    assert not any(frame.error for frame in whole)
+    assert "holds 3 of the 2000000000 frames" in str(missing.error)
 
 
-def test_a_file_without_pixels_is_refused():
+def test_frames_that_the_header_does_not_count_are_read(dicom):
+    values = RANDOM.integers(0, 256, (4, 6, 8), dtype=np.uint8)
+    assert np.array_equal(pixels_of(dicom(values, NumberOfFrames=2)), values)
+    assert np.array_equal(pixels_of(dicom(values[:1, :1, :1])), values[:1, :1, :1])  # padded
+
+
+@pytest.mark.parametrize(("stated", "said"), [("0", None), ("-3", "states -3 frames")])
+def test_stated_frames_that_cannot_be(dicom, stated, said):
+    data = dicom(RANDOM.integers(0, 256, (1, 6, 8), dtype=np.uint8), NumberOfFrames=stated)
+    if said is None:
+        assert len(pixels_of(data)) == 1
+    else:
+        with pytest.raises(DecodeError, match=said):
+            opened(data)
+
+
+def test_a_file_without_pixels_is_refused(dicom):
     with pytest.raises(DecodeError, match="holds no pixel data"):
-        read_frames(dicom())
+        opened(dicom())
 
 
-def test_a_missing_decoder_is_named_with_its_package():
+def test_a_missing_decoder_is_named_with_its_package(dicom, monkeypatch):
+    twelve = dicom(
+        np.zeros((1, 4, 4), np.uint16),
+        syntax=JPEGExtended12Bit,
+        PixelData=encapsulate([b"12"]),
+        BitsStored=12,
+        HighBit=11,
+    )
+    with pytest.raises(DecodeError, match=r"JPEG Extended.*of 12 bits.*pip install pylibjpeg"):
+        opened(twelve)
+    decoder = pydicom.pixels.get_decoder(JPEGLosslessSV1)
+    monkeypatch.setattr(decoder, "_available", {})
+    lossless = dicom(
+        np.zeros((1, 4, 4), np.uint8), syntax=JPEGLosslessSV1, PixelData=encapsulate([b"12"])
+    )
+    with pytest.raises(DecodeError, match=r"JPEG Lossless.*not installed: pip install python-gdcm"):
+        opened(lossless)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.94", "1.2.3.4.5.6"])
+def test_a_transfer_syntax_that_nothing_reads_is_named(dicom, syntax):
+    data = dicom(np.zeros((1, 4, 4), np.uint8), syntax=syntax, PixelData=encapsulate([b"12"]))
+    with pytest.raises(DecodeError, match=r"transfer syntax '.*', which is not read"):
+        opened(data)
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, RLELossless, JPEGLosslessSV1])
+def test_damaged_compressed_pixels_become_the_frames_error(dicom, syntax):
     values = np.zeros((1, 4, 4), np.uint8)
-    data = dicom(values, syntax=JPEGLSLossless, PixelData=encapsulate([b"12"]))
-    with pytest.raises(DecodeError, match=r"JPEG-LS Lossless.*not installed.*pip install"):
-        read_frames(data)
-
-
-@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, RLELossless])
-def test_damaged_compressed_pixels_become_the_frames_error(syntax):
-    values = np.zeros((1, 4, 4), np.uint8)
-    _, frames = read_frames(dicom(values, syntax=syntax, PixelData=encapsulate([b"not it"])))
+    _, frames = opened(dicom(values, syntax=syntax, PixelData=encapsulate([b"not it"])))
     (frame,) = frames
     assert frame.pixels is None
-    assert frame.error is not None
+    assert "cannot be decoded" in str(frame.error)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "codec", "container"),
+    [
+        ("1.2.840.10008.1.2.4.100", "mpeg2video", "mpeg2video"),
+        ("1.2.840.10008.1.2.4.102", "libx264", "mp4"),
+        ("1.2.840.10008.1.2.4.102", "libx264", "h264"),
+    ],
+)
+def test_films_inside_dicom(dicom, syntax, codec, container):
+    sink, levels = io.BytesIO(), range(20, 230, 10)
+    with av.open(sink, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in levels:
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), "rgb24")
+            for packet in stream.encode(picture):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    film = encapsulate([sink.getvalue()])
+    data = dicom(np.zeros((1, 48, 64, 3), np.uint8), "YBR_PARTIAL_420", syntax, PixelData=film)
+    header, frames = opened(data)
+    means = [frame.pixels.mean() for frame in frames]
+    assert header.patient_id == "SECRET-7"
+    assert len(means) == len(levels)
+    assert np.abs(np.array(means) - levels).max() < 6
+    values = np.zeros((1, 48, 64, 3), np.uint8)
+    broken = dicom(values, "RGB", syntax, PixelData=encapsulate([b"no film"]))
+    with pytest.raises(DecodeError, match="damaged or truncated video"):
+        opened(broken)
+
+
+def test_regions_are_read_and_damaged_ones_left_out(dicom):
+    region = pydicom.Dataset()
+    region.RegionSpatialFormat, region.RegionDataType = 1, 2
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = 3, 4
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = 50, 60
+    header, _ = opened(
+        dicom(
+            np.zeros((1, 4, 4), np.uint8), SequenceOfUltrasoundRegions=[region, pydicom.Dataset()]
+        )
+    )
+    assert header.regions == (Region(3, 4, 50, 60, spatial_format=1, data_type=2),)
+
+
+def test_a_deflated_file_is_not_unpacked_beyond_the_limit(dicom):
+    values = np.zeros((1, 2000, 2000), np.uint8)
+    data = dicom(values, syntax=DeflatedExplicitVRLittleEndian)
+    assert len(data) < 20_000
+    with pytest.raises(DecodeError, match="unpacks to more bytes than allowed"):
+        opened(data, max_bytes=1_000_000)
+    assert np.array_equal(pixels_of(data), values)
+
+
+def test_a_file_without_preamble_is_read(dicom):
+    values = RANDOM.integers(0, 256, (1, 6, 8), dtype=np.uint8)
+    bare = dicom(values)[132:]
+    assert is_bare_dicom(bare)
+    assert np.array_equal(pixels_of(bare), values)
 
 
 @pytest.mark.parametrize("data", [b"", b"no DICOM at all", b"\0" * 128 + b"DICM" + b"\xff" * 50])
 def test_what_is_no_dicom_is_refused(data):
     with pytest.raises(DecodeError):
-        read_frames(data)
+        opened(data)
 
 
-def test_a_cut_off_file_is_refused_or_gives_an_error():
-    data = dicom(RANDOM.integers(0, 256, (2, 32, 32), dtype=np.uint8))
-    try:
-        _, frames = read_frames(data[:-600])
-    except DecodeError:
-        return
-    assert any(frame.error for frame in frames)
+def test_a_cut_off_file_gives_its_whole_frames(dicom):
+    values = RANDOM.integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    data = dicom(values)
+    _, (first, missing) = opened(data[:-600])
+    assert np.array_equal(first.pixels, values[0])
+    assert "holds 1 of the 2 frames" in str(missing.error)
+    with pytest.raises(DecodeError, match="less than one frame"):
+        opened(data[:-1600])
+    with pytest.raises(DecodeError, match="holds no pixel data, or ends before it"):
+        opened(data[: data.index(values.tobytes()) - 12])
 
 
-def test_no_message_holds_the_patient():
+def test_no_message_holds_the_patient(dicom):
     for data in (dicom(), dicom(np.zeros((1, 4, 4), np.uint8), NumberOfFrames=3)):
         try:
-            _, frames = read_frames(data)
+            _, frames = opened(data)
             said = [str(frame.error) for frame in frames]
         except DecodeError as error:
             said = [str(error)]
         assert not any("SECRET" in text for text in said)
 
 
-def test_too_large_frames_are_refused():
+def test_too_large_frames_are_refused(dicom):
     with pytest.raises(DecodeError, match="max_pixels=15"):
-        read_frames(dicom(np.zeros((1, 4, 4), np.uint8)), max_pixels=15)
+        opened(dicom(np.zeros((1, 4, 4), np.uint8)), max_pixels=15)
+
+
+def test_too_many_frames_and_bytes_are_refused(dicom):
+    data = dicom(np.zeros((5, 4, 4), np.uint8))
+    with pytest.raises(DecodeError, match=r"holds 5 frames.*max_frames=4"):
+        opened(data, max_frames=4)
+    with pytest.raises(DecodeError, match=r"bytes, more than allowed \(max_bytes=100\)"):
+        opened(data, max_bytes=100)

@@ -12,6 +12,8 @@ from echostill.platform.images import (
     content_hash,
     decode_image,
     decode_staged,
+    drop_equal_channels,
+    encode,
     encode_png,
     luminance,
     resize_longest,
@@ -36,6 +38,23 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 )
 def test_staging_loses_nothing(pixels):
     assert np.array_equal(decode_staged(encode_png(pixels)), pixels)
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "webp"])
+def test_lossy_staging_is_near_and_keeps_grey(codec):
+    ramp = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
+    for pixels in (ramp, np.stack([ramp, ramp[::-1], 255 - ramp], axis=2)):
+        fine, coarse = (encode(pixels, codec, quality) for quality in (95, 20))
+        shown = decode_staged(fine)
+        assert shown.shape == pixels.shape
+        assert np.abs(shown.astype(int) - pixels).mean() < 4
+        assert len(coarse) < len(fine)
+
+
+def test_equal_channels_are_grey():
+    assert np.array_equal(drop_equal_channels(np.repeat(GREY[..., None], 3, axis=2)), GREY)
+    assert drop_equal_channels(COLOUR) is COLOUR
+    assert drop_equal_channels(GREY) is GREY
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])

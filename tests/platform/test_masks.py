@@ -3,8 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from echostill.platform.masks import (
@@ -20,6 +18,8 @@ from echostill.platform.masks import (
     frequency_mask,
     spatial_mask,
 )
+
+LIMITS = ((8, 41), (0, 5), (0, 7), (1, 9))  # image size, centre, first width, largest increase
 
 
 def smallest(row, chosen):
@@ -59,48 +59,86 @@ def literal_frequency(row, size, radii, ratio):
     return mask
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.integers(0, 2**32))
-def test_spatial_mask_is_its_definition(side, block, ratio, seed):
-    mask = SpatialMask(ratio=ratio, block_size=block, image_size=side * block)
-    uniforms = np.random.default_rng(seed).random((3, mask.count)).round(1)  # with ties
-    made = spatial_mask(uniforms, mask).numpy()
-    for row, got in zip(uniforms, made, strict=True):
-        np.testing.assert_array_equal(got, literal_spatial(row, side * block, block, ratio))
+def test_masks_are_their_definitions_for_a_thousand_configurations():
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        side, block = random.integers(1, 6, 2)
+        mask = SpatialMask(
+            ratio=float(random.random()), block_size=int(block), image_size=int(side * block)
+        )
+        uniforms = random.random((2, mask.count)).round(1)  # with ties
+        made = spatial_mask(uniforms, mask).numpy()
+        for row, got in zip(uniforms, made, strict=True):
+            expected = literal_spatial(row, mask.image_size, mask.block_size, mask.ratio)
+            np.testing.assert_array_equal(got, expected)
+    refused = 0
+    for _ in range(500):
+        size, center, width, largest = (int(random.integers(*ends)) for ends in LIMITS)
+        base, factor = center + width, float(random.uniform(0.05, 1.5))
+        values = {
+            "ratio": float(random.random()),
+            "center_protect": center,
+            "base_bandwidth": base,
+            "increase_factor": factor,
+            "max_increase": largest,
+            "image_size": size,
+        }
+        if width < 1 or int(base * factor) < 1 or base > size / 2:
+            refused += 1
+            with pytest.raises(ValidationError):
+                FrequencyMask(**values)
+            continue
+        mask = FrequencyMask(**values)
+        radii = literal_radii(size, center, base, factor, largest)
+        assert list(mask.radii) == radii
+        uniforms = random.random((1, mask.count))
+        got = frequency_mask(uniforms, mask).numpy()[0]
+        np.testing.assert_array_equal(got, literal_frequency(uniforms[0], size, radii, mask.ratio))
+    assert 50 < refused < 350  # the published generator's traps among them
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    st.integers(8, 41),
-    st.integers(0, 4),
-    st.integers(1, 6),
-    st.floats(0.05, 1.5),
-    st.integers(1, 8),
-    st.floats(0, 1),
-    st.integers(0, 2**32),
-)
-def test_frequency_mask_is_its_definition(size, center, width, factor, largest, ratio, seed):
-    base = center + width
-    if int(base * factor) < 1 or base > size / 2:
-        with pytest.raises(ValidationError):
-            FrequencyMask(
-                center_protect=center, base_bandwidth=base, increase_factor=factor, image_size=size
-            )
-        return
+def published_frequency(size, center, base, factor, largest, bands):
+    """The published generator's own doing, with the bands that its random draw would choose.
+
+    A band is a disc of the outer radius less one of the inner radius; where the first band is empty
+    or inverted the difference is not 0 or 1, and a growth of 0 never ends.
+    """
+    radii = [center, base]
+    while radii[-1] + min(int(radii[-1] * factor), largest) <= size / 2:
+        assert int(radii[-1] * factor) >= 1, "an endless loop"
+        radii.append(radii[-1] + min(int(radii[-1] * factor), largest))
+    discs = [
+        np.array(
+            [
+                [1.0 if math.hypot(y - size // 2, x - size // 2) <= radius else 0.0
+                 for x in range(size)]
+                for y in range(size)
+            ]
+        )
+        for radius in radii
+    ]  # fmt: skip
+    mask = np.ones((size, size))
+    for band in bands:
+        mask *= 1 - (discs[band + 1] - discs[band])
+    return mask
+
+
+def test_what_is_refused_is_what_the_published_generator_does_wrongly():
+    doubling = published_frequency(40, 9, 8, 0.5, 4, [0])
+    assert doubling.max() == 2  # and so base_bandwidth must exceed center_protect
+    with pytest.raises(ValidationError, match="larger than center_protect"):
+        FrequencyMask(center_protect=9, base_bandwidth=8, increase_factor=0.5, image_size=40)
+    with pytest.raises(AssertionError, match="endless"):
+        published_frequency(40, 3, 5, 0.1, 4, [0])
+    with pytest.raises(ValidationError, match="would never grow"):
+        FrequencyMask(center_protect=3, base_bandwidth=5, increase_factor=0.1, image_size=40)
     mask = FrequencyMask(
-        ratio=ratio,
-        center_protect=center,
-        base_bandwidth=base,
-        increase_factor=factor,
-        max_increase=largest,
-        image_size=size,
+        ratio=0.5, center_protect=2, base_bandwidth=4, increase_factor=0.5, image_size=40
     )
-    radii = literal_radii(size, center, base, factor, largest)
-    assert list(mask.radii) == radii
-    uniforms = np.random.default_rng(seed).random((2, mask.count))
-    made = frequency_mask(uniforms, mask).numpy()
-    for row, got in zip(uniforms, made, strict=True):
-        np.testing.assert_array_equal(got, literal_frequency(row, size, radii, ratio))
+    uniforms = np.random.default_rng(5).random((1, mask.count))
+    bands = smallest(uniforms[0], mask.stopped)
+    published = published_frequency(40, 2, 4, 0.5, mask.max_increase, bands)
+    np.testing.assert_array_equal(frequency_mask(uniforms, mask).numpy()[0], published == 1)
 
 
 def test_default_radii_are_the_worked_example():

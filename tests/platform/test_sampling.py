@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echostill.platform.sampling import balanced_epoch, draw, worker_share
+from echostill.platform.sampling import balanced_epoch, draw, draw_weighted, worker_share
 from echostill.platform.seeding import stream, unit_uniforms
 
 
@@ -76,3 +76,25 @@ def test_balanced_epochs_give_every_stratum_its_places_and_every_image_its_turn(
     for name in names:
         own = seen[strata == name]
         assert own.max() - own.min() <= 1
+
+
+def test_weighted_epochs_hold_each_image_as_often_as_its_weight_asks():
+    weights = np.array([0.0, 1.0, 1.0, 2.0, 0.0, 0.5, 4.0])
+    expected = len(weights) * weights / weights.sum()
+    counts = np.zeros((400, len(weights)))
+    for epoch in range(400):
+        drawn = draw_weighted(3, weights, epoch * len(weights), len(weights))
+        assert set(drawn.epochs) == {epoch}
+        counts[epoch] = np.bincount(drawn.rows, minlength=len(weights))
+    assert (counts >= np.floor(expected)).all()
+    assert (counts <= np.ceil(expected)).all()
+    np.testing.assert_allclose(counts.mean(axis=0), expected, atol=0.08)
+
+
+def test_a_weighted_stream_does_not_depend_on_how_it_is_cut():
+    weights = np.random.default_rng(0).random(11)
+    whole = draw_weighted(1, weights, 0, 60)
+    parts = [draw_weighted(1, weights, start, 12) for start in range(0, 60, 12)]
+    np.testing.assert_array_equal(whole.rows, np.concatenate([part.rows for part in parts]))
+    np.testing.assert_array_equal(whole.epochs, np.concatenate([part.epochs for part in parts]))
+    assert (draw_weighted(2, weights, 0, 60).rows != whole.rows).any()

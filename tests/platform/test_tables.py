@@ -1,7 +1,12 @@
+import io
 import json
+import tempfile
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.runs import Fingerprint, claim, difference
@@ -83,3 +88,51 @@ def test_differences_name_added_and_removed_keys():
         "configuration.a: 1 -> absent",
         "configuration.c: absent -> 3",
     ]
+
+
+def test_parts_are_read_in_pieces(tmp_path):
+    storage = Storage(str(tmp_path / "t"))
+    half = pa.list_(pa.field("element", pa.float16()), 2)
+    schema = pa.schema([("id", pa.string()), ("feature", half)])
+    rows = 20_000
+    feature = pa.FixedSizeListArray.from_arrays(
+        pa.array([row % 100 for row in range(2 * rows)], pa.float16()), type=half
+    )
+    table = pa.table([[str(row) for row in range(rows)], feature], schema=schema)
+    write_table(storage, table, stage="x", fingerprint={})
+    found = Table.open(storage, "x")
+    (name,) = found.part_names
+    assert found.row_groups(name) == [8192, 8192, 3616]
+    batches = list(found.batches(name, ["feature"], 1000))
+    assert max(batch.num_rows for batch in batches) <= 1000
+    read = pa.Table.from_batches(batches)
+    assert read["feature"].combine_chunks().equals(table["feature"].combine_chunks())
+    last = pa.Table.from_batches(list(found.batches(name, ["id"], 1000, [2])))
+    assert last["id"].to_pylist() == [str(row) for row in range(16384, rows)]
+    # Lists are stored plain: reading halves through a dictionary takes five times as long.
+    columns = pq.ParquetFile(storage.arrow_path(name)).metadata.row_group(0)
+    assert "RLE_DICTIONARY" in columns.column(0).encodings
+    assert "RLE_DICTIONARY" not in columns.column(1).encodings
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1100), st.integers(0, 1100))
+def test_any_rows_of_a_part_are_read_through_its_row_groups(bounds_a, bounds_b):
+    start, stop = sorted((bounds_a, bounds_b))
+    table = pa.table({"number": range(1000), "word": [f"{n}" for n in range(1000)]})
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage(folder)
+        pq.write_table(table, storage.local_path("part"), row_group_size=256)
+        read = Table(storage, {}).read_rows("part", start, stop, ["number"])
+    assert read["number"].to_pylist() == list(range(1000))[start:stop]
+    assert read.column_names == ["number"]
+
+
+def test_pictures_make_small_row_groups():
+    rows = 700
+    table = pa.table({"image": pa.array([bytes(90_000)] * rows, pa.large_binary())})
+    groups = pq.ParquetFile(io.BytesIO(encode_parquet(table))).metadata
+    assert groups.num_rows == rows
+    assert groups.row_group(0).num_rows == 372  # 32 MiB of them
+    small = pa.table({"number": range(20_000)})
+    assert pq.ParquetFile(io.BytesIO(encode_parquet(small))).metadata.num_row_groups == 3

@@ -1,0 +1,58 @@
+"""What the benchmarks of distillation share: the machine, images and models."""
+
+import csv
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from echostill.platform.images import decode_image, to_square
+from echostill.platform.models import create_encoder, load_weights
+from echostill.platform.staging import StagedImages, staged_side
+
+ROOT = Path(__file__).resolve().parents[1]
+POOL = ROOT / "examples" / "quickstart" / "pool" / "manifest.csv"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+TEACHER = ROOT / "examples" / "quickstart" / "teacher" / "usfm-micro.safetensors"
+
+
+def machine() -> str:
+    """Name the processor, or the GPU, and the versions that matter."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
+    if torch.cuda.is_available():
+        name += f", {torch.cuda.get_device_name()}"
+    return f"{name}, {len(os.sched_getaffinity(0))} CPUs, torch {torch.__version__}"
+
+
+def pool_images(manifest: Path, image_size: int, limit: int | None = None) -> StagedImages:
+    """Read the images of a manifest (columns file, organ, device) as training stages them."""
+    side = staged_side(image_size)
+    with manifest.open() as file:
+        rows = list(csv.DictReader(file))
+    rows = [row for row in rows if (manifest.parent / row["file"]).suffix.lower() in SUFFIXES]
+    rows = sorted(rows, key=lambda row: row["file"])
+    if limit is not None and limit < len(rows):
+        chosen = np.linspace(0, len(rows) - 1, limit).round().astype(int)
+        rows = [rows[place] for place in chosen]
+    pixels = np.empty((len(rows), 1, side, side), dtype=np.uint8)
+    for place, row in enumerate(rows):
+        square = to_square(decode_image((manifest.parent / row["file"]).read_bytes()), side)
+        pixels[place] = square.mean(axis=0, keepdims=True).round().astype(np.uint8)
+    organs = [row.get("organ") or "" for row in rows]
+    devices = [row.get("device") or "" for row in rows]
+    return StagedImages(pixels, [row["file"] for row in rows], organs, devices)
+
+
+def trained_teacher(name: str, weights: Path | None):
+    """Build a teacher, with weights where a file is given; frozen."""
+    torch.manual_seed(7)
+    encoder = create_encoder(name)
+    if weights is not None:
+        load_weights(encoder, str(weights))
+    return encoder.eval().requires_grad_(False)

@@ -1,0 +1,105 @@
+"""Ingest against a bare decode-and-encode loop on all cores: images per second, in steady state.
+
+    python benchmarks/ingest_throughput.py --json
+
+The bare loop is a process per core that reads a file, decodes it, shrinks it and encodes it as the
+pool stores it: the same library calls, and nothing else (no ids, groups, quality columns, hashes,
+quarantine, tables, Ray). Neither looks for sectors (benchmarks/deidentification.py does).
+Both run in turn, several times, on the same files; the medians are compared. Start-up (Python,
+Ray, the workers) is left out of the rates and printed beside them. Bar: ratio at least 0.80.
+``processor_ratio`` compares the processor's seconds per image, which others on the machine disturb
+less; it does not see what Ray's own processes take.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from machine import describe_machine
+from steady import Pace, run_stage, tile_files
+
+DEFAULT_SOURCE = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "pool"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+def bare(files: list[str], side: int) -> float:
+    """Decode and encode some files; the processor's seconds."""
+    from echostill.platform.images import decode_image, encode_png, resize_longest
+
+    started = time.process_time()
+    for name in files:
+        with open(name, "rb") as file:
+            data = file.read()
+        encode_png(resize_longest(decode_image(data), side))
+    return time.process_time() - started
+
+
+def bare_pace(files: list[str], side: int, cores: int) -> tuple[float, float]:
+    """Images per second on so many cores, start-up left out, and processor seconds per image."""
+    pieces = [files[start : start + 16] for start in range(0, len(files), 16)]
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        pool.starmap(bare, [(files[:16], side)] * cores * 2, chunksize=1)  # imports, caches
+        started = time.perf_counter()
+        processor = pool.starmap(bare, [(piece, side) for piece in pieces], chunksize=1)
+        return len(files) / (time.perf_counter() - started), sum(processor) / len(files)
+
+
+def our_pace(source: Path, store: Path, per_shard: int, side: int, cores: int) -> Pace:
+    settings = [f"source={source}", f"files_per_shard={per_shard}", f"stage_side={side}"]
+    settings += [f"workers={cores}", "deidentify.pixels=off"]
+    return run_stage("ingest", store, settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, default=DEFAULT_SOURCE, help="folder of images")
+    parser.add_argument("--images", type=int, default=4000, help="files, repeated where fewer")
+    parser.add_argument("--per-shard", type=int, default=125)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    paces, bare_paces = [], []
+    with tempfile.TemporaryDirectory(prefix="echostill-ingest-") as folder:
+        source = Path(folder) / "files"
+        files = tile_files(options.source, source, options.images, SUFFIXES)
+        for number in range(options.rounds):
+            bare_paces.append(bare_pace(files, options.side, cores))
+            store = Path(folder) / f"store-{number}"
+            paces.append(our_pace(source, store, options.per_shard, options.side, cores))
+            shutil.rmtree(store)
+            print(
+                f"round {number}: bare {bare_paces[-1][0]:.1f} images/s, "
+                f"ingest {paces[-1].rows_per_second:.1f} images/s "
+                f"(start-up {paces[-1].startup_seconds:.1f} s)",
+                flush=True,
+            )
+    ours = statistics.median(pace.rows_per_second for pace in paces)
+    alone = statistics.median(pace for pace, _ in bare_paces)
+    processor = statistics.median(pace.processor_seconds for pace in paces)
+    processor_alone = statistics.median(seconds for _, seconds in bare_paces)
+    result = {
+        "machine": describe_machine(),
+        "images": options.images,
+        "workers": cores,
+        "images_per_second": round(ours, 2),
+        "bare_images_per_second": round(alone, 2),
+        "ratio": round(ours / alone, 4),
+        "processor_ratio": round(processor_alone / processor, 4),
+        "startup_seconds": round(statistics.median(p.startup_seconds for p in paces), 1),
+    }
+    for name, value in result.items():
+        print(f"{name:<26}{value}")
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Kill ingest and score at random, resume, and compare every byte with a run left alone.
+
+    python benchmarks/kill_stages.py --kills 20 --json
+
+Each kill is a SIGKILL of the driver, of the actor that computes shards, of another Ray worker or of
+the raylet, at a moment drawn from the seed. Whatever ends is started again with the same command.
+Bars: the tables, quarantines and manifests of the killed store are those of the undisturbed one, no
+run hangs, a killed raylet ends the run with exit code 1 and a message, and a kill repeats at most
+one shard per worker (counted by the marks that cut attempts leave, in the event log).
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from machine import describe_machine
+from PIL import Image
+
+KINDS = ("driver", "actor", "worker", "raylet")
+STAGES = ("ingest", "score")
+WORKERS = 2
+HANG_SECONDS = 600
+
+
+@dataclass
+class Setting:
+    """Where the runs happen and how large they are."""
+
+    folder: Path
+    images: int
+    per_shard: int
+
+    @property
+    def shards(self) -> int:
+        return -(-self.images // self.per_shard)
+
+
+@dataclass
+class Tally:
+    """What the kills came to."""
+
+    kills: Counter = field(default_factory=Counter)
+    allowed: int = 0  # shards that the kills may repeat: one per worker that was cut
+    silent: list[str] = field(default_factory=list)  # ends without a message
+    resumed: int = 0
+
+
+def make_pool(setting: Setting, seed: int) -> None:
+    """Write speckled pictures; every ninth is cut short and belongs in quarantine."""
+    pictures = setting.folder / "pictures"
+    pictures.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number in range(setting.images):
+        _, columns = np.mgrid[:480, :640]
+        speckle = rng.rayleigh(0.3, (480, 640)) * np.exp(-columns / rng.uniform(200, 900))
+        path = pictures / f"{number:04d}.jpg"
+        Image.fromarray((255 * np.clip(speckle, 0, 1)).astype(np.uint8)).save(path)
+        if number % 9 == 5:
+            path.write_bytes(path.read_bytes()[:400])
+
+
+def configure(setting: Setting) -> Path:
+    """Write the teacher's weights and one configuration for both stages."""
+    import torch
+    import yaml
+
+    from echostill.platform.models import create_encoder, save_weights
+
+    torch.manual_seed(0)
+    weights = setting.folder / "teacher.safetensors"
+    save_weights(create_encoder("usfm-micro"), weights, {})
+    training = {"steps": 3, "batch_size": 4, "threads": 1}
+    content = {
+        "teacher": {"model": "usfm-micro", "weights": str(weights)},
+        "student": "tinyusfm-micro",
+        "ingest": {
+            "source": str(setting.folder / "pictures"),
+            "files_per_shard": setting.per_shard,
+            "max_error_rate": 0.5,
+            "workers": WORKERS,
+            "deidentify": {"pixels": "off"},  # speckle has no sector to keep
+        },
+        "score": {
+            "proxy": {"snapshots": 3, "sample": 8, "training": training},
+            "rows_per_shard": setting.per_shard,
+            "batch_size": 4,
+            "workers": WORKERS,
+        },
+    }
+    path = setting.folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def start(stage: str, setting: Setting, store: Path) -> subprocess.Popen:
+    """Start a stage as a user would."""
+    command = [sys.executable, "-m", "echostill.platform.cli", stage]
+    command += ["--config", str(setting.folder / "config.yaml"), f"store={store}"]
+    with (setting.folder / f"{stage}.log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def descendants(process: int) -> dict[int, str]:
+    """Return the titles of a process's children and theirs."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").glob(f"{process}/task/*/children"):
+        try:
+            children = [int(word) for word in entry.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            try:
+                title = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                name = Path(f"/proc/{child}/comm").read_text().strip()
+            except OSError:
+                continue
+            found[child] = "raylet" if name == "raylet" else title.strip()
+            found |= descendants(child)
+    return found
+
+
+def victims(kind: str, driver: int) -> list[int]:
+    """Return the processes that a kind of kill may hit."""
+    if kind == "driver":
+        return [driver]
+    titles = descendants(driver)
+    if kind == "raylet":
+        return [number for number, title in titles.items() if title == "raylet"]
+    workers = {number: title for number, title in titles.items() if title.startswith("ray::")}
+    actors = [number for number, title in workers.items() if "MapWorker" in title]
+    return actors if kind == "actor" else [number for number in workers if number not in actors]
+
+
+def done_shards(folder: Path) -> int:
+    return len(list((folder / "done").glob("*.json")))
+
+
+def kill_once(
+    kind: str, driver: subprocess.Popen, table: Path, after: int, delay: float, rng: random.Random
+) -> bool:
+    """Kill as soon as so many shards are finished and some seconds passed; False if it was late."""
+    while driver.poll() is None:
+        begun = any((table / "running").glob("*"))
+        if begun and done_shards(table) >= after:
+            time.sleep(delay)
+            hit = sorted(victims(kind, driver.pid))
+            if hit and not (table / "manifest.json").exists():
+                try:
+                    os.kill(rng.choice(hit), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                return True
+        time.sleep(0.01)
+    return False
+
+
+def reached(driver: subprocess.Popen) -> int:
+    """Wait for a run to end; a run that hangs is itself ended, and is a failure."""
+    try:
+        return driver.wait(HANG_SECONDS)
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        raise SystemExit("FAILED: a run hung after a kill") from None
+
+
+def disturb(
+    stage: str, kinds: list[str], setting: Setting, store: Path, rng: random.Random, tally: Tally
+) -> None:
+    """Run a stage to its end through the given kills."""
+    table = store / ("pool" if stage == "ingest" else "scores")
+    waiting = list(kinds)
+    while True:
+        driver = start(stage, setting, store)
+        ending = None
+        while waiting:
+            # Each kill leaves shards for the kills after it.
+            done = done_shards(table)
+            spare = max(setting.shards - 1 - done - len(waiting), 0)
+            after, delay = done + rng.randint(0, min(spare, 2)), rng.uniform(0, 0.3)
+            if not kill_once(waiting[0], driver, table, after, delay, rng):
+                break
+            ending = waiting.pop(0)
+            tally.kills[ending] += 1
+            tally.allowed += WORKERS if ending in ("driver", "raylet") else 1
+            if ending in ("driver", "raylet"):
+                break
+            time.sleep(0.5)
+        code = reached(driver)
+        said = (setting.folder / f"{stage}.log").read_text()
+        if code == 0:
+            return
+        tally.resumed += 1
+        if ending != "driver" and (code != 1 or "error: " not in said):
+            tally.silent.append(f"{stage} after {ending}: exit code {code}, said {said[-2000:]!r}")
+        if tally.resumed > 4 * sum(tally.kills.values()) + 4:
+            raise SystemExit(f"FAILED: {stage} does not get to its end: {said[-2000:]}")
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Return all that must be equal: tables, quarantines, manifests, records of shards."""
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for folder in ("pool", "scores", "quarantine")
+        for path in sorted((store / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def repeated(store: Path) -> int:
+    """Count the shards that were begun and not finished, from the event logs."""
+    lines = [line for log in (store / "events").glob("*.jsonl") for line in log.open()]
+    events = [json.loads(line) for line in lines]
+    return sum(len(event.get("repeated", ())) for event in events)
+
+
+def undisturbed(setting: Setting) -> Path:
+    """Run both stages in this process, which starts Ray once."""
+    from echostill.jobs.stages import run_stage
+    from echostill.platform import runtime
+
+    store = setting.folder / "calm"
+    for stage in STAGES:
+        run_stage(stage, str(setting.folder / "config.yaml"), [f"store={store}", "progress=false"])
+    runtime.disconnect()
+    return store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="what is killed, in turn")
+    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--per-shard", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    kinds = [
+        options.kinds.split(",")[k % len(options.kinds.split(","))] for k in range(options.kills)
+    ]
+    rng.shuffle(kinds)
+    with tempfile.TemporaryDirectory(prefix="echostill-kills-") as folder:
+        setting = Setting(Path(folder), options.images, options.per_shard)
+        make_pool(setting, options.seed)
+        configure(setting)
+        calm, rough, tally = undisturbed(setting), setting.folder / "rough", Tally()
+        for number, stage in enumerate(STAGES):
+            # The proxy is trained once: its own kills belong to training's tests.
+            if stage == "score":
+                shutil.copytree(calm / "runs", rough / "runs")
+            disturb(stage, kinds[number :: len(STAGES)], setting, rough, rng, tally)
+        expected, found = contents(calm), contents(rough)
+        differing = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        count = repeated(rough)
+    passed = not differing and not tally.silent and count <= tally.allowed
+    passed = passed and sum(tally.kills.values()) == options.kills
+    result = {
+        "machine": describe_machine(),
+        "kills": dict(sorted(tally.kills.items())),
+        "resumed": tally.resumed,
+        "files_compared": len(expected),
+        "files_differing": differing,
+        "shards_repeated": count,
+        "shards_repeated_allowed": tally.allowed,
+        "silent_ends": tally.silent,
+        "passed": passed,
+    }
+    for name, value in result.items():
+        print(f"{name:<24}{value}")
+    if options.json:
+        print(json.dumps(result))
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    main()

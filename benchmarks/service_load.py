@@ -1,0 +1,441 @@
+"""The coreset service under load: a synthetic store, sixteen clients, look-ups to SQL.
+
+    python benchmarks/service_load.py --rows 100000 --seconds 10
+    python benchmarks/service_load.py --json            # 3M x 768, minutes to build, then kept
+
+It writes a store (streamed; kept in --folder for the next run), has the service make index and map,
+starts the service as users do, and loads it from a process of its own, closed loop: every client
+sends its next request when it has its answer. Latencies are those of the client. Recall is measured
+through the service against every feature exactly.
+
+What is synthetic: features are 2,000 overlapping clusters of 48 latent dimensions, turned into the
+wanted ones and normalised; pixels are one small picture; the coreset's clusters are the generating
+ones, so that no hours of k-means stand before a measurement of the service.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+
+from echostill.curation.service.neighbours import ExactNeighbours, recall_of, unit_features
+from echostill.platform.images import encode_png
+from echostill.platform.schemas import CORESET_SCHEMA, POOL_SCHEMA, scores_schema
+from echostill.platform.store import Store
+from echostill.platform.tables import encode_parquet, part_record, write_manifest, write_table
+
+PART = 32_768
+CLUSTERS, LATENT = 2000, 48
+ORGANS = ["heart", "liver", "kidney", "lung", "breast", "thyroid", "muscle", "fetal_head", ""]
+DEVICES = ["CX50", "EPIQ 7", "Vivid E95", "Acuson", "Turbo", "DC-70", ""]
+MIX = {"lookup": 0.45, "filter": 0.25, "neighbours": 0.25, "sql": 0.05}
+RECALL_QUERIES = 300
+NEIGHBOURS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=3_000_000)
+    parser.add_argument("--dimension", type=int, default=768)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--folder", default="runs/service_load")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--drive", help=argparse.SUPPRESS)  # the client process
+    options = parser.parse_args()
+    if options.drive:
+        print(json.dumps(asyncio.run(drive(json.loads(options.drive)))))
+        return
+    root = Path(options.folder).absolute() / f"{options.rows}x{options.dimension}"
+    print(f"{machine()}; {options.rows} rows x {options.dimension}, {options.clients} clients")
+    built = timed(build, root, options.rows, options.dimension)
+    print(f"store written in {built:.0f} s (0: it was there): {root}")
+    indexed = timed(command, "serve", str(root), "--prepare-only")
+    print(f"index and map made in {indexed:.0f} s")
+    result = measure(root, options)
+    result["index_seconds"] = round(indexed, 1)
+    for key, value in result.items():
+        print(f"{key:<24}{value}")
+    if options.json:
+        print(json.dumps(result))
+
+
+def machine() -> str:
+    with open("/proc/cpuinfo") as file:
+        model = re.search(r"model name\s*: (.*)", file.read())
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    name = model.group(1) if model else platform.machine()
+    return f"{name}, {cores} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+
+
+def timed(function, *arguments) -> float:
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
+
+
+def command(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "echostill.platform.cli", *arguments], check=True)
+
+
+def identity(row: np.ndarray) -> list[str]:
+    """128-bit ids whose order is not that of the rows."""
+    mixed = (row.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) & np.uint64(2**64 - 1)
+    return [
+        f"{high:016x}{low:016x}" for high, low in zip(mixed.tolist(), row.tolist(), strict=True)
+    ]
+
+
+def build(root: Path, rows: int, dimension: int) -> None:
+    store = Store(str(root))
+    if store.coreset("default").exists("manifest.json"):
+        return
+    numbers = np.random.default_rng(0)
+    centres = numbers.normal(size=(CLUSTERS, LATENT)).astype(np.float32)
+    turn = (numbers.normal(size=(LATENT, dimension)) / np.sqrt(LATENT)).astype(np.float32)
+    cluster = numbers.integers(0, CLUSTERS, rows)
+    distance = np.empty(rows, dtype=np.float32)
+    picture = encode_png(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
+    pool, scores = [], []
+    for number, start in enumerate(range(0, rows, PART)):
+        row = np.arange(start, min(start + PART, rows))
+        own = cluster[row]
+        latent = centres[own] + 0.6 * numbers.normal(size=(len(row), LATENT)).astype(np.float32)
+        feature = latent @ turn + 0.05 * numbers.normal(size=(len(row), dimension)).astype(
+            np.float32
+        )
+        feature /= np.linalg.norm(feature, axis=1, keepdims=True)
+        middle = centres[own] @ turn
+        middle /= np.linalg.norm(middle, axis=1, keepdims=True)
+        distance[row] = 1 - np.einsum("ij,ij->i", feature, middle)
+        ids = identity(row)
+        tables = (
+            ("pool", store.pool(), pool_table(row, ids, own, picture), pool),
+            ("scores", store.scores(), scores_table(ids, feature, numbers), scores),
+        )
+        for _, storage, table, parts in tables:
+            name = f"part-{number:05d}.parquet"
+            data = encode_parquet(table)
+            storage.write(name, data)
+            parts.append(part_record(name, len(row), data))
+    for stage, storage, schema, parts in (
+        ("ingest", store.pool(), POOL_SCHEMA, pool),
+        ("score", store.scores(), scores_schema(dimension, 3), scores),
+    ):
+        extra = {"rows_in": rows}
+        write_manifest(
+            storage, stage=stage, schema=schema, parts=parts, fingerprint={}, extra=extra
+        )
+    store.scores().write("configuration.json", b"{}")
+    for name, budget in (("default", max(1, rows // 15)), ("half", rows // 2)):
+        table = coreset_table(rows, cluster, distance, budget)
+        configuration = {"name": name, "budget": budget, "clusters": CLUSTERS}
+        store.coreset(name).write("configuration.json", json.dumps(configuration).encode())
+        extra = {"budget": budget}
+        write_table(store.coreset(name), table, stage="select", fingerprint={}, extra=extra)
+
+
+def pool_table(row: np.ndarray, ids: list[str], cluster: np.ndarray, picture: bytes) -> pa.Table:
+    size = len(row)
+    organ = pa.array(ORGANS).take(pa.array(cluster % len(ORGANS)))
+    device = pa.array(DEVICES).take(pa.array(row % len(DEVICES)))
+    constant = {
+        "label": pa.array([""] * size),
+        "image": pa.array([picture] * size, pa.large_binary()),
+        "colour": pa.array(np.zeros(size, dtype=bool)),
+    }
+    columns = {
+        "image_id": pa.array(ids),
+        "group_id": pa.array([f"g{value:09d}" for value in (row // 8).tolist()]),
+        "source": pa.array([f"ward/clip_{value:09d}.dcm#{value % 8}" for value in row.tolist()]),
+        "organ": organ,
+        "device": device,
+        "frame": pa.array((row % 8).astype(np.int32)),
+        "content_hash": pa.array(ids),
+        "mean": pa.array((row % 997 / 997).astype(np.float32)),
+        "contrast": pa.array((row % 991 / 991).astype(np.float32)),
+        **{
+            name: pa.array(np.full(size, 64, dtype=np.int32))
+            for name in ("width", "height", "original_width", "original_height")
+        },
+        **constant,
+    }
+    return pa.table([columns[field.name] for field in POOL_SCHEMA], schema=POOL_SCHEMA)
+
+
+def scores_table(ids: list[str], feature: np.ndarray, numbers: np.random.Generator) -> pa.Table:
+    gradient = numbers.random((len(ids), 3)).astype(np.float32)
+    half = pa.array(feature.astype(np.float16).ravel())
+    return pa.table(
+        [
+            pa.array(ids),
+            pa.FixedSizeListArray.from_arrays(half, feature.shape[1]),
+            pa.array(gradient.mean(axis=1)),
+            pa.array(gradient.std(axis=1)),
+            pa.FixedSizeListArray.from_arrays(pa.array(gradient.ravel()), 3),
+            pa.array(gradient[:, 0]),
+        ],
+        schema=scores_schema(feature.shape[1], 3),
+    )
+
+
+def coreset_table(rows: int, cluster: np.ndarray, distance: np.ndarray, budget: int) -> pa.Table:
+    """A coreset by distance inside the generating clusters, quotas in proportion."""
+    order = np.lexsort((distance, cluster))
+    sizes = np.bincount(cluster, minlength=CLUSTERS)
+    starts = np.cumsum(sizes) - sizes
+    rank = np.empty(rows, dtype=np.int32)
+    rank[order] = np.arange(rows) - np.repeat(starts, sizes) + 1
+    quotas = np.floor(sizes * (budget / rows)).astype(np.int64)
+    quotas[: budget - int(quotas.sum())] += 1
+    size, quota = sizes[cluster], quotas[cluster]
+    selected = rank <= quota
+    words = [
+        f"{'selected' if chosen else 'not selected'}: {place} of {whole} in cluster {own}"
+        for chosen, place, whole, own in zip(
+            selected.tolist(), rank.tolist(), size.tolist(), cluster.tolist(), strict=True
+        )
+    ]
+    columns = {
+        "image_id": pa.array(identity(np.arange(rows))),
+        "group_id": pa.array([f"g{value:09d}" for value in (np.arange(rows) // 8).tolist()]),
+        "cluster": pa.array(cluster.astype(np.int32)),
+        "cluster_size": pa.array(size.astype(np.int32)),
+        "distance": pa.array(distance),
+        "distance_rank": pa.array(rank),
+        "gradient": pa.array((np.arange(rows) % 1009 / 1009).astype(np.float32)),
+        "gradient_rank": pa.array(rank),
+        "dual_rank": pa.array(rank / size),
+        "cluster_rank": pa.array(rank),
+        "quota": pa.array(quota.astype(np.int32)),
+        "selected": pa.array(selected),
+        "reason": pa.array(words),
+    }
+    known = [field for field in CORESET_SCHEMA if field.name in columns]
+    return pa.table([columns[field.name] for field in known], schema=pa.schema(known)).sort_by(
+        "image_id"
+    )
+
+
+def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
+    started = time.perf_counter()
+    service = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "echostill.platform.cli",
+            "serve",
+            str(root),
+            "--port",
+            "0",
+            "--no-access-log",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        port = listening(service)
+        token = Path(f"{root}.token").read_text().strip()
+        plan = {"port": port, "token": token, "rows": options.rows, "clients": options.clients}
+        asyncio.run(until_ready(port))
+        ready = time.perf_counter() - started
+        drive_in_process({**plan, "seconds": min(5.0, options.seconds), "seed": 1})
+        load = drive_in_process({**plan, "seconds": options.seconds, "seed": 2})
+        resident = resident_bytes(service.pid)
+        recall = asyncio.run(measured_recall(root, plan))
+        return {
+            "requests_per_second": load["requests_per_second"],
+            "p50_ms": load["p50_ms"],
+            "p99_ms": load["p99_ms"],
+            "recall_at_10": round(recall, 4),
+            "ready_seconds": round(ready, 2),
+            "rss_gb": round(resident / 1e9, 3),
+            "kinds": load["kinds"],
+            "errors": load["errors"],
+        }
+    finally:
+        service.terminate()
+        service.wait(30)
+
+
+def listening(service: subprocess.Popen[str]) -> int:
+    assert service.stdout is not None
+    for line in service.stdout:
+        found = re.match(r"serving\s+http://127\.0\.0\.1:(\d+)/", line)
+        if found:
+            return int(found.group(1))
+    raise SystemExit("the service did not start")
+
+
+async def until_ready(port: int) -> None:
+    connection = Connection(port, "")
+    while (await connection.send(b"GET", "/readyz"))[0] != 200:
+        await asyncio.sleep(0.05)
+
+
+def drive_in_process(plan: dict[str, object]) -> dict:
+    """Load from another process, so that client and service do not share an interpreter."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--drive", json.dumps(plan)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Connection:
+    """A kept-open HTTP/1.1 connection with no more than is needed, to leave the cores alone."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._port, self._token = port, token
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, method: bytes, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=2**24)
+        reader, writer = self._streams
+        head = (
+            f" {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {self._token}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(method + head.encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        size = int(re.search(rb"content-length: (\d+)", answer, re.IGNORECASE).group(1))
+        return int(answer[9:12]), await reader.readexactly(size)
+
+
+async def drive(plan: dict) -> dict:
+    """Run the clients and gather their latencies."""
+    found: dict[str, list[float]] = {kind: [] for kind in MIX}
+    errors: dict[str, int] = {}
+    end = time.perf_counter() + plan["seconds"]
+
+    async def client(number: int) -> None:
+        numbers = np.random.default_rng([plan["seed"], number])
+        connection = Connection(plan["port"], plan["token"])
+        while time.perf_counter() < end:
+            kind, method, path, body = request(numbers, plan["rows"])
+            started = time.perf_counter()
+            status, _ = await connection.send(method, path, body)
+            found[kind].append(time.perf_counter() - started)
+            if status != 200:
+                errors[f"{kind} {status}"] = errors.get(f"{kind} {status}", 0) + 1
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client(number) for number in range(plan["clients"])))
+    elapsed = time.perf_counter() - started
+    asked = [value for kind, values in found.items() if kind != "sql" for value in values]
+    return {
+        "requests_per_second": round(sum(map(len, found.values())) / elapsed, 1),
+        "p50_ms": percentile(asked, 50),
+        "p99_ms": percentile(asked, 99),
+        "kinds": {
+            kind: {
+                "requests": len(values),
+                "p50_ms": percentile(values, 50),
+                "p99_ms": percentile(values, 99),
+            }
+            for kind, values in found.items()
+        },
+        "errors": errors,
+    }
+
+
+def percentile(seconds: list[float], share: float) -> float:
+    return round(float(np.percentile(seconds, share)) * 1000, 2) if seconds else float("nan")
+
+
+def request(numbers: np.random.Generator, rows: int) -> tuple[str, bytes, str, bytes]:
+    """Draw one request of the mix."""
+    kind = str(numbers.choice(list(MIX), p=list(MIX.values())))
+    image = identity(numbers.integers(0, rows, 1))[0]
+    if kind == "lookup":
+        return kind, b"GET", f"/v1/images/{image}", b""
+    if kind == "neighbours":
+        return kind, b"GET", f"/v1/images/{image}/neighbours?k={NEIGHBOURS}", b""
+    if kind == "filter":
+        return kind, b"GET", f"/v1/coresets/default/samples?{filters(numbers)}", b""
+    query = [
+        f"select organ, count(*) from samples where cluster = {numbers.integers(0, CLUSTERS)} "
+        "group by organ",
+        f"select device, avg(gradient), sum(selected::int) from samples where organ = "
+        f"'{ORGANS[numbers.integers(0, 8)]}' group by device order by 2",
+        f"select image_id, dual_rank from coreset where selected and distance > "
+        f"{numbers.random() * 0.3:.3f} order by dual_rank limit 20",
+    ][numbers.integers(0, 3)]
+    return kind, b"POST", "/v1/sql", json.dumps({"sql": query, "limit": 100}).encode()
+
+
+def filters(numbers: np.random.Generator) -> str:
+    parts = [f"limit={numbers.choice([20, 50])}"]
+    parts.append(f"sort={numbers.choice(['image_id', 'dual_rank', '-distance', '-gradient'])}")
+    parts.append(f"selected={numbers.choice(['true', 'true', 'any'])}")
+    if numbers.random() < 0.6:
+        parts.append(f"organ={ORGANS[numbers.integers(0, 8)]}")
+    if numbers.random() < 0.3:
+        parts.append(f"device={quote(DEVICES[numbers.integers(0, 6)])}")
+    if numbers.random() < 0.3:
+        parts.append(f"cluster={numbers.integers(0, CLUSTERS)}")
+    if numbers.random() < 0.3:
+        parts.append(f"min=distance:{numbers.random() * 0.3:.3f}")
+    return "&".join(parts)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory in use by a process and its children; pages that they share are counted once."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if int(entry.name) != pid and parent != pid:
+                continue
+            found = re.search(r"^Pss:\s+(\d+) kB", (entry / "smaps_rollup").read_text(), re.M)
+        except OSError:
+            continue
+        total += int(found.group(1)) * 1024 if found else 0
+    return total
+
+
+async def measured_recall(root: Path, plan: dict) -> float:
+    """Compare the service's neighbours of some images with an exact search of all features."""
+    rows = plan["rows"]
+    wanted = np.sort(np.random.default_rng(9).choice(rows, min(RECALL_QUERIES, rows), False))
+    scores = Store(str(root)).open_scores()
+    queries, start = [], 0
+    for block in unit_features(scores):
+        inside = wanted[(wanted >= start) & (wanted < start + len(block))]
+        queries.append(block[inside - start])
+        start += len(block)
+    exact = ExactNeighbours(np.concatenate(queries), NEIGHBOURS + 1)
+    start = 0
+    for block in unit_features(scores):
+        exact.add(block, np.arange(start, start + len(block)))
+        start += len(block)
+    connection, found, true = Connection(plan["port"], plan["token"]), [], []
+    for row, similarity, near in zip(wanted, exact.similarity, exact.rows, strict=True):
+        others = near[np.argsort(-similarity)]
+        true.append(others[others != row][:NEIGHBOURS])
+        path = f"/v1/images/{identity(np.array([row]))[0]}/neighbours?k={NEIGHBOURS}"
+        _, body = await connection.send(b"GET", path)
+        # The lower half of an id is its row.
+        ids = [item["sample"]["image_id"] for item in json.loads(body)["items"]]
+        found.append([int(name[16:], 16) for name in ids])
+    return recall_of(np.array(found), np.array(true))
+
+
+if __name__ == "__main__":
+    main()

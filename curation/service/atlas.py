@@ -1,0 +1,91 @@
+"""The pool as one Parquet file for embedding-atlas: places on the map, pictures, and every column.
+
+embedding-atlas (MIT, https://apple.github.io/embedding-atlas) is a viewer of its own. It takes any
+Parquet file, pictures as a struct with a field ``bytes``, and places as two columns of numbers.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from echostill.curation.service.columns import numbers
+from echostill.curation.service.coresets import Coreset
+from echostill.curation.service.neighbours import Report
+from echostill.curation.service.state import State
+from echostill.curation.service.thumbnails import encode_jpeg
+from echostill.platform.images import decode_staged, resize_longest
+
+PICTURE = pa.struct([("bytes", pa.binary())])
+LEFT_OUT = ("part", "part_row", "scored")
+
+
+def write_atlas(
+    state: State, coreset: Coreset | None, path: Path, side: int, report: Report
+) -> int:
+    """Write one row per image of the pool, in the pool's order.
+
+    Args:
+        state: with a catalogue and a map.
+        coreset: whose columns are added, null where an image was not scored; None for none.
+        path: of the file; there when it is whole.
+        side: longest side of the pictures in pixels; 0 leaves them out.
+        report: told stage and fraction.
+
+    Returns:
+        Rows written.
+    """
+    pool, catalogue, places = state.store.open_pool(), state.catalogue, state.places
+    assert places is not None
+    parts, rows = (numbers(catalogue.table[name]) for name in ("part", "part_row"))
+    order = np.lexsort((rows, parts))
+    partial = path.with_name(f"{path.name}.tmp")
+    writer: pq.ParquetWriter | None = None
+    done = 0
+    try:
+        for piece in pool.parts(["image"] if side else ["image_id"]):
+            own = order[done : done + piece.num_rows]
+            table = _described(state, coreset, own)
+            table = table.add_column(1, "x", pa.array(places[own, 0], from_pandas=True))
+            table = table.add_column(2, "y", pa.array(places[own, 1], from_pandas=True))
+            if side:
+                table = table.add_column(3, "image", _pictures(piece["image"], side))
+            if writer is None:
+                writer = pq.ParquetWriter(partial, table.schema, compression="zstd")
+            writer.write_table(table)
+            done += piece.num_rows
+            report("writing", done / len(catalogue))
+    finally:
+        if writer is not None:
+            writer.close()
+    partial.rename(path)
+    return done
+
+
+def _described(state: State, coreset: Coreset | None, rows: np.ndarray) -> pa.Table:
+    """Columns of pool, scores and coreset at some rows of the catalogue."""
+    table = state.catalogue.rows(rows).drop_columns(list(LEFT_OUT))
+    if coreset is not None:
+        positions = [coreset.position(int(row)) for row in rows]
+        own = coreset.table.select(coreset.own_columns).take(pa.array(positions, pa.int64()))
+        for name in own.column_names:
+            if name not in table.column_names:
+                table = table.append_column(name, own[name])
+    for place, field in enumerate(table.schema):
+        kind = field.type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        elif pa.types.is_fixed_size_list(kind):
+            kind = pa.list_(kind.value_type)  # Parquet cannot be read with null in the other
+        if kind != field.type:
+            table = table.set_column(place, field.name, table.column(place).cast(kind))
+    return table.replace_schema_metadata(None)
+
+
+def _pictures(staged: pa.ChunkedArray, side: int) -> pa.Array:
+    pictures = [
+        {"bytes": encode_jpeg(resize_longest(decode_staged(bytes(value.as_py())), side))}
+        for value in staged
+    ]
+    return pa.array(pictures, PICTURE)

@@ -1,0 +1,99 @@
+"""Child processes for heavy work: they can be cancelled, and they end when the service ends.
+
+The service holds the write end of the child's standard input. When it dies, however it dies, the
+pipe closes and the child leaves; no killed service leaves a half-done pick running beside its
+successor. What a child has to say it writes as JSON lines to standard output.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Protocol
+
+PATIENCE = 5.0  # seconds between asking a child to end and ending it
+GENTLE = 10  # niceness: answers go before preparation
+
+
+class Say(Protocol):
+    """Sends a message, made of keyword arguments, from a child to the service."""
+
+    def __call__(self, **message: Any) -> None:
+        """Send."""
+
+
+def start(module: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start ``python -m module``; its errors go to the service's own standard error."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def messages(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """Yield what a child says, until it ends; other lines are passed over."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                yield found
+    child.wait()
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """End a child, kindly at first."""
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def in_child(work: Callable[[Say], None]) -> None:
+    """Run a child's work: watch the parent, give way to it, and turn errors into a message.
+
+    Args:
+        work: called with what sends its messages.
+    """
+    from echostill.platform.errors import EchostillError
+
+    channel = _own_channel()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    with contextlib.suppress(OSError):
+        os.nice(GENTLE)
+
+    def say(**message: Any) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        work(say)
+    except EchostillError as error:
+        say(error=str(error))
+        sys.exit(error.exit_code)
+    except MemoryError:
+        say(error="out of memory")
+        sys.exit(1)
+
+
+def _own_channel() -> IO[str]:
+    """Keep standard output for messages; what libraries print goes to standard error."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def _leave_with_parent() -> None:
+    # os.read: the object sys.stdin would be locked by this thread when the interpreter ends.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)

@@ -1,0 +1,123 @@
+"""Tables as mapped Arrow files: opened in a millisecond, paged in as they are read."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from echostill.platform.errors import EchostillError
+
+
+def write_columns(path: Path, table: pa.Table) -> None:
+    """Write a table as one uncompressed record batch, so that each column is one piece of memory.
+
+    The file appears under its name only when it is whole.
+    """
+    table = _plain(table).combine_chunks()
+    batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    if len(batches) != 1:
+        raise EchostillError(f"'{path}' would have {len(batches)} pieces; expected one.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_batch(batches[0])
+        sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def open_columns(path: Path) -> pa.Table:
+    """Map a table that :func:`write_columns` wrote; nothing is read yet."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """View a column of numbers or booleans; nulls become NaN.
+
+    Returns:
+        (N,) the mapped memory itself where the column has no nulls and is not boolean.
+    """
+    array = _one(column)
+    return array.to_numpy(zero_copy_only=False)
+
+
+def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """View a dictionary-encoded column of texts.
+
+    Returns:
+        (N,) integers and the texts that they stand for.
+    """
+    array = _one(column)
+    return array.indices.to_numpy(), array.dictionary.to_pylist()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class SortedTexts:
+    """A sorted column of texts that is searched by bisection, in the mapped bytes themselves.
+
+    A Python dictionary of three million ids would take half a gigabyte and ten seconds to fill.
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        array = _one(column)
+        _, offsets, data = array.buffers()
+        self._offsets = np.frombuffer(offsets, dtype=np.int64)[array.offset :]
+        self._data = memoryview(data) if data is not None else memoryview(b"")
+        self._size = len(array)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, row: int) -> str:
+        return bytes(self._at(row)).decode()
+
+    def find(self, text: str) -> int | None:
+        """Return the row of a text, or None."""
+        wanted = text.encode("utf-8", "surrogatepass")
+        row = self._first_not_below(wanted)
+        return row if row < self._size and bytes(self._at(row)) == wanted else None
+
+    def with_prefix(self, prefix: str) -> range:
+        """Return the rows whose text begins with a prefix."""
+        low = self._first_not_below(prefix.encode())
+        return range(low, self._first_not_below(prefix.encode() + b"\xff"))
+
+    def _at(self, row: int) -> memoryview:
+        return self._data[self._offsets[row] : self._offsets[row + 1]]
+
+    def _first_not_below(self, wanted: bytes) -> int:
+        low, high = 0, self._size
+        while low < high:
+            middle = (low + high) // 2
+            if bytes(self._at(middle)) < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Texts with 64-bit offsets: 3M reasons of a hundred characters come near 2^31 bytes."""
+    fields = [
+        field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields, metadata=table.schema.metadata))
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    if isinstance(combined, pa.ChunkedArray):
+        return combined.chunk(0) if combined.num_chunks else pa.array([], type=column.type)
+    return combined

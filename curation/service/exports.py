@@ -1,0 +1,98 @@
+"""A coreset as one file, written while it is read."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from echostill.curation.service.coresets import Coreset
+
+MEDIA_TYPES = {
+    "parquet": "application/vnd.apache.parquet",
+    "csv": "text/csv; charset=utf-8",
+    "jsonl": "application/x-ndjson",
+}
+BESIDE = ("source", "organ", "device", "label", "frame")
+ROWS_PER_PIECE = 65_536
+
+
+def export(coreset: Coreset, positions: np.ndarray, kind: str) -> Iterator[bytes]:
+    """Yield the pieces of a file: the coreset's columns, then the pool's source, organ and so on.
+
+    Args:
+        coreset: mapped.
+        positions: (n,) of the rows wanted, in order.
+        kind: ``parquet``, ``csv`` or ``jsonl``.
+    """
+    if kind == "jsonl":
+        for piece in _pieces(coreset, positions):
+            lines = [json.dumps(_finite(row), ensure_ascii=False) for row in piece.to_pylist()]
+            yield ("\n".join(lines) + "\n").encode() if lines else b""
+        return
+    sink = _Sink()
+    schema = _piece(coreset, positions[:0]).schema
+    parquet = kind == "parquet"
+    with (
+        pq.ParquetWriter(sink, schema, compression="zstd")
+        if parquet
+        else pa_csv.CSVWriter(sink, schema)
+    ) as writer:
+        for piece in _pieces(coreset, positions):
+            writer.write_table(piece)
+            yield sink.taken()
+    yield sink.taken()
+
+
+def _pieces(coreset: Coreset, positions: np.ndarray) -> Iterator[pa.Table]:
+    for start in range(0, max(1, len(positions)), ROWS_PER_PIECE):
+        yield _piece(coreset, positions[start : start + ROWS_PER_PIECE])
+
+
+def _piece(coreset: Coreset, positions: np.ndarray) -> pa.Table:
+    own = coreset.table.select(coreset.own_columns).take(pa.array(positions))
+    rows = pa.array(coreset.rows[positions])
+    beside = coreset.catalogue.table.select(list(BESIDE)).take(rows)
+    for name in BESIDE:
+        column = beside[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        own = own.append_column(name, column)
+    return own.replace_schema_metadata(None)
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and value - value != 0 else value
+        for key, value in row.items()
+    }
+
+
+class _Sink(io.RawIOBase):
+    """A file that gives out what was written since the last time."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self._held += data
+        self._written += size
+        return size
+
+    def tell(self) -> int:
+        return self._written
+
+    def taken(self) -> bytes:
+        """Return and forget what is held."""
+        data = bytes(self._held)
+        self._held.clear()
+        return data

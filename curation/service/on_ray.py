@@ -1,0 +1,54 @@
+"""The same application behind Ray Serve: what ``infra/serve.yaml`` deploys.
+
+Serve brings its own HTTP server; the edge, with token and limits, is inside the application and
+goes with it. One replica: the queue of picks and the writer of pins belong to one process.
+"""
+
+from typing import Any
+
+from echostill.curation.service.app import Options, create_app
+from echostill.curation.service.derived import derived_folder
+from echostill.curation.service.edge import Edge
+from echostill.curation.service.token import find_token, token_path
+from echostill.platform.config import Config
+from echostill.platform.store import Store
+
+
+class ServeArguments(Config):
+    """Arguments of the Serve application.
+
+    Attributes:
+        store: folder that every node sees, or URI.
+        token_file: where the token lies on the replica's node; default beside the store.
+        hosts: names by which callers address the service.
+        index_folder: of derived files, on a disk of the replica's node.
+        address: of the Ray cluster that picks; "auto" is the one that Serve runs on.
+    """
+
+    store: str
+    token_file: str | None = None
+    hosts: list[str] = []
+    index_folder: str | None = None
+    address: str | None = "auto"
+
+
+def application(arguments: ServeArguments) -> Edge:
+    """Build the application on the replica."""
+    store = Store(arguments.store)
+    folder = derived_folder(store, arguments.index_folder)
+    token, _ = find_token(token_path(store, arguments.token_file, folder))
+    hosts = tuple(arguments.hosts)
+    return create_app(Options(store.root, token, hosts, arguments.index_folder, arguments.address))
+
+
+def build(arguments: dict[str, Any]) -> Any:
+    """Build the Serve application; needs ``pip install "ray[serve]"``."""
+    from ray import serve
+
+    found = ServeArguments(**arguments)
+
+    def make() -> Edge:  # Serve takes a plain function and calls it on the replica
+        return application(found)
+
+    ingress = serve.ingress(make)
+    return serve.deployment(num_replicas=1, max_ongoing_requests=64)(ingress()).bind()

@@ -1,0 +1,155 @@
+"""`echostill serve`: the application on uvicorn, on the loopback unless told otherwise."""
+
+import contextlib
+import logging
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from echostill.curation.service.app import Options, create_app
+from echostill.curation.service.derived import derived_folder, prepare
+from echostill.curation.service.edge import LOOPBACK, Edge
+from echostill.curation.service.token import find_token, token_path
+from echostill.platform.errors import UsageError
+from echostill.platform.store import Store
+
+PORT = 8420
+GRACE = 10  # seconds that answers may take to finish when the service is stopped
+EVERYWHERE = ("0.0.0.0", "::", "")
+
+
+def serve(
+    root: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    token_file: str | None = None,
+    allowed_hosts: tuple[str, ...] = (),
+    index_folder: str | None = None,
+    address: str | None = None,
+    ssl_keyfile: str | None = None,
+    ssl_certfile: str | None = None,
+    access_log: bool = True,
+) -> None:
+    """Serve a store until interrupted.
+
+    Args:
+        root: the store.
+        host: address to listen on.
+        port: of TCP; 0 takes a free one.
+        token_file: where the token lies or is to be made; default ``<store>.token``.
+        allowed_hosts: further names by which callers may address the service.
+        index_folder: of derived files; default inside the store.
+        address: of a Ray cluster that picks.
+        ssl_keyfile, ssl_certfile: for TLS; both or none.
+        access_log: whether to log requests.
+
+    Raises:
+        UsageError: No such store, an unsafe token file, half of TLS, or files that are missing.
+    """
+    for name in (ssl_keyfile, ssl_certfile):
+        if name is not None and not Path(name).is_file():
+            raise UsageError(f"no file '{name}'.")
+    if (ssl_keyfile is None) != (ssl_certfile is None):
+        raise UsageError("TLS needs both --ssl-keyfile and --ssl-certfile.")
+    if host in EVERYWHERE and not allowed_hosts:
+        raise UsageError(
+            f"--host {host or '(all)'} listens everywhere: name with --allowed-host how callers "
+            "address this machine."
+        )
+    store = Store(root)
+    store.open_pool()
+    path = token_path(store, token_file, derived_folder(store, index_folder))
+    token, made = find_token(path)
+    hosts = (*allowed_hosts, *(() if host in EVERYWHERE else (host,)))
+    app = create_app(Options(store.root, token, hosts, index_folder, address, log=access_log))
+    _set_up_log()
+    scheme = "https" if ssl_certfile else "http"
+    if ssl_certfile is None and host not in LOOPBACK:
+        print("warning: without TLS the token and the images pass in the clear.", file=sys.stderr)
+    config = configuration(app, host, port, ssl_keyfile, ssl_certfile)
+    server = _Server(config, scheme, token if made else None, path)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise UsageError(f"cannot listen on {host}:{port}: is another service there?")
+
+
+def configuration(
+    app: Edge,
+    host: str,
+    port: int,
+    ssl_keyfile: str | None = None,
+    ssl_certfile: str | None = None,
+) -> uvicorn.Config:
+    """How uvicorn is run: it says nothing about itself and believes no proxy."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE,
+        limit_concurrency=512,
+        ssl_keyfile=ssl_keyfile,
+        ssl_certfile=ssl_certfile,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says where it listens, and the token when it is new."""
+
+    def __init__(self, config: uvicorn.Config, scheme: str, token: str | None, path: Path) -> None:
+        super().__init__(config)
+        self._scheme, self._token, self._path = scheme, token, path
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        port = self.servers[0].sockets[0].getsockname()[1]
+        host = "127.0.0.1" if self.config.host in EVERYWHERE else self.config.host
+        name = f"[{host}]" if ":" in host else host
+        where = f"{self._scheme}://{name}:{port}/"
+        if self._token is not None:
+            print(f"token     {self._token}  (shown once; kept in {self._path})", flush=True)
+            print(f"explorer  {where}#token={self._token}", flush=True)
+        else:
+            print(f"token     in {self._path}", flush=True)
+        print(f"serving   {where}", flush=True)
+
+
+def _set_up_log() -> None:
+    """Lines of JSON for requests, plain lines for the rest, all to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name, level in (("echostill.access", logging.INFO), ("echostill.service", logging.INFO)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+    errors = logging.StreamHandler(sys.stderr)
+    logging.getLogger("uvicorn.error").handlers = [errors]
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def build_index(root: str, folder: str | None = None) -> str:
+    """Make everything that a service derives from a store, without serving.
+
+    Returns:
+        What is there, in words.
+    """
+    store = Store(root)
+    store.open_pool()
+    derived = prepare(store, derived_folder(store, folder), print_progress)
+    return f"ready: {derived.folder}"
+
+
+def print_progress(stage: str, fraction: float) -> None:
+    """Show how far a preparation is, on standard error."""
+    print(f"\r{fraction:>6.1%}  {stage:<40}", end="", file=sys.stderr, flush=True)
+    if fraction >= 1:
+        print(file=sys.stderr)

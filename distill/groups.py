@@ -1,0 +1,77 @@
+"""Which runs are trained together: those whose students see the same views of the same images."""
+
+import json
+from dataclasses import dataclass
+
+from echostill.distill.objective_settings import ObjectiveSettings
+from echostill.platform.storage import Storage
+from echostill.platform.store import Store
+from echostill.platform.training_run import GROUP, is_finished
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student with one seed."""
+
+    name: str
+    student: str
+    model: str
+    initial_weights: str | None
+    objective: ObjectiveSettings
+    seed: int
+
+    @property
+    def shares(self) -> tuple[object, ...] | None:
+        """What must be equal for two runs to share the teacher's pass; None for a run alone.
+
+        The teacher costs several times what a small student does, so sharing always pays; without
+        a teacher there is nothing to share.
+        """
+        if not self.objective.distil:
+            return None
+        masks = self.objective.masks
+        return (self.seed, self.objective.views, masks and masks.model_dump_json())
+
+
+def run_groups(runs: list[Run], store: Store, *, share: bool = True) -> list[list[Run]]:
+    """Put runs together.
+
+    A group that was begun goes on as it is, whatever of it is finished by now; its members say so
+    in their folders. Finished runs are else left alone.
+
+    Args:
+        runs: All runs of the configuration.
+        store: Where they are.
+        share: Whether to put new groups together.
+    """
+    by_name = {run.name: run for run in runs}
+    groups: list[list[Run]] = []
+    placed: set[str] = set()
+    for run in runs:
+        names = begun_group(store.run(run.name))
+        if run.name in placed or is_finished(store.run(run.name)) or len(names) < 2:
+            continue
+        if all(name in by_name and name not in placed for name in names):
+            groups.append([by_name[name] for name in names])
+            placed.update(names)
+    together: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        if run.name in placed:
+            continue
+        key = run.shares if share and not is_finished(store.run(run.name)) else None
+        if key is None:
+            groups.append([run])
+        elif key in together:
+            together[key].append(run)
+        else:
+            together[key] = [run]
+            groups.append(together[key])
+    return groups
+
+
+def begun_group(storage: Storage) -> list[str]:
+    """Return the names of the runs that a run was begun together with, itself among them."""
+    if not storage.exists(GROUP):
+        return []
+    names: list[str] = json.loads(storage.read(GROUP))
+    return names

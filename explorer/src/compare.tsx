@@ -1,0 +1,129 @@
+// Coresets: what one holds, and how two differ.
+import { type Comparison, type Histogram, query, type Share, type Shift, type Stats } from "./api";
+import { useAnswer } from "./hooks";
+import { address, adjust, coreset, coresets, name, number, percent, route } from "./state";
+import { Picture } from "./thumbnail";
+
+function Bars({ title, histogram }: { title: string; histogram: Histogram }) {
+  const top = Math.max(1, ...histogram.pool);
+  const width = 100 / Math.max(1, histogram.pool.length);
+  const last = histogram.edges[histogram.edges.length - 1] ?? 0;
+  return (
+    <figure>
+      <figcaption>{title}</figcaption>
+      <svg viewBox="0 0 100 40" preserveAspectRatio="none" role="img"
+           aria-label={`Histogram of ${title}, from ${histogram.edges[0]?.toPrecision(3)} to ${last.toPrecision(3)}`}>
+        {histogram.pool.map((count, i) => (
+          <rect class="of-pool" x={i * width} y={40 - (40 * count) / top} width={width * 0.9} height={(40 * count) / top} />
+        ))}
+        {histogram.selected.map((count, i) => (
+          <rect class="of-coreset" x={i * width} y={40 - (40 * count) / top} width={width * 0.9} height={(40 * count) / top} />
+        ))}
+      </svg>
+      <span class="axis"><span>{histogram.edges[0]?.toPrecision(3)}</span><span>{last.toPrecision(3)}</span></span>
+    </figure>
+  );
+}
+
+function Shares({ title, rows }: { title: string; rows: Share[] }) {
+  if (rows.length < 2) return null;
+  return (
+    <div class="scroll" tabIndex={0} role="region" aria-label={`By ${title}`}>
+      <table>
+        <caption>By {title}</caption>
+        <thead><tr><th>{title}</th><th>pool</th><th>chosen</th><th>share</th></tr></thead>
+        <tbody>{rows.slice(0, 30).map((row) => (
+          <tr><td>{name(row.value)}</td><td>{number(row.images)}</td><td>{number(row.selected)}</td>
+            <td><meter min={0} max={1} value={row.share} aria-label={`${name(row.value)}: share chosen`} /> {percent(row.share)}</td></tr>
+        ))}</tbody>
+      </table>
+    </div>
+  );
+}
+
+export function CoresetView() {
+  const stats = useAnswer<Stats>(coreset.value ? `v1/coresets/${encodeURIComponent(coreset.value)}/stats` : null);
+  if (!stats) return <p role="status">{coreset.value ? "counting …" : "There is no coreset yet: pick one."}</p>;
+  return (
+    <section aria-labelledby="coreset-title">
+      <h1 id="coreset-title">Coreset “{stats.name}”</h1>
+      <p>{number(stats.selected)} of {number(stats.images)} images, {number(stats.groups.selected)} of {number(stats.groups.pool)} groups.</p>
+      <div class="figures">
+        {Object.entries(stats.histograms).map(([title, histogram]) =>
+          histogram.edges && <Bars title={title.replaceAll("_", " ")} histogram={histogram} />)}
+      </div>
+      <p class="legend-line"><span class="swatch of-pool" /> pool <span class="swatch of-coreset" /> coreset</p>
+      {Object.entries(stats.by).map(([title, rows]) => <Shares title={title} rows={rows} />)}
+    </section>
+  );
+}
+
+function Shifts({ title, rows }: { title: string; rows: Shift[] }) {
+  if (!rows.length) return null;
+  return (
+    <div class="scroll" tabIndex={0} role="region" aria-label={`Shifts by ${title}`}>
+      <table>
+        <caption>Shift by {title}</caption>
+        <thead><tr><th>{title}</th><th>in a</th><th>in b</th><th>shift</th></tr></thead>
+        <tbody>{rows.slice(0, 20).map((row) => (
+          <tr><td>{name(String(row.value))}</td><td>{number(row.a)} ({percent(row.share_a)})</td>
+            <td>{number(row.b)} ({percent(row.share_b)})</td>
+            <td>{row.shift > 0 ? "+" : ""}{percent(row.shift)}</td></tr>
+        ))}</tbody>
+      </table>
+    </div>
+  );
+}
+
+function Strip({ title, ids }: { title: string; ids: string[] }) {
+  return (
+    <section>
+      <h2>{title}</h2>
+      {ids.length === 0 && <p>None.</p>}
+      <div class="grid small">
+        {ids.slice(0, 24).map((id) => (
+          <a class="card" href={address(`image/${id}`)} key={id}>
+            <Picture id={id} size={160} alt={`image ${id.slice(0, 8)}`} />
+            <span class="caption">{id.slice(0, 8)}</span>
+          </a>
+        ))}
+      </div>
+    </section>
+  );
+}
+
+export function Compare() {
+  const names = coresets.value.map((item) => item.name);
+  const a = route.value.values.get("a") ?? coreset.value;
+  const b = route.value.values.get("b") ?? names.find((other) => other !== a) ?? "";
+  const answer = useAnswer<Comparison>(a && b ? `v1/compare${query({ a, b })}` : null);
+  const pick = (field: "a" | "b", value: string) => (
+    <label>
+      {field === "a" ? "From" : "to"}{" "}
+      <select value={value} onChange={(event) => adjust({ [field]: event.currentTarget.value })}>
+        {names.map((option) => <option value={option}>{option}</option>)}
+      </select>
+    </label>
+  );
+  return (
+    <section aria-labelledby="compare-title">
+      <h1 id="compare-title">Compare coresets</h1>
+      {names.length < 2 && <p>There is one coreset. <a href={address("pick")}>Pick another</a> to compare.</p>}
+      {names.length > 1 && <div class="bar">{pick("a", a)}{pick("b", b)}</div>}
+      {answer && (
+        <>
+          <p class="verdict" role="status">{answer.text}</p>
+          <dl class="facts">
+            <div><dt>in both</dt><dd>{number(answer.both)}</dd></div>
+            <div><dt>left</dt><dd>{number(answer.only_a)}</dd></div>
+            <div><dt>entered</dt><dd>{number(answer.only_b)}</dd></div>
+            <div><dt>overlap (Jaccard)</dt><dd>{percent(answer.jaccard)}</dd></div>
+          </dl>
+          <Strip title="Entered" ids={answer.entered} />
+          <Strip title="Left" ids={answer.left} />
+          {Object.entries(answer.by).map(([title, rows]) => <Shifts title={title} rows={rows} />)}
+        </>
+      )}
+    </section>
+  );
+}

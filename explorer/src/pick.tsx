@@ -1,0 +1,122 @@
+// Picking a new coreset: a form made from the selection's schema, and the jobs that do it.
+import { useEffect, useState } from "preact/hooks";
+import { get, type Job, send } from "./api";
+import { useAnswer } from "./hooks";
+import { address, percent, refresh, say } from "./state";
+
+interface Property {
+  type?: string | string[]; default?: unknown; description?: string; enum?: string[];
+  minimum?: number; maximum?: number; anyOf?: Property[];
+}
+interface Schema { properties: Record<string, Property> }
+
+// The keys people change; the rest of the schema stands under "More".
+const FIRST = ["budget", "method", "quota", "balance", "only", "seed", "clusters", "max_per_group", "alpha"];
+const HIDDEN = new Set(["name", "store", "address", "tracking", "progress"]);
+
+/** A field's text as the value that the schema asks for: numbers, JSON, else text. */
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
+function Field({ name, property, value, onChange }: {
+  name: string; property: Property; value: string; onChange: (text: string) => void;
+}) {
+  const options = property.enum ?? property.anyOf?.find((part) => part.enum)?.enum;
+  const shown = property.default === null || property.default === undefined ? "" : String(
+    typeof property.default === "object" ? JSON.stringify(property.default) : property.default);
+  const id = `about-${name}`;
+  return (
+    <div class="field">
+      <label>
+        {name.replaceAll("_", " ")}
+        {options
+          ? <select value={value} aria-describedby={id} onChange={(event) => onChange(event.currentTarget.value)}>
+              <option value="">{shown || "default"}</option>
+              {options.filter((option) => option !== shown).map((option) => <option value={option}>{option}</option>)}
+            </select>
+          : <input value={value} aria-describedby={id} placeholder={shown || "none"}
+                   onInput={(event) => onChange(event.currentTarget.value)} />}
+      </label>
+      <small id={id}>{property.description}</small>
+    </div>
+  );
+}
+
+function JobRow({ job, onChange }: { job: Job; onChange: () => void }) {
+  const going = job.state === "queued" || job.state === "running";
+  const cancel = () => send("DELETE", `v1/jobs/${encodeURIComponent(job.id)}`).then(onChange).catch(say);
+  return (
+    <li class="job">
+      <strong>{job.name}</strong> <span>{job.state}{going && job.stage ? `, ${job.stage}` : ""}</span>
+      {going && <progress max={1} value={job.fraction} aria-label={`Progress of ${job.name}`}>{percent(job.fraction)}</progress>}
+      {going && <button type="button" onClick={cancel}>Cancel</button>}
+      {job.state === "done" && <a href={address("coreset", { coreset: job.name })}>Look at it</a>}
+      {job.state === "done" && <a href={address("compare", { b: job.name })}>Compare</a>}
+      {job.message && <span class="quiet-text">{job.message}</span>}
+    </li>
+  );
+}
+
+export function Pick() {
+  const schema = useAnswer<Schema>("v1/selection");
+  const [name, setName] = useState("");
+  const [values, setValues] = useState<Record<string, string>>({});
+  const [jobs, setJobs] = useState<Job[]>([]);
+  const look = () => get<{ items: Job[] }>("v1/jobs").then((answer) => setJobs(answer.items)).catch(say);
+  const going = jobs.filter((job) => job.state === "queued" || job.state === "running").length;
+  useEffect(() => {
+    void look();
+  }, []);
+  useEffect(() => {
+    if (!going) {
+      void refresh();
+      return undefined;
+    }
+    const timer = setInterval(() => void look(), 1000);
+    return () => clearInterval(timer);
+  }, [going]);
+  const start = async (event: Event) => {
+    event.preventDefault();
+    const body: Record<string, unknown> = { name };
+    for (const [key, text] of Object.entries(values)) if (text.trim() !== "") body[key] = parse(text.trim());
+    try {
+      await send<Job>("POST", "v1/coresets", body);
+      await look();
+    } catch (error) {
+      say(error);
+    }
+  };
+  const keys = Object.keys(schema?.properties ?? {}).filter((key) => !HIDDEN.has(key));
+  const first = FIRST.filter((key) => keys.includes(key));
+  const rest = keys.filter((key) => !first.includes(key));
+  const field = (key: string) => (
+    <Field key={key} name={key} property={schema!.properties[key]!} value={values[key] ?? ""}
+           onChange={(text) => setValues({ ...values, [key]: text })} />
+  );
+  return (
+    <section aria-labelledby="pick-title">
+      <h1 id="pick-title">Pick a new coreset</h1>
+      <form onSubmit={start} class="pick">
+        <div class="field">
+          <label>
+            name
+            <input required pattern="[A-Za-z0-9_.\-]+" value={name} aria-describedby="about-the-name"
+                   onInput={(event) => setName(event.currentTarget.value)} />
+          </label>
+          <small id="about-the-name">A new name; nothing is ever overwritten.</small>
+        </div>
+        {schema && first.map(field)}
+        {rest.length > 0 && <details><summary>More</summary>{rest.map(field)}</details>}
+        <button type="submit" class="main" disabled={!schema}>Pick</button>
+      </form>
+      <h2>Jobs</h2>
+      <ul class="jobs" aria-live="polite">{jobs.map((job) => <JobRow key={job.id} job={job} onChange={() => void look()} />)}</ul>
+      {!jobs.length && <p class="quiet-text">None yet.</p>}
+    </section>
+  );
+}

@@ -1,0 +1,87 @@
+// Thumbnails: fetched with the token when they come into view, kept as blobs, few at a time.
+import { useEffect, useRef, useState } from "preact/hooks";
+import { ask, type Sample } from "./api";
+import { address } from "./state";
+
+const LIMIT = 400; // pictures kept
+const AT_ONCE = 6;
+
+const kept = new Map<string, string>();
+const waiting: (() => void)[] = [];
+let running = 0;
+
+async function slot(): Promise<void> {
+  if (running >= AT_ONCE) await new Promise<void>((resolve) => waiting.push(resolve));
+  running += 1;
+}
+
+function release(): void {
+  running -= 1;
+  waiting.pop()?.(); // the newest first: it is what the reader looks at
+}
+
+async function picture(path: string, signal: AbortSignal): Promise<string> {
+  const known = kept.get(path);
+  if (known) return known;
+  await slot();
+  try {
+    if (signal.aborted) throw new DOMException("", "AbortError");
+    const blob = await (await ask(path, { signal })).blob();
+    const url = URL.createObjectURL(blob);
+    kept.set(path, url);
+    if (kept.size > LIMIT) {
+      const [oldest, address] = kept.entries().next().value!;
+      kept.delete(oldest);
+      URL.revokeObjectURL(address);
+    }
+    return url;
+  } finally {
+    release();
+  }
+}
+
+export function Picture({ id, size, alt }: { id: string; size: number; alt: string }) {
+  const box = useRef<HTMLSpanElement>(null);
+  const [state, setState] = useState<{ id: string; url: string | null; failed: boolean }>();
+  useEffect(() => {
+    const stop = new AbortController();
+    const path = `v1/images/${encodeURIComponent(id)}/thumbnail?size=${size}`;
+    const watch = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      watch.disconnect();
+      picture(path, stop.signal)
+        .then((url) => setState({ id, url, failed: false }))
+        .catch(() => stop.signal.aborted || setState({ id, url: null, failed: true }));
+    }, { rootMargin: "200px" });
+    watch.observe(box.current!);
+    return () => {
+      stop.abort();
+      watch.disconnect();
+    };
+  }, [id, size]);
+  const here = state?.id === id ? state : undefined;
+  return (
+    <span class="picture" ref={box}>
+      {here?.url
+        ? <img src={here.url} alt={alt} decoding="async" />
+        : <span class="blank" role="img" aria-label={alt}>{here?.failed ? "no picture" : ""}</span>}
+    </span>
+  );
+}
+
+const MARKS: Record<string, string> = { pin: "pinned", ban: "banned", chosen: "chosen" };
+
+/** A picture with what one wants to know at a glance; leads to the image's page. */
+export function Card({ sample, note }: { sample: Sample; note?: string }) {
+  const mark = sample.pin ?? (sample.selected ? "chosen" : "");
+  return (
+    <a class={`card ${sample.selected ? "chosen" : ""}`}
+       href={address(`image/${sample.image_id}`)} title={sample.reason}>
+      <Picture id={sample.image_id} size={160} alt={`${sample.organ || "image"}, ${sample.source}`} />
+      <span class="caption">
+        <span>{note ?? sample.source.split("/").pop()}</span>
+        {mark && <span class={`mark ${mark}`}>{MARKS[mark]}</span>}
+      </span>
+    </a>
+  );
+}

@@ -1,0 +1,9 @@
+"""The teacher cache as a Ray job: `python jobs/cache.py --config ...` under `ray job submit`."""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: its select.py would hide Python's own select module
+    from echostill.platform.cli import main
+
+    main(["cache", *sys.argv[1:]])

@@ -1,0 +1,9 @@
+"""A sweep as a Ray job: `python jobs/sweep.py --config ...` under `ray job submit`."""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: its select.py would hide Python's own select module
+    from echostill.platform.cli import main
+
+    main(["sweep", *sys.argv[1:]])

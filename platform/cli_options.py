@@ -1,0 +1,19 @@
+"""Arguments and options that several commands have in common."""
+
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Set configuration keys.")
+]
+ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML configuration.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show plan, resources, sizes and what is already done.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a result that was made from something else.")
+]
+StoreOption = Annotated[str, typer.Option("--store", "-s", help="The store.")]
+CoresetOption = Annotated[str, typer.Option("--coreset", help="Name of the coreset.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

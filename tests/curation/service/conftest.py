@@ -1,0 +1,232 @@
+"""A small store with real pictures, its service, and the service on a port of this machine."""
+
+import json
+import shutil
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pyarrow as pa
+import pytest
+import uvicorn
+
+from echostill.curation.coreset import SelectConfig, select
+from echostill.curation.service.app import Options, create_app
+from echostill.curation.service.derived import derived_folder, prepare
+from echostill.curation.service.serving import configuration
+from echostill.curation.service.state import State
+from echostill.platform.images import content_hash, encode_png
+from echostill.platform.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, scores_schema
+from echostill.platform.store import Store
+from echostill.platform.tables import write_table
+
+ROWS, QUARANTINED, DIMENSION = 240, 4, 64
+ORGANS = ["liver", "heart", "lung", ""]
+TOKEN = "a-token-of-the-tests-0123456789"
+
+
+def identity(row):
+    return f"{row * 0x9E3779B9 % 2**32:08x}{row:024x}"
+
+
+def picture(row):
+    numbers = np.random.default_rng(row)
+    shape = (40 + row % 7, 60) if row % 3 else (40, 60, 3)
+    return numbers.integers(0, 256, shape, dtype=np.uint8)
+
+
+def pool_rows(rows=ROWS):
+    found = []
+    for row in range(rows):
+        pixels = picture(row)
+        found.append(
+            {
+                "image_id": identity(row),
+                "group_id": f"clip{row // 6}",
+                "source": f"ward {row % 4}/scan_{row:04d}.png",
+                "organ": ORGANS[row % 4],
+                "device": "CX50" if row % 5 else "",
+                "label": "",
+                "frame": row % 6,
+                "image": encode_png(pixels),
+                "width": pixels.shape[1],
+                "height": pixels.shape[0],
+                "original_width": 120,
+                "original_height": 80,
+                "colour": pixels.ndim == 3,
+                "content_hash": content_hash(pixels),
+                "mean": float(pixels.mean() / 255),
+                "contrast": float(pixels.std() / 255),
+            }
+        )
+    return found
+
+
+def features(rows=ROWS, dimension=DIMENSION):
+    """Eight loose clusters on the sphere."""
+    numbers = np.random.default_rng(7)
+    centres = numbers.normal(size=(8, dimension))
+    found = centres[np.arange(rows) % 8] + 0.5 * numbers.normal(size=(rows, dimension))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float16)
+
+
+def write_store(root, rows=ROWS, quarantined=QUARANTINED, dimension=DIMENSION):
+    store = Store(str(root))
+    pool = pa.Table.from_pylist(pool_rows(rows), schema=POOL_SCHEMA)
+    write_table(
+        store.pool(),
+        pool,
+        stage="ingest",
+        fingerprint={},
+        rows_per_part=90,
+        extra={"rows_in": rows},
+    )
+    kept = rows - quarantined
+    numbers = np.random.default_rng(3)
+    # Scores come in another order than the pool's rows.
+    order = numbers.permutation(kept)
+    gradient = numbers.random((kept, 3)).astype(np.float32)
+    scores = pa.table(
+        [
+            pa.array([identity(row) for row in order]),
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(features(rows, dimension)[order].ravel()), dimension
+            ),
+            pa.array(gradient.mean(axis=1)),
+            pa.array(gradient.std(axis=1)),
+            pa.FixedSizeListArray.from_arrays(pa.array(gradient.ravel()), 3),
+            pa.array(gradient[:, 0]),
+        ],
+        schema=scores_schema(dimension, 3),
+    )
+    write_table(
+        store.scores(),
+        scores,
+        stage="score",
+        fingerprint={"weights": {}, "digest": "0"},
+        rows_per_part=100,
+        extra={"rows_in": rows},
+    )
+    store.scores().write("configuration.json", json.dumps({"seed": 0}).encode())
+    lost = [
+        {
+            "stage": "score",
+            "id": identity(row),
+            "source": "",
+            "error_class": "DecodeError",
+            "message": "is damaged or truncated: test",
+        }
+        for row in range(kept, rows)
+    ]
+    held = pa.Table.from_pylist(lost, schema=QUARANTINE_SCHEMA)
+    write_table(store.quarantine("score"), held, stage="score", fingerprint={})
+    write_table(
+        store.quarantine("ingest"), QUARANTINE_SCHEMA.empty_table(), stage="ingest", fingerprint={}
+    )
+    return store
+
+
+def pick(root, **keys):
+    return select(SelectConfig(**{"store": str(root), "budget": 60, "clusters": 8, **keys}))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A store with two coresets and everything that a service derives; not to be changed."""
+    root = tmp_path_factory.mktemp("service") / "store"
+    store = write_store(root)
+    pick(root, name="default")
+    pick(root, name="spread", max_per_group=2, seed=1)
+    prepare(store, derived_folder(store), lambda stage, fraction: None)
+    return root
+
+
+@pytest.fixture
+def own_store(built, tmp_path):
+    """A copy that a test may change."""
+    root = tmp_path / "store"
+    shutil.copytree(built, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def state(built):
+    found = State(str(built))
+    found.refresh()
+    return found
+
+
+@dataclass
+class Live:
+    """A service on a port."""
+
+    root: Path
+    url: str
+    port: int
+
+    def client(self, token=TOKEN):
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+
+class Running:
+    """uvicorn in a thread."""
+
+    def __init__(self, root):
+        app = create_app(Options(str(root), TOKEN, log=False))
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        self.app = app
+        self.server = uvicorn.Server(configuration(app, "127.0.0.1", 0))
+        self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
+        self.thread.start()
+        deadline = time.monotonic() + 60
+        while not self.server.started and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.live = Live(root, f"http://127.0.0.1:{self.port}", self.port)
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def running(built, tmp_path_factory):
+    root = tmp_path_factory.mktemp("running") / "store"
+    shutil.copytree(built, root)
+    found = Running(root)
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="session")
+def live(running):
+    """A service that many tests share; they may add pins and coresets of their own names."""
+    return running.live
+
+
+@pytest.fixture(scope="session")
+def web(live):
+    """A client with the token."""
+    with live.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def make():
+    """The functions above, for tests that need a store of their own."""
+    return {
+        "write_store": write_store,
+        "identity": identity,
+        "features": features,
+        "pick": pick,
+        "pool_rows": pool_rows,
+        "running": Running,
+        "token": TOKEN,
+        "picture": picture,
+    }

@@ -1,0 +1,187 @@
+"""The explorer in a real browser: look, find, read why, compare, pick, decide by hand."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+AXE = Path(__file__).parents[3] / "explorer" / "node_modules" / "axe-core" / "axe.min.js"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-angle=swiftshader",  # WebGL without a graphics card
+    "--enable-unsafe-swiftshader",
+]
+VIEWS = ["map", "gallery", "clusters", "coreset", "compare", "pick", "pins"]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+class Visit:
+    """A page of the explorer, and what it asked for and complained about."""
+
+    def __init__(self, context, live, token, size=(1280, 800)):
+        self.page = context.new_page()
+        self.page.set_viewport_size({"width": size[0], "height": size[1]})
+        self.complaints, self.requests, self.url = [], [], live.url
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(f"{live.url}/#token={token}")
+        self.page.wait_for_selector(".plot[data-ready=true] canvas", timeout=60_000)
+
+    def _hear(self, message):
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def go(self, where, selector):
+        self.page.evaluate(f"location.hash = '#/{where}'")
+        self.page.wait_for_selector(selector, timeout=30_000)
+
+    def elsewhere(self):
+        own = (self.url, "blob:" + self.url, "data:")
+        return [request for request in self.requests if not request.startswith(own)]
+
+    def violations(self):
+        """Serious findings of axe: id and the first element."""
+        found = self.page.evaluate(
+            "async source => { if (!window.axe) (0, eval)(source);"
+            " return (await axe.run(document)).violations.map("
+            "v => [v.impact, v.id, v.nodes[0].html]); }",
+            AXE.read_text(),
+        )
+        return [finding for finding in found if finding[0] in ("serious", "critical")]
+
+
+@pytest.fixture
+def visit(browser, own_store, make):
+    running = make["running"](own_store)
+    # The page's own policy forbids eval; axe needs it, and is not the page's.
+    context = browser.new_context(bypass_csp=True)
+    context.set_default_timeout(30_000)
+    yield Visit(context, running.live, make["token"])
+    context.close()
+    running.stop()
+
+
+def test_pick_find_why_compare_pin(visit, own_store, make):
+    page = visit.page
+    assert "token" not in page.url  # taken from the address at once
+
+    # Pick a coreset, see it done, look at it.
+    visit.go("pick", "input[required]")
+    page.get_by_label("name", exact=True).fill("half")
+    page.get_by_label("budget", exact=True).fill("120")
+    page.get_by_label("clusters", exact=True).fill("8")
+    page.get_by_role("button", name="Pick").click()
+    page.wait_for_selector(".job:has-text('half'):has-text('done')", timeout=120_000)
+    make["pick"](own_store, name="again", budget=120)
+    tables = [
+        sorted((own_store / "coresets" / name).glob("part-*.parquet"))[0].read_bytes()
+        for name in ("half", "again")
+    ]
+    assert tables[0] == tables[1]  # as `echostill select` picks it
+
+    # Compare it with the first.
+    visit.go("compare?a=default&b=half", ".verdict")
+    assert "entered" in page.inner_text("main").lower()
+
+    # Find an image, read why.
+    page.keyboard.press("/")
+    page.keyboard.type("scan_0017")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".card")
+    page.locator(".card").first.click()
+    page.wait_for_selector(".verdict")
+    words = page.inner_text("main")
+    assert "scan_0017.png" in words
+    assert "place in its cluster" in words
+    assert page.locator(".image .grid.small .card").count() > 10  # neighbours and cluster
+    page.wait_for_selector(".image-head img")  # the picture came, with the token
+
+    # Pin it, and see that it is written down.
+    page.keyboard.press("p")
+    page.get_by_label("Your name").fill("anna")
+    page.get_by_label("Reason").fill("typical view")
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_selector(".messages:has-text('Noted')")
+    visit.go("pins", "table")
+    assert "typical view" in page.inner_text("table")
+
+    assert visit.complaints == []
+    assert visit.elsewhere() == []
+
+
+def test_lasso_and_keys_on_the_map(visit):
+    page = visit.page
+    page.get_by_role("button", name="Lasso").click()
+    box = page.locator(".plot").bounding_box()
+    left, top, right, bottom = (
+        box["x"] + 3,
+        box["y"] + 3,
+        box["x"] + box["width"] - 3,
+        box["y"] + box["height"] - 3,
+    )
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top)):
+        page.mouse.move(x, y, steps=4)
+    page.mouse.up()
+    page.wait_for_selector(".caught .card")
+    assert "236 images in the lasso" in page.inner_text(".caught")
+    page.keyboard.press("Escape")
+    assert page.locator(".caught").count() == 0
+    page.keyboard.press("g")
+    page.wait_for_selector(".gallery .card")
+    assert visit.complaints == []
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="`make explorer` brings axe-core")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_accessible(visit, theme):
+    visit.page.get_by_label("Theme").select_option(theme)
+    for view in VIEWS:
+        visit.go(view, "main h1")
+        visit.page.wait_for_timeout(300)
+        assert visit.violations() == [], view
+
+
+def test_fits_a_phone(browser, running, make):
+    context = browser.new_context()
+    visit = Visit(context, running.live, make["token"], size=(390, 800))
+    for view in VIEWS:
+        visit.go(view, "main h1")
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390, view
+    context.close()
+
+
+def test_without_a_token(browser, live):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(live.url)
+    page.wait_for_selector("input[type=password]")
+    page.get_by_label("Token").fill("wrong")
+    page.get_by_role("button", name="Enter").click()
+    page.wait_for_selector("input[type=password]")
+    context.close()
+
+
+def test_ci_brings_what_these_tests_skip_without():
+    if os.environ.get("CI"):
+        assert CHROMIUM
+        assert AXE.exists()

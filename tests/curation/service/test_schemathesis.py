@@ -1,0 +1,28 @@
+"""Requests made up from the OpenAPI document: whatever they are, the service does not fail."""
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+
+EXAMPLES = 15  # of each operation
+
+
+def test_no_request_makes_the_service_fail(live, make):
+    headers = {"Authorization": f"Bearer {make['token']}"}
+    document = schemathesis.openapi.from_url(f"{live.url}/v1/openapi.json", headers=headers)
+    operations = [found.ok() for found in document.get_all_operations()]
+    assert len(operations) >= 25
+    for operation in operations:
+
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy())
+        def check(case):
+            case.call_and_validate(headers=headers, checks=[not_a_server_error])
+
+        check()
