@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+from synthetic import pool_table
 
 from echostill.curation.service.neighbours import ExactNeighbours, recall_of, unit_features
 from echostill.platform.images import encode_png
@@ -121,7 +122,7 @@ def build(root: Path, rows: int, dimension: int) -> None:
         distance[row] = 1 - np.einsum("ij,ij->i", feature, middle)
         ids = identity(row)
         tables = (
-            ("pool", store.pool(), pool_table(row, ids, own, picture), pool),
+            ("pool", store.pool(), pool_part(row, ids, own, picture), pool),
             ("scores", store.scores(), scores_table(ids, feature, numbers), scores),
         )
         for _, storage, table, parts in tables:
@@ -146,32 +147,23 @@ def build(root: Path, rows: int, dimension: int) -> None:
         write_table(store.coreset(name), table, stage="select", fingerprint={}, extra=extra)
 
 
-def pool_table(row: np.ndarray, ids: list[str], cluster: np.ndarray, picture: bytes) -> pa.Table:
+def pool_part(row: np.ndarray, ids: list[str], cluster: np.ndarray, picture: bytes) -> pa.Table:
     size = len(row)
-    organ = pa.array(ORGANS).take(pa.array(cluster % len(ORGANS)))
-    device = pa.array(DEVICES).take(pa.array(row % len(DEVICES)))
-    constant = {
-        "label": pa.array([""] * size),
-        "image": pa.array([picture] * size, pa.large_binary()),
-        "colour": pa.array(np.zeros(size, dtype=bool)),
-    }
+    sides = ("width", "height", "original_width", "original_height")
     columns = {
-        "image_id": pa.array(ids),
-        "group_id": pa.array([f"g{value:09d}" for value in (row // 8).tolist()]),
-        "source": pa.array([f"ward/clip_{value:09d}.dcm#{value % 8}" for value in row.tolist()]),
-        "organ": organ,
-        "device": device,
-        "frame": pa.array((row % 8).astype(np.int32)),
-        "content_hash": pa.array(ids),
-        "mean": pa.array((row % 997 / 997).astype(np.float32)),
-        "contrast": pa.array((row % 991 / 991).astype(np.float32)),
-        **{
-            name: pa.array(np.full(size, 64, dtype=np.int32))
-            for name in ("width", "height", "original_width", "original_height")
-        },
-        **constant,
+        "image_id": ids,
+        "group_id": [f"g{value:09d}" for value in (row // 8).tolist()],
+        "source": [f"ward/clip_{value:09d}.dcm#{value % 8}" for value in row.tolist()],
+        "organ": pa.array(ORGANS).take(pa.array(cluster % len(ORGANS))),
+        "device": pa.array(DEVICES).take(pa.array(row % len(DEVICES))),
+        "frame": (row % 8).astype(np.int32),
+        "image": [picture] * size,
+        "content_hash": ids,
+        "mean": (row % 997 / 997).astype(np.float32),
+        "contrast": (row % 991 / 991).astype(np.float32),
+        **{name: np.full(size, 64, dtype=np.int32) for name in sides},
     }
-    return pa.table([columns[field.name] for field in POOL_SCHEMA], schema=POOL_SCHEMA)
+    return pool_table(columns, size)
 
 
 def scores_table(ids: list[str], feature: np.ndarray, numbers: np.random.Generator) -> pa.Table:
