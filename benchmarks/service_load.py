@@ -4,9 +4,12 @@
     python benchmarks/service_load.py --json            # 3M x 768, minutes to build, then kept
 
 It writes a store (streamed; kept in --folder for the next run), has the service make index and map,
-starts the service as users do, and loads it from a process of its own, closed loop: every client
-sends its next request when it has its answer. Latencies are those of the client. Recall is measured
-through the service against every feature exactly.
+starts the service as users do, and loads it from a process of its own, twice. First the clients
+together offer --rate requests a second, each at random times, as people and programs do; a latency
+runs from the moment at which a request was due, so one that waits for its client's last answer is
+not flattered. Then, `saturated`, every client sends its next request when it has its answer: the most
+that the service gives on the cores that it shares with the clients. Recall is measured through the
+service against every feature exactly.
 
 What is synthetic: features are 2,000 overlapping clusters of 48 latent dimensions, turned into the
 wanted ones and normalised; pixels are one small picture; the coreset's clusters are the generating
@@ -49,7 +52,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--dimension", type=int, default=768)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=180.0, help="requests a second, offered")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each of the two loads")
     parser.add_argument("--folder", default="runs/service_load")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--drive", help=argparse.SUPPRESS)  # the client process
@@ -243,7 +247,9 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
         asyncio.run(until_ready(port))
         ready = time.perf_counter() - started
         drive_in_process({**plan, "seconds": min(5.0, options.seconds), "seed": 1})
-        load = drive_in_process({**plan, "seconds": options.seconds, "seed": 2})
+        offered = {"rate": options.rate, "seconds": options.seconds, "seed": 2}
+        load = drive_in_process({**plan, **offered})
+        saturated = drive_in_process({**plan, "seconds": options.seconds, "seed": 3})
         resident = resident_bytes(service.pid)
         recall = asyncio.run(measured_recall(root, plan))
         return {
@@ -255,6 +261,8 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
             "rss_gb": round(resident / 1e9, 3),
             "kinds": load["kinds"],
             "errors": load["errors"],
+            "offered_per_second": options.rate,
+            "saturated": saturated,
         }
     finally:
         service.terminate()
@@ -309,19 +317,24 @@ class Connection:
 
 
 async def drive(plan: dict) -> dict:
-    """Run the clients and gather their latencies."""
+    """Run the clients and gather their latencies; without a rate, they do not pause."""
     found: dict[str, list[float]] = {kind: [] for kind in MIX}
     errors: dict[str, int] = {}
+    pause = plan["clients"] / plan["rate"] if plan.get("rate") else 0.0
     end = time.perf_counter() + plan["seconds"]
 
     async def client(number: int) -> None:
         numbers = np.random.default_rng([plan["seed"], number])
         connection = Connection(plan["port"], plan["token"])
-        while time.perf_counter() < end:
+        due = time.perf_counter()
+        while True:
+            due = due + numbers.exponential(pause) if pause else time.perf_counter()
+            if due >= end:
+                return
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
             kind, method, path, body = request(numbers, plan["rows"])
-            started = time.perf_counter()
             status, _ = await connection.send(method, path, body)
-            found[kind].append(time.perf_counter() - started)
+            found[kind].append(time.perf_counter() - due)
             if status != 200:
                 errors[f"{kind} {status}"] = errors.get(f"{kind} {status}", 0) + 1
 
