@@ -7,9 +7,9 @@ It writes a store (streamed; kept in --folder for the next run), has the service
 starts the service as users do, and loads it from a process of its own, twice. First the clients
 together offer --rate requests a second, each at random times, as people and programs do; a latency
 runs from the moment at which a request was due, so one that waits for its client's last answer is
-not flattered. Then, `saturated`, every client sends its next request when it has its answer: the most
-that the service gives on the cores that it shares with the clients. Recall is measured through the
-service against every feature exactly.
+not flattered. Then, `saturated`, every client sends its next request when it has its answer: the
+most that the service gives on the cores that it shares with the clients. Recall is measured through
+the service against every feature exactly.
 
 What is synthetic: features are 2,000 overlapping clusters of 48 latent dimensions, turned into the
 wanted ones and normalised; pixels are one small picture; the coreset's clusters are the generating
