@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from synthetic import pool_table
 
 from echostill.platform.schemas import POOL_SCHEMA, scores_schema
 from echostill.platform.storage import Storage
@@ -98,20 +99,12 @@ def scores(ids: list[str], feature: np.ndarray, gradient: np.ndarray) -> pa.Tabl
 
 def pool(ids: list[str], kind: np.ndarray, start: int) -> pa.Table:
     count = len(ids)
-    columns: dict[str, object] = {
+    columns = {
         "image_id": ids,
         "group_id": [f"{(start + row) // 4:032x}" for row in range(count)],
         "organ": [f"organ-{number % 12}" for number in kind.tolist()],
-        "image": pa.array([b""] * count, pa.large_binary()),
     }
-    blank = {pa.string(): "", pa.int32(): 0, pa.bool_(): False, pa.float32(): 0.0}
-    arrays = [
-        pa.array(columns[field.name], field.type)
-        if field.name in columns
-        else pa.array([blank[field.type]] * count, field.type)
-        for field in POOL_SCHEMA
-    ]
-    return pa.Table.from_arrays(arrays, schema=POOL_SCHEMA)
+    return pool_table(columns, count)
 
 
 def write_part(

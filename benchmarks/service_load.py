@@ -4,9 +4,12 @@
     python benchmarks/service_load.py --json            # 3M x 768, minutes to build, then kept
 
 It writes a store (streamed; kept in --folder for the next run), has the service make index and map,
-starts the service as users do, and loads it from a process of its own, closed loop: every client
-sends its next request when it has its answer. Latencies are those of the client. Recall is measured
-through the service against every feature exactly.
+starts the service as users do, and loads it from a process of its own, twice. First the clients
+together offer --rate requests a second, each at random times, as people and programs do; a latency
+runs from the moment at which a request was due, so one that waits for its client's last answer is
+not flattered. Then, `saturated`, every client sends its next request when it has its answer: the
+most that the service gives on the cores that it shares with the clients. Recall is measured through
+the service against every feature exactly.
 
 What is synthetic: features are 2,000 overlapping clusters of 48 latent dimensions, turned into the
 wanted ones and normalised; pixels are one small picture; the coreset's clusters are the generating
@@ -27,6 +30,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+from synthetic import pool_table
 
 from echostill.curation.service.neighbours import ExactNeighbours, recall_of, unit_features
 from echostill.platform.images import encode_png
@@ -48,7 +52,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--dimension", type=int, default=768)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=180.0, help="requests a second, offered")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each of the two loads")
     parser.add_argument("--folder", default="runs/service_load")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--drive", help=argparse.SUPPRESS)  # the client process
@@ -121,7 +126,7 @@ def build(root: Path, rows: int, dimension: int) -> None:
         distance[row] = 1 - np.einsum("ij,ij->i", feature, middle)
         ids = identity(row)
         tables = (
-            ("pool", store.pool(), pool_table(row, ids, own, picture), pool),
+            ("pool", store.pool(), pool_part(row, ids, own, picture), pool),
             ("scores", store.scores(), scores_table(ids, feature, numbers), scores),
         )
         for _, storage, table, parts in tables:
@@ -146,32 +151,23 @@ def build(root: Path, rows: int, dimension: int) -> None:
         write_table(store.coreset(name), table, stage="select", fingerprint={}, extra=extra)
 
 
-def pool_table(row: np.ndarray, ids: list[str], cluster: np.ndarray, picture: bytes) -> pa.Table:
+def pool_part(row: np.ndarray, ids: list[str], cluster: np.ndarray, picture: bytes) -> pa.Table:
     size = len(row)
-    organ = pa.array(ORGANS).take(pa.array(cluster % len(ORGANS)))
-    device = pa.array(DEVICES).take(pa.array(row % len(DEVICES)))
-    constant = {
-        "label": pa.array([""] * size),
-        "image": pa.array([picture] * size, pa.large_binary()),
-        "colour": pa.array(np.zeros(size, dtype=bool)),
-    }
+    sides = ("width", "height", "original_width", "original_height")
     columns = {
-        "image_id": pa.array(ids),
-        "group_id": pa.array([f"g{value:09d}" for value in (row // 8).tolist()]),
-        "source": pa.array([f"ward/clip_{value:09d}.dcm#{value % 8}" for value in row.tolist()]),
-        "organ": organ,
-        "device": device,
-        "frame": pa.array((row % 8).astype(np.int32)),
-        "content_hash": pa.array(ids),
-        "mean": pa.array((row % 997 / 997).astype(np.float32)),
-        "contrast": pa.array((row % 991 / 991).astype(np.float32)),
-        **{
-            name: pa.array(np.full(size, 64, dtype=np.int32))
-            for name in ("width", "height", "original_width", "original_height")
-        },
-        **constant,
+        "image_id": ids,
+        "group_id": [f"g{value:09d}" for value in (row // 8).tolist()],
+        "source": [f"ward/clip_{value:09d}.dcm#{value % 8}" for value in row.tolist()],
+        "organ": pa.array(ORGANS).take(pa.array(cluster % len(ORGANS))),
+        "device": pa.array(DEVICES).take(pa.array(row % len(DEVICES))),
+        "frame": (row % 8).astype(np.int32),
+        "image": [picture] * size,
+        "content_hash": ids,
+        "mean": (row % 997 / 997).astype(np.float32),
+        "contrast": (row % 991 / 991).astype(np.float32),
+        **{name: np.full(size, 64, dtype=np.int32) for name in sides},
     }
-    return pa.table([columns[field.name] for field in POOL_SCHEMA], schema=POOL_SCHEMA)
+    return pool_table(columns, size)
 
 
 def scores_table(ids: list[str], feature: np.ndarray, numbers: np.random.Generator) -> pa.Table:
@@ -251,7 +247,9 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
         asyncio.run(until_ready(port))
         ready = time.perf_counter() - started
         drive_in_process({**plan, "seconds": min(5.0, options.seconds), "seed": 1})
-        load = drive_in_process({**plan, "seconds": options.seconds, "seed": 2})
+        offered = {"rate": options.rate, "seconds": options.seconds, "seed": 2}
+        load = drive_in_process({**plan, **offered})
+        saturated = drive_in_process({**plan, "seconds": options.seconds, "seed": 3})
         resident = resident_bytes(service.pid)
         recall = asyncio.run(measured_recall(root, plan))
         return {
@@ -263,6 +261,8 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
             "rss_gb": round(resident / 1e9, 3),
             "kinds": load["kinds"],
             "errors": load["errors"],
+            "offered_per_second": options.rate,
+            "saturated": saturated,
         }
     finally:
         service.terminate()
@@ -317,19 +317,24 @@ class Connection:
 
 
 async def drive(plan: dict) -> dict:
-    """Run the clients and gather their latencies."""
+    """Run the clients and gather their latencies; without a rate, they do not pause."""
     found: dict[str, list[float]] = {kind: [] for kind in MIX}
     errors: dict[str, int] = {}
+    pause = plan["clients"] / plan["rate"] if plan.get("rate") else 0.0
     end = time.perf_counter() + plan["seconds"]
 
     async def client(number: int) -> None:
         numbers = np.random.default_rng([plan["seed"], number])
         connection = Connection(plan["port"], plan["token"])
-        while time.perf_counter() < end:
+        due = time.perf_counter()
+        while True:
+            due = due + numbers.exponential(pause) if pause else time.perf_counter()
+            if due >= end:
+                return
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
             kind, method, path, body = request(numbers, plan["rows"])
-            started = time.perf_counter()
             status, _ = await connection.send(method, path, body)
-            found[kind].append(time.perf_counter() - started)
+            found[kind].append(time.perf_counter() - due)
             if status != 200:
                 errors[f"{kind} {status}"] = errors.get(f"{kind} {status}", 0) + 1
 

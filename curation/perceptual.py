@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
-from scipy import fft
 
-from echostill.curation.quality import DARK_LEVEL, grey_levels
+from echostill.curation.brightness import Box, Brightness
+from echostill.curation.quality import DARK_LEVEL
 
 SIDE = 32  # pixels of the square that is transformed
 BITS = 256
@@ -40,26 +40,55 @@ def _coefficients() -> np.ndarray:
 _POSITIONS = _coefficients()
 
 
-def perceptual_columns(pixels: np.ndarray) -> dict[str, bytes]:
+def _cosines() -> np.ndarray:
+    """Return the orthonormal DCT-II of one axis, (32, 32): frequency by pixel."""
+    frequency, pixel = np.mgrid[:SIDE, :SIDE]
+    waves = np.cos(np.pi * (2 * pixel + 1) * frequency / (2 * SIDE))
+    waves[0] /= np.sqrt(2)
+    return np.asarray(waves * np.sqrt(2 / SIDE))
+
+
+_COSINES = _cosines()
+
+
+def perceptual_columns(brightness: Brightness) -> dict[str, bytes]:
     """Return the columns ``perceptual_hash`` (64 bytes) and ``thumbnail`` (512 bytes) of a picture.
 
     Args:
-        pixels: uint8 (H, W) or (H, W, 3), as staged.
+        brightness: Of the picture as staged.
     """
-    grey = grey_levels(pixels)
-    height, width = grey.shape
+    height, width = brightness.levels.shape
     # Half the size has all the frequencies that are looked at, and costs a quarter. The boxes keep
     # their fractions: of an odd side, the last half pixel is only half there.
-    half = Image.fromarray(grey).reduce(2)
-    boxes = np.array([(0, 0, width, height), sector_box(grey)]) / 2
+    half = brightness.image.reduce(2)
+    boxes = (0, 0, width, height), sector_box(brightness.levels)
+    views = {box: _square(half, box) for box in set(boxes)}  # one, where all is sector
+    squares = np.array([views[box] for box in boxes])
+    return {
+        "perceptual_hash": hash_squares(squares).tobytes(),
+        "thumbnail": _thumbnails(squares).tobytes(),
+    }
+
+
+def _square(half: Image.Image, box: Box) -> np.ndarray:
+    """Shrink what lies in a box of the picture, itself at half the size, to (32, 32) uint8."""
+    left, top, right, bottom = box
     # Antialiased with a smooth filter: how the pixel grid lies then changes little.
-    views = [half.resize((SIDE, SIDE), Image.Resampling.HAMMING, box=tuple(box)) for box in boxes]
-    hashes = hash_squares(np.stack([np.asarray(view) for view in views]))
-    thumbnails = [view.reduce(SIDE // THUMBNAIL_SIDE).tobytes() for view in views]
-    return {"perceptual_hash": hashes.tobytes(), "thumbnail": b"".join(thumbnails)}
+    return np.asarray(
+        half.resize(
+            (SIDE, SIDE), Image.Resampling.HAMMING, (left / 2, top / 2, right / 2, bottom / 2)
+        )
+    )
 
 
-def sector_box(grey: np.ndarray) -> tuple[int, int, int, int]:
+def _thumbnails(squares: np.ndarray) -> np.ndarray:
+    """Average squares (N, 32, 32) to (N, 16, 16) uint8."""
+    rows = squares[:, ::2].astype(np.uint16) + squares[:, 1::2]
+    total = rows[..., ::2] + rows[..., 1::2]
+    return ((total + 2) >> 2).astype(np.uint8)  # to the nearest level, halves up
+
+
+def sector_box(grey: np.ndarray) -> Box:
     """Return the box without the black borders: left, top, right, bottom, in pixels.
 
     A row or column with few lit pixels (a border with writing on it) is border too. A picture
@@ -68,10 +97,10 @@ def sector_box(grey: np.ndarray) -> tuple[int, int, int, int]:
     Args:
         grey: uint8 (H, W).
     """
-    lit = grey > DARK_LEVEL
+    lit = (grey > DARK_LEVEL).view(np.uint8)
     height, width = grey.shape
-    rows = np.flatnonzero(np.count_nonzero(lit, axis=1) >= LIT_SHARE * width)
-    columns = np.flatnonzero(np.count_nonzero(lit, axis=0) >= LIT_SHARE * height)
+    rows = np.flatnonzero(lit.sum(axis=1, dtype=np.uint32) >= LIT_SHARE * width)
+    columns = np.flatnonzero(lit.sum(axis=0, dtype=np.uint32) >= LIT_SHARE * height)
     if not len(rows) or not len(columns):
         return 0, 0, width, height
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
@@ -87,8 +116,8 @@ def hash_squares(squares: np.ndarray) -> np.ndarray:
         (N, 4) uint64: 256 bits each, band after band. All zero where the picture is flat: it has
         nothing to be recognised by.
     """
-    values = squares.astype(np.float64)
-    transform = fft.dctn(values, axes=(1, 2), norm="ortho").reshape(len(values), -1)
+    transform = _COSINES @ squares.astype(np.float64) @ _COSINES.T
+    transform = transform.reshape(len(squares), -1)
     # The transform keeps the energy, so the spread is that of all but the mean.
     spread = np.sqrt(np.square(transform[:, 1:]).mean(axis=1))
     bits = (transform[:, _POSITIONS] > ZERO) & (spread >= FLAT_SPREAD)[:, None]

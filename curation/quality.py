@@ -5,6 +5,7 @@ thresholds need no second look at the pixels. Nothing is dropped here: a flagged
 the pool, and a selection leaves it out only when it is asked to.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from pydantic import Field
 from scipy import ndimage
 
+from echostill.curation.brightness import Box, Brightness
 from echostill.platform.config import Config
 from echostill.platform.schemas import QUALITY_ISSUES, score_column
 
@@ -32,6 +34,9 @@ ROUNDING_ENERGY = 20 / 12  # of the Laplacian of what rounding to whole levels a
 FULL_SIDE = 256  # pixels of the shorter side from which a picture is no longer small
 SMALL_REGION = 0.1  # of the largest lit region's area; what is smaller is no part of the sector
 SECTOR_GRID = 32  # cells along each side in which the sector is looked for
+_EDGES = ndimage.generate_binary_structure(2, 1)  # cells that share an edge are connected
+
+_SCORE_COLUMNS = tuple(score_column(issue) for issue in QUALITY_ISSUES)
 
 
 def _threshold(default: float, description: str) -> Any:
@@ -54,51 +59,55 @@ class QualitySettings(Config):
 
 
 def quality_columns(
-    pixels: np.ndarray, original_width: int, original_height: int, settings: QualitySettings
+    pixels: np.ndarray,
+    brightness: Brightness,
+    original_width: int,
+    original_height: int,
+    settings: QualitySettings,
 ) -> dict[str, float | bool]:
     """Return every score and flag of a staged picture, by the pool's column names.
 
     Args:
         pixels: uint8 (H, W) or (H, W, 3), as staged.
+        brightness: Of these pixels.
         original_width: Before staging, in pixels.
         original_height: Before staging, in pixels.
         settings: Thresholds of the flags.
     """
-    scores = quality_scores(pixels, original_width, original_height)
-    columns: dict[str, float | bool] = {}
-    for issue in QUALITY_ISSUES:
-        # As the table holds it: a flag made again from the stored score must be the same.
-        score = float(np.float32(scores[issue]))
-        columns[score_column(issue)] = score
-        columns[issue] = bool(score < np.float32(getattr(settings, issue)))
+    scores = quality_scores(pixels, brightness, original_width, original_height)
+    # As the table holds them: a flag made again from the stored score must be the same.
+    stored = np.array([scores[issue] for issue in QUALITY_ISSUES], dtype=np.float32)
+    thresholds = [getattr(settings, issue) for issue in QUALITY_ISSUES]
+    flagged = stored < np.array(thresholds, dtype=np.float32)
+    columns: dict[str, float | bool] = dict(zip(_SCORE_COLUMNS, stored.tolist(), strict=True))
+    columns.update(zip(QUALITY_ISSUES, flagged.tolist(), strict=True))
     return columns
 
 
 def quality_scores(
-    pixels: np.ndarray, original_width: int, original_height: int
+    pixels: np.ndarray, brightness: Brightness, original_width: int, original_height: int
 ) -> dict[str, float]:
     """Return the score of each issue, 0 (bad) to 1 (good).
 
     Args:
         pixels: uint8 (H, W) or (H, W, 3), as staged.
+        brightness: Of these pixels.
         original_width: Before staging, in pixels.
         original_height: Before staging, in pixels.
     """
-    grey = grey_levels(pixels)
-    histogram = _histogram(grey)
-    sector = sector_grid(grey)
-    inside = _box_of(sector, grey)
-    levels = _histogram(inside)
+    histogram = brightness.histogram
+    sector = sector_grid(brightness)
+    inside = brightness.inside(_box_of(sector, brightness.levels.shape))
     shorter, longer = sorted((original_width, original_height))
     return {
         "blank": _visible_share(histogram),
         "dark": _percentile(histogram, 0.99) / 255,
-        "saturated": 1 - float(levels[WHITE_LEVEL:].sum()) / inside.size,
-        "blurred": _sharpness(inside, levels),
-        "low_information": _entropy(levels) / 8,
+        "saturated": 1 - float(inside.histogram[WHITE_LEVEL:].sum()) / inside.levels.size,
+        "blurred": _sharpness(inside),
+        "low_information": _entropy(inside.histogram) / 8,
         "odd_aspect": shorter / longer,
         "odd_size": min(1.0, shorter / FULL_SIDE),
-        "overlay_text": 1 - text_share(grey),
+        "overlay_text": 1 - text_share(brightness.levels),
         "coloured": 1 - _colour_share(pixels),
         "small_sector": float(sector.mean()),
     }
@@ -123,26 +132,16 @@ def flags(scores: pa.Table, settings: QualitySettings) -> pa.Table:
     return pa.table(dict(columns))
 
 
-def grey_levels(pixels: np.ndarray) -> np.ndarray:
-    """Return the brightness as uint8 (H, W) (ITU-R 601-2 weights, as in Pillow)."""
-    if pixels.ndim == 2:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).convert("L"))
-
-
-def sector_grid(grey: np.ndarray) -> np.ndarray:
+def sector_grid(brightness: Brightness) -> np.ndarray:
     """Find the sector of a picture coarsely: its large lit regions, with the gaps filled.
-
-    Args:
-        grey: uint8 (H, W).
 
     Returns:
         (32, 32) bool, over the whole picture; all false where nothing is lit.
     """
     size = (SECTOR_GRID, SECTOR_GRID)
-    quarter = Image.fromarray(grey).reduce(4)  # first: then the rest is quick
+    quarter = brightness.image.reduce(4)  # first: then the rest is quick
     small = np.asarray(quarter.resize(size, Image.Resampling.BOX))
-    labels, count = ndimage.label(small > DARK_LEVEL)
+    labels, count = ndimage.label(small > DARK_LEVEL, _EDGES)
     if count == 0:
         return np.zeros(size, dtype=bool)
     # Writing and grey bars are small beside the largest region; what a shadow cuts off is not.
@@ -151,7 +150,8 @@ def sector_grid(grey: np.ndarray) -> np.ndarray:
     lit = (area >= SMALL_REGION * area.max())[labels]
     # Shadows and cysts are dark and still sector: what lies between lit cells of a row and of a
     # column belongs to it.
-    return _between(lit, axis=0) & _between(lit, axis=1)
+    along_columns, along_rows = _between(np.stack([lit.T, lit]))
+    return along_columns.T & along_rows
 
 
 def text_share(grey: np.ndarray) -> float:
@@ -170,37 +170,35 @@ def text_share(grey: np.ndarray) -> float:
     if height == 0 or width == 0:
         return 0.0
     background = _opened_along_rows(grey, STROKE_WIDTH)[:height, :width]
-    strokes = ((grey[:height, :width] - background) > STROKE_STEP).view(np.uint8) * np.uint8(255)
-    share = np.asarray(Image.fromarray(strokes).reduce(TEXT_BLOCK))  # of each block, 255 is all
-    row, column = np.nonzero(share >= 255 * TEXT_STROKE_SHARE)
+    strokes = (grey[:height, :width] - background) > STROKE_STEP
+    shape = (height // TEXT_BLOCK, TEXT_BLOCK, width // TEXT_BLOCK, TEXT_BLOCK)
+    # Rows first, which is quick, and leaves an eighth to be added up along the rows.
+    rows = strokes.view(np.uint8).reshape(shape[0], TEXT_BLOCK, width).sum(axis=1, dtype=np.uint8)
+    count = rows.reshape(shape[0], shape[2], TEXT_BLOCK).sum(axis=2, dtype=np.uint8)
+    row, column = np.nonzero(count >= TEXT_STROKE_SHARE * TEXT_BLOCK**2)
     if not len(row):
         return 0.0
-    shape = (height // TEXT_BLOCK, TEXT_BLOCK, width // TEXT_BLOCK, TEXT_BLOCK)
     behind = background.reshape(shape)[row, :, column]
     even = behind.std(axis=(1, 2), dtype=np.float32) <= 255 * TEXT_FLATNESS
-    return float(np.count_nonzero(even) / share.size)
+    return float(np.count_nonzero(even) / count.size)
 
 
-def _between(lit: np.ndarray, axis: int) -> np.ndarray:
-    forward = np.maximum.accumulate(lit, axis=axis)
-    backward = np.flip(np.maximum.accumulate(np.flip(lit, axis), axis=axis), axis)
+def _between(lit: np.ndarray) -> np.ndarray:
+    """Fill the gaps between the first and the last lit cell along the last axis."""
+    forward = np.maximum.accumulate(lit, axis=-1)
+    backward = np.maximum.accumulate(lit[..., ::-1], axis=-1)[..., ::-1]
     return forward & backward
 
 
-def _box_of(sector: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """Cut the box around the sector out of the picture; all of it where there is no sector."""
-    rows, columns = (np.flatnonzero(sector.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return grey
-    height, width = grey.shape
+def _box_of(sector: np.ndarray, shape: tuple[int, ...]) -> Box:
+    """Return the box around the sector in a picture of this shape; all where there is no sector."""
+    height, width = shape
+    rows, columns = (np.flatnonzero(sector.any(axis=axis)).tolist() for axis in (1, 0))
+    if not rows:
+        return 0, 0, width, height
     top, bottom = rows[0] * height // SECTOR_GRID, -(-(rows[-1] + 1) * height // SECTOR_GRID)
     left, right = columns[0] * width // SECTOR_GRID, -(-(columns[-1] + 1) * width // SECTOR_GRID)
-    return grey[top:bottom, left:right]
-
-
-def _histogram(grey: np.ndarray) -> np.ndarray:
-    """Number of pixels of each of the 256 levels."""
-    return np.array(Image.fromarray(grey).histogram(), dtype=np.int64)
+    return left, top, right, bottom
 
 
 def _visible_share(histogram: np.ndarray) -> float:
@@ -220,28 +218,26 @@ def _entropy(histogram: np.ndarray) -> float:
     return float(max(0.0, -(share * np.log2(share)).sum()))
 
 
-def _sharpness(grey: np.ndarray, histogram: np.ndarray) -> float:
+def _sharpness(brightness: Brightness) -> float:
     """Energy of the Laplacian over the variance of the brightness, squashed to 0..1.
 
     Rounding to whole levels adds noise of variance 1/12 to each pixel; the Laplacian's weights
     (four of 1, one of 4) make that 20/12, which would pass for detail where contrast is low.
     """
-    level = np.arange(256)
-    mean = float(histogram @ level) / grey.size
-    variance = float(histogram @ level**2) / grey.size - mean**2
-    if min(grey.shape) < 3 or variance <= 0:
+    height, width = brightness.levels.shape
+    if min(height, width) < 3 or brightness.variance == 0:
         return 0.0
-    height, width = grey.shape
-    line = grey.astype(np.int16).ravel()  # the rows end to end: one long array is quicker
+    # The rows end to end: one long array is quicker.
+    line = brightness.levels.astype(np.int16).ravel()
     middle = line[width:-width]
     laplacian = line[: -2 * width] + line[2 * width :]
     laplacian += line[width - 1 : -width - 1]
     laplacian += line[width + 1 : line.size - width + 1]
     laplacian -= 4 * middle
-    # Whole numbers in float64 add up exactly, in whatever order the threads of BLAS do it.
-    inner = laplacian.reshape(height - 2, width)[:, 1:-1].astype(np.float64).ravel()
-    energy = max(0.0, float(inner @ inner) / inner.size - ROUNDING_ENERGY)
-    return float(1 - np.exp(-energy / variance / SHARPNESS_SCALE))
+    # Whole numbers, which add up exactly, and without the threads of BLAS.
+    squares = np.square(laplacian.reshape(height - 2, width)[:, 1:-1], dtype=np.int32)
+    energy = max(0.0, int(squares.sum(dtype=np.int64)) / squares.size - ROUNDING_ENERGY)
+    return 1 - math.exp(-energy / brightness.variance / SHARPNESS_SCALE)
 
 
 def _colour_share(pixels: np.ndarray) -> float:
@@ -261,17 +257,16 @@ def _opened_along_rows(grey: np.ndarray, size: int) -> np.ndarray:
     """
     height, width = grey.shape
     margin = size - 1
-    padded = np.empty((height, width + 2 * margin), dtype=np.uint8)
+    # Both passes together move all by the margin to the left, and take it off at the end.
+    line = np.zeros(height * (width + 2 * margin) + 2 * margin, dtype=np.uint8)
+    padded = line[margin:-margin].reshape(height, -1)
     padded[:, margin:-margin] = grey
     padded[:, :margin] = grey[:, :1]
     padded[:, -margin:] = grey[:, -1:]
-    line = padded.ravel()
     for choose in (np.minimum, np.maximum):
-        length = line.size - margin
-        extreme = choose(line[:length], line[1 : length + 1])
-        for shift in range(2, size):
-            choose(extreme, line[shift : shift + length], out=extreme)
-        line = extreme
-    # Both passes together moved a row by its margin to the left.
-    line = np.pad(line, (margin, margin))
+        reach = 1  # pixels of which each is the extreme by now
+        while reach < size:
+            step = min(reach, size - reach)
+            line = choose(line[:-step], line[step:])
+            reach += step
     return line.reshape(padded.shape)[:, margin:-margin]

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from echostill.curation.archives import Member, read_archive
+from echostill.curation.brightness import Brightness
 from echostill.curation.deidentification import DeidentifySettings, Scanner, deidentify
 from echostill.curation.identifiers import keyed_hash
 from echostill.curation.manifests import portable_name
@@ -36,7 +37,6 @@ from echostill.platform.images import (
     content_hash,
     drop_equal_channels,
     encode,
-    luminance,
     resize_longest,
 )
 from echostill.platform.modality import modality
@@ -321,7 +321,7 @@ def _row(
     frame: int,
 ) -> Row:
     staged = drop_equal_channels(resize_longest(pixels, settings.stage_side))
-    brightness = luminance(staged)
+    brightness = Brightness(staged)
     return {
         "image_id": image_id,
         "group_id": group_id,
@@ -338,10 +338,10 @@ def _row(
         "original_height": pixels.shape[0],
         "colour": staged.ndim == 3,
         "content_hash": content_hash(staged),
-        "mean": float(brightness.mean(dtype=np.float64)),
-        "contrast": float(brightness.std(dtype=np.float64)),
-        **quality_columns(staged, pixels.shape[1], pixels.shape[0], settings.quality),
-        **perceptual_columns(staged),
+        "mean": brightness.mean / 255,
+        "contrast": brightness.contrast / 255,
+        **quality_columns(staged, brightness, pixels.shape[1], pixels.shape[0], settings.quality),
+        **perceptual_columns(brightness),
     }
 
 

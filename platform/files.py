@@ -49,6 +49,8 @@ class SourceFile:
 
     def head(self) -> bytes:
         """Return the first bytes."""
+        if self.data is not None:
+            return self.data[:HEAD]
         with self.opened() as file, _in_words():
             return file.read(HEAD)
 
@@ -58,8 +60,10 @@ class SourceFile:
         Raises:
             DecodeError: There are more than ``max_bytes``, or the file cannot be read.
         """
-        with self.opened() as file, _in_words():
-            data = file.read() if max_bytes == float("inf") else file.read(int(max_bytes) + 1)
+        data = self.data
+        if data is None:
+            with self.opened() as file, _in_words():
+                data = file.read() if max_bytes == float("inf") else file.read(int(max_bytes) + 1)
         if len(data) > max_bytes:
             raise DecodeError(f"holds more bytes than allowed (max_bytes={max_bytes:.0f})")
         return data
@@ -78,6 +82,8 @@ class SourceFile:
 
     def sha256(self) -> str:
         """Return the hexadecimal SHA-256 of the bytes, read piece by piece."""
+        if self.data is not None:
+            return hashlib.sha256(self.data).hexdigest()
         hasher = hashlib.sha256()
         with self.opened() as file, _in_words():
             while block := file.read(_BLOCK):

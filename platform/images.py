@@ -127,9 +127,14 @@ def encode(pixels: np.ndarray, codec: str, quality: int = 90) -> bytes:
 
 def drop_equal_channels(pixels: np.ndarray) -> np.ndarray:
     """Return grey that is stored as RGB as (H, W); anything else as it is."""
-    if pixels.ndim == 3 and bool((pixels == pixels[..., :1]).all()):
-        return np.ascontiguousarray(pixels[..., 0])
-    return pixels
+    if pixels.ndim == 2:
+        return pixels
+    # Where channels differ, a few rows show it already.
+    for rows in (pixels[:: max(1, len(pixels) // 8)], pixels):
+        red, green, blue = rows.transpose(2, 0, 1)
+        if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+            return pixels
+    return np.ascontiguousarray(pixels[..., 0])
 
 
 def resize_longest(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from echostill.curation.service.jobs import Jobs
 from echostill.curation.service.pages import Finder
 from echostill.curation.service.problems import MEDIA_TYPE, Problem, from_error
 from echostill.curation.service.replies import Desk, json_reply, problem_reply
+from echostill.curation.service.sql import WORKERS as SQL_WORKERS
 from echostill.curation.service.sql import SqlPool
 from echostill.curation.service.state import State
 from echostill.curation.service.uploads import TeacherFeatures
@@ -82,6 +83,7 @@ def create_app(options: Options) -> Edge:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         await anyio.to_thread.run_sync(state.start)
         desk.sql_limiter = anyio.CapacityLimiter(SQL_THREADS)
+        desk.stream_limiter = anyio.CapacityLimiter(SQL_WORKERS)
         desk.jobs = Jobs(state.store, options.address, state.refresh)
         async with anyio.create_task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, desk.sql.warm)

@@ -1,6 +1,7 @@
 """Tables as mapped Arrow files: opened in a millisecond, paged in as they are read."""
 
 import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,15 @@ from echostill.platform.errors import EchostillError
 def write_columns(path: Path, table: pa.Table) -> None:
     """Write a table as one uncompressed record batch, so that each column is one piece of memory.
 
-    The file appears under its name only when it is whole.
+    The file appears under its name only when it is whole; two threads or processes that write it at
+    once do not disturb each other.
     """
     table = _plain(table).combine_chunks()
     batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
     if len(batches) != 1:
         raise EchostillError(f"'{path}' would have {len(batches)} pieces; expected one.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_batch(batches[0])

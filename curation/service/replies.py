@@ -31,6 +31,7 @@ class Desk:
     jobs: Jobs = field(init=False)
     # Threads of their own for SQL, so that queries which wait never hold those of look-ups.
     sql_limiter: CapacityLimiter = field(init=False)
+    stream_limiter: CapacityLimiter = field(init=False)
     sql_waiting: int = 0
 
     def measure(self) -> None:

@@ -54,35 +54,37 @@ async def _answer(desk: Desk, request: Request, query: Query) -> Response:
         raise Problem(429, "busy", "too many queries wait.", headers={"Retry-After": "1"})
     gone = anyio.Event()
     pieces = desk.sql.run(query, gone.is_set)
+    begin = _next if query.arrow else _whole
     desk.sql_waiting += 1
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_watch, request, gone)
-            first = await anyio.to_thread.run_sync(_next, pieces, limiter=desk.sql_limiter)
+            first = await anyio.to_thread.run_sync(begin, pieces, limiter=desk.sql_limiter)
             group.cancel_scope.cancel()
     finally:
         desk.sql_waiting -= 1
     if isinstance(first, Exception):
         raise first
     if not query.arrow:
-        await anyio.to_thread.run_sync(_close, pieces, limiter=desk.sql_limiter)
         return Response(first or b"", media_type="application/json")
     return StreamingResponse(_stream(desk, first, pieces), media_type=ARROW)
 
 
 async def _stream(desk: Desk, first: bytes | None, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     """Hand on the pieces; when the caller leaves, the rest is not computed."""
+    # Not in the threads in which others wait for a worker: this one has to give its own back.
+    own = desk.stream_limiter
     try:
         piece = first
         while piece is not None:
             yield piece
-            found = await anyio.to_thread.run_sync(_next, pieces, limiter=desk.sql_limiter)
+            found = await anyio.to_thread.run_sync(_next, pieces, limiter=own)
             if isinstance(found, Exception):
                 raise found
             piece = found
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(_close, pieces, limiter=desk.sql_limiter)
+            await anyio.to_thread.run_sync(_close, pieces, limiter=own)
 
 
 async def _watch(request: Request, gone: anyio.Event) -> None:
@@ -96,6 +98,14 @@ def _next(pieces: Iterator[bytes]) -> bytes | Exception | None:
     """Return the next piece, None at the end; an error as a value, past the task group."""
     try:
         return next(pieces, None)
+    except Problem as problem:
+        return problem
+
+
+def _whole(pieces: Iterator[bytes]) -> bytes | Exception:
+    """Return all pieces, their worker given back; an error as a value."""
+    try:
+        return b"".join(pieces)
     except Problem as problem:
         return problem
 

@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageEnhance
+from scipy import fft
 
 from echostill.curation import perceptual
 from echostill.curation.banding import GUARANTEED
+from echostill.curation.brightness import Brightness
 from echostill.curation.perceptual import (
     as_hashes,
     as_thumbnails,
@@ -31,7 +33,7 @@ FILES = [
 
 def columns(pixels):
     """Hashes (2, 4) and thumbnails (2, 256) of a picture, as the pool's columns hold them."""
-    found = perceptual_columns(resize_longest(pixels, 256))
+    found = perceptual_columns(Brightness(resize_longest(pixels, 256)))
     hashes = as_hashes(pa.chunked_array([pa.array([found["perceptual_hash"]], pa.binary(64))]))
     small = as_thumbnails(pa.chunked_array([pa.array([found["thumbnail"]], pa.binary(512))]))
     return hashes[0], small[0]
@@ -69,7 +71,7 @@ def test_the_sectors_hash_outlives_other_borders():
     distances = []
     for file in FILES:
         pixels = decode_image(file.read_bytes())
-        left, top, right, bottom = sector_box(perceptual.grey_levels(pixels))
+        left, top, right, bottom = sector_box(Brightness(pixels).levels)
         sector = pixels[top:bottom, left:right]
         edges = [(30, 50), (70, 10)] + [(0, 0)] * (pixels.ndim - 2)
         distances.append(hamming(columns(sector)[0], columns(np.pad(sector, edges))[0]))
@@ -102,6 +104,23 @@ def test_the_bits_are_signs_of_the_256_lowest_frequencies():
     # The k-th lowest frequency is bit k // 8 of band k % 8.
     for number, (u, v) in enumerate(lowest):
         assert bits[number % 8, number // 8] == (transform[u, v] > 0)
+
+
+def test_hashes_are_those_of_the_library_transform():
+    """Also on symmetric pictures, of whose frequencies half are nothing but rounding."""
+    squares = [
+        np.asarray(
+            Image.fromarray(Brightness(decode_image(path.read_bytes())).levels).resize((32, 32))
+        )
+        for path in FILES
+    ]
+    squares += [np.maximum(square, square[:, ::-1]) for square in squares]
+    squares += [np.tile(np.arange(32, dtype=np.uint8), (32, 1)), np.full((32, 32), 9, np.uint8)]
+    transform = fft.dctn(np.array(squares, dtype=np.float64), axes=(1, 2), norm="ortho")
+    bits = transform.reshape(len(squares), -1)[:, perceptual._POSITIONS] > perceptual.ZERO
+    bits[-1] = False  # flat
+    expected = np.packbits(np.ascontiguousarray(bits), axis=1, bitorder="little")
+    np.testing.assert_array_equal(hash_squares(np.array(squares)), expected.view(np.uint64))
 
 
 def test_a_flat_picture_has_no_hash():
@@ -146,5 +165,5 @@ def test_the_sector_box_ignores_writing_in_the_border():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (3, 2)])
 def test_tiny_pictures_have_columns(shape):
     pixels = np.random.default_rng(3).integers(0, 256, shape).astype(np.uint8)
-    found = perceptual_columns(pixels)
+    found = perceptual_columns(Brightness(pixels))
     assert (len(found["perceptual_hash"]), len(found["thumbnail"])) == (64, 512)

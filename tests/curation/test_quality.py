@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from echostill.curation import quality
-from echostill.curation.quality import QualitySettings, flags, quality_columns, quality_scores
+from echostill.curation.brightness import Brightness
+from echostill.curation.quality import QualitySettings, flags
 from echostill.platform.images import decode_image, resize_longest
 from echostill.platform.schemas import POOL_SCHEMA, QUALITY_ISSUES, score_column
 
@@ -25,7 +26,15 @@ GREY = arrays.arrays(np.uint8, st.tuples(st.integers(3, 30), st.integers(3, 30))
 def picture(request):
     """A real staged picture, grey."""
     pixels = resize_longest(decode_image(request.param.read_bytes()), 256)
-    return quality.grey_levels(pixels)
+    return Brightness(pixels).levels
+
+
+def quality_columns(pixels, width, height, settings):
+    return quality.quality_columns(pixels, Brightness(pixels), width, height, settings)
+
+
+def quality_scores(pixels, width, height):
+    return quality.quality_scores(pixels, Brightness(pixels), width, height)
 
 
 def flagged(pixels, width=320, height=240):
@@ -115,8 +124,38 @@ def test_sharpness_is_the_laplacians_energy(grey):
     if variance > 0:
         energy = max(0.0, (laplacian**2).mean() - 20 / 12)
         expected = 1 - np.exp(-energy / variance / quality.SHARPNESS_SCALE)
-    found = quality._sharpness(grey, np.bincount(grey.ravel(), minlength=256))
+    found = quality._sharpness(Brightness(grey))
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), fill=st.just(9)))
+def test_text_share_is_that_of_a_plain_count(grey):
+    rows, columns = (side // 8 for side in grey.shape)
+    background = ndimage.grey_opening(np.pad(grey, ((0, 0), (4, 4)), mode="edge"), size=(1, 5))
+    background = background[:, 4:-4].astype(int)
+    blocks = [
+        (slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    written = [
+        (grey[block] - background[block] > quality.STROKE_STEP).mean() >= quality.TEXT_STROKE_SHARE
+        and background[block].std() <= 255 * quality.TEXT_FLATNESS
+        for block in blocks
+    ]
+    assert quality.text_share(grey) == (np.mean(written) if written else 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays.arrays(bool, (2, 9, 9)))
+def test_gaps_are_filled_between_the_outermost_lit_cells(lit):
+    expected = np.zeros_like(lit)
+    for view, row in np.ndindex(2, 9):
+        places = np.flatnonzero(lit[view, row])
+        if len(places):
+            expected[view, row, places[0] : places[-1] + 1] = True
+    np.testing.assert_array_equal(quality._between(lit), expected)
 
 
 def test_the_sector_spans_its_shadows_and_leaves_writing_out():
@@ -125,6 +164,6 @@ def test_the_sector_spans_its_shadows_and_leaves_writing_out():
     picture[80:192, 112:136] = 0  # a shadow from under the skin to the bottom
     picture[184:192, 112:136] = 60  # what the shadow lets through
     picture[8:12, 8:40] = 255  # writing in the border
-    sector = quality.sector_grid(picture)
+    sector = quality.sector_grid(Brightness(picture))
     assert sector[8:24, 8:24].all()
     assert sector.sum() == 16 * 16

@@ -55,6 +55,9 @@ def test_equal_channels_are_grey():
     assert np.array_equal(drop_equal_channels(np.repeat(GREY[..., None], 3, axis=2)), GREY)
     assert drop_equal_channels(COLOUR) is COLOUR
     assert drop_equal_channels(GREY) is GREY
+    nearly = np.repeat(RANDOM.integers(0, 255, (90, 40, 1), dtype=np.uint8), 3, axis=2)
+    nearly[77, 13, 2] += 1  # one pixel of one channel is enough
+    assert drop_equal_channels(nearly) is nearly
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -315,6 +316,21 @@ def test_sql_as_json_and_as_arrow(web, state):
     table = pa.ipc.open_stream(answer.content).read_all()
     stored = Store(state.store.root).open_coreset("spread").read().sort_by("image_id")
     assert table.to_pylist() == stored.to_pylist()
+
+
+def test_a_crowd_of_queries_is_answered_one_after_the_other(live):
+    """A worker is given back though others wait for one: each of these takes milliseconds."""
+    arrow = {"Accept": "application/vnd.apache.arrow.stream"}
+
+    def ask(number):
+        with live.client() as client:
+            body = {"sql": "select count(*) as images from pool"}
+            headers = arrow if number % 2 else None
+            return [client.post("/v1/sql", json=body, headers=headers) for _ in range(6)]
+
+    with ThreadPoolExecutor(24) as crowd:
+        answers = [answer for some in crowd.map(ask, range(24)) for answer in some]
+    assert {answer.status_code for answer in answers} == {200}
 
 
 def test_sql_views_are_the_documented_ones(web):

@@ -2,6 +2,7 @@ import bisect
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -78,3 +79,12 @@ def test_texts_are_found_as_bisect_finds_them(texts, wanted):
 def test_odd_texts_are_not_found(wanted):
     column = pa.chunked_array([pa.array(["a", "b"], pa.large_string())])
     assert SortedTexts(column).find(wanted) is None
+
+
+def test_many_threads_may_write_the_same_file_at_once(tmp_path):
+    path = tmp_path / "a.arrow"
+    table = pa.table({"n": pa.array(np.arange(50_000))})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: write_columns(path, table), range(40)))
+    assert open_columns(path).equals(table)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.arrow"]
