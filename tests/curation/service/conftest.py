@@ -189,6 +189,9 @@ class Running:
         while not self.server.started and time.monotonic() < deadline:
             time.sleep(0.02)
         self.live = Live(root, f"http://127.0.0.1:{self.port}", self.port)
+        with self.live.client() as client:  # started is not ready: tables are still being mapped
+            while client.get("/readyz").status_code != 200 and time.monotonic() < deadline:
+                time.sleep(0.05)
 
     def stop(self):
         self.server.should_exit = True
