@@ -132,14 +132,15 @@ def _flagged(pool: Table, config: ExclusionSettings) -> Iterator[pa.Table]:
 
 def _unwanted(pool: Table, only: Mapping[str, Sequence[str]]) -> Iterator[pa.Table]:
     kinds = dict(pool.manifest["schema"])
-    for column, wanted in only.items():
-        if column not in kinds or kinds[column].endswith("binary"):
-            known = [name for name, kind in kinds.items() if not kind.endswith("binary")]
+    known = [name for name, kind in kinds.items() if not kind.endswith("binary")]
+    for column in only:
+        if column not in known:
             raise UsageError(
                 f"only: the pool has no column '{column}' with values to choose from."
                 f"{nearest(column, known)}"
             )
-        images = pool.read(["image_id", column])
+    images = pool.read(list({"image_id": None, **only}))
+    for column, wanted in only.items():
         values = pc.fill_null(images[column].cast(pa.string()), "")
         there = pc.unique(values).to_pylist()
         for value in wanted:
