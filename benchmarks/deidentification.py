@@ -15,14 +15,13 @@ import argparse
 import hashlib
 import io
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from machine import describe_machine
 from PIL import Image, ImageDraw, ImageFont
 from scipy.optimize import minimize
 
@@ -204,7 +203,7 @@ def main() -> None:
             print(f"{trait:<14}{weight:.4g}")
         print(f"{'intercept':<14}{intercept:.4g}")
         return
-    print(f"machine: {platform.machine()}, {os.cpu_count()} CPUs; one thread")
+    print(f"machine: {describe_machine()}; one thread")
     results = [measure(folder, examine(folder, given.images, False)) for folder in given.folders]
     for result in results:
         for name, value in result.items():

@@ -1,8 +1,6 @@
 """What the benchmarks of distillation share: the machine, images and models."""
 
 import csv
-import os
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 POOL = ROOT / "examples" / "quickstart" / "pool" / "manifest.csv"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 TEACHER = ROOT / "examples" / "quickstart" / "teacher" / "usfm-micro.safetensors"
-
-
-def machine() -> str:
-    """Name the processor, or the GPU, and the versions that matter."""
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
-    if torch.cuda.is_available():
-        name += f", {torch.cuda.get_device_name()}"
-    return f"{name}, {len(os.sched_getaffinity(0))} CPUs, torch {torch.__version__}"
 
 
 def pool_images(manifest: Path, image_size: int, limit: int | None = None) -> StagedImages:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from distill_common import POOL, TEACHER, machine, pool_images, trained_teacher
+from distill_common import POOL, TEACHER, pool_images, trained_teacher
+from machine import describe_machine
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -442,7 +443,7 @@ def main():
         options.compile,
     )
     cores = torch.get_num_threads()
-    print(f"{machine()}; {setting.student} after {setting.teacher}, batch {setting.batch}")
+    print(f"{describe_machine()}; {setting.student} after {setting.teacher}, batch {setting.batch}")
     result = against_hand_written(setting, options.steps, options.rounds)
     work, rate = work_per_image(setting), matrix_rate(setting)
     result |= {

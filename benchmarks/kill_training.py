@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from machine import describe_machine
 
 STEPS, BATCH, IMAGES, SIDE = 60, 6, 20, 32
 KINDS = ("driver", "worker", "node")
@@ -314,7 +314,7 @@ def main():
     if options.drive:
         drive(options.drive, options.steps)
         return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs", flush=True)
+    print(f"{describe_machine()}", flush=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kill-") as temporary:
         result = run(Path(temporary), options)

@@ -12,13 +12,13 @@ import argparse
 import hashlib
 import io
 import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from machine import describe_machine
 from PIL import Image, ImageDraw, ImageEnhance
 
 from echostill.curation.deidentification import DeidentifySettings
@@ -122,7 +122,7 @@ def main() -> None:
         frozenset([row]) for row in range(count)
     }
     result = {
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "machine": describe_machine(),
         "images": count,
         "planted_pairs": count,
         "found_planted_pairs": int(is_planted.sum()),

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from distill_common import POOL, ROOT, TEACHER, machine, pool_images, trained_teacher
+from distill_common import POOL, ROOT, TEACHER, pool_images, trained_teacher
+from machine import describe_machine
 
 from echostill.distill.distillation import INERT_SPREAD, weight_spread
 from echostill.distill.objective import DistillationObjective
@@ -210,7 +211,7 @@ def main():
     parser.add_argument("--output", type=Path, help="folder for table.json and plot.png")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    print(machine())
+    print(describe_machine())
     scores, spreads, seconds = compare(options)
     print(f"{METRIC}, mean ± spread over {options.seeds} seeds, {options.steps} steps each")
     for name, found in scores.items():
@@ -227,7 +228,7 @@ def main():
             told.append(f"{statistics.fmean(seconds[name]):.0f} s")
         print(f"  {name:<18} {'; '.join(told)}")
     result = {
-        "machine": machine(),
+        "machine": describe_machine(),
         "steps": options.steps,
         "batch": options.batch,
         "seeds": options.seeds,

@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import resource
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from machine import describe_machine
 from synthetic import pool_table
 
 from echostill.platform.schemas import POOL_SCHEMA, scores_schema
@@ -34,17 +34,6 @@ from echostill.platform.tables import encode_parquet, part_record, write_manifes
 ROWS_PER_PART = 10_000
 CENTRES = 3000
 NAME = "benchmark"
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores ({names[0] if names else 'unknown'}), {memory:.0f} GiB"
 
 
 def make_store(folder: Path, rows: int, dim: int, seed: int) -> Store:
@@ -272,7 +261,7 @@ def main() -> None:
         work = measure_floor(store) if arguments.measure == "floor" else None
         print(json.dumps(work or measure_select(store, arguments)))
         return
-    print(f"machine: {machine()}")
+    print(f"machine: {describe_machine()}")
     tenth = None
     if arguments.tenth:
         tenth = measure(arguments, arguments.rows // 10, max(budget // 10, 1))
@@ -283,7 +272,7 @@ def main() -> None:
         result["growth"] = round(growth, 2)
         print(f"ten times the rows took {growth:.2f} times the time")
     if arguments.json:
-        print(json.dumps({**result, "machine": machine()}))
+        print(json.dumps({**result, "machine": describe_machine()}))
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ run in both forms: as they are, and blocked (inside clusters, with quotas).
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from machine import describe_machine
 
 from echostill.curation.clustering import cluster_features
 from echostill.curation.methods import METHODS
@@ -30,17 +29,6 @@ from echostill.curation.selection import SelectionSettings, select
 from echostill.platform.errors import UsageError
 
 COMMON_KINDS = 200
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores ({names[0] if names else 'unknown'}), {memory:.0f} GiB"
 
 
 def make_pool(
@@ -145,7 +133,8 @@ def main() -> None:
         if variant != "random:blocked"  # the same as stratified-random
     ]
     print(
-        f"machine: {machine()}\n{arguments.rows} x {arguments.dim}, budget {arguments.budget}, "
+        f"machine: {describe_machine()}\n"
+        f"{arguments.rows} x {arguments.dim}, budget {arguments.budget}, "
         f"{arguments.rare_kinds} rare kinds of {arguments.rare_size}, seed {arguments.seed}\n"
         f"{'method':<28}{'seconds':>9}{'peak GB':>9}{'coverage':>10}{'rare kinds':>12}"
     )
@@ -176,7 +165,7 @@ def main() -> None:
                     "rare_size": arguments.rare_size,
                     "clustering": results.pop("clustering"),
                     "methods": results,
-                    "machine": machine(),
+                    "machine": describe_machine(),
                 }
             )
         )

@@ -19,8 +19,6 @@ ones, so that no hours of k-means stand before a measurement of the service.
 import argparse
 import asyncio
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
@@ -30,6 +28,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+from machine import describe_machine
 from synthetic import pool_table
 
 from echostill.curation.service.neighbours import ExactNeighbours, recall_of, unit_features
@@ -62,7 +61,10 @@ def main() -> None:
         print(json.dumps(asyncio.run(drive(json.loads(options.drive)))))
         return
     root = Path(options.folder).absolute() / f"{options.rows}x{options.dimension}"
-    print(f"{machine()}; {options.rows} rows x {options.dimension}, {options.clients} clients")
+    print(
+        f"{describe_machine()}\n"
+        f"{options.rows} rows x {options.dimension}, {options.clients} clients"
+    )
     built = timed(build, root, options.rows, options.dimension)
     print(f"store written in {built:.0f} s (0: it was there): {root}")
     indexed = timed(command, "serve", str(root), "--prepare-only")
@@ -73,15 +75,6 @@ def main() -> None:
         print(f"{key:<24}{value}")
     if options.json:
         print(json.dumps(result))
-
-
-def machine() -> str:
-    with open("/proc/cpuinfo") as file:
-        model = re.search(r"model name\s*: (.*)", file.read())
-    cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    name = model.group(1) if model else platform.machine()
-    return f"{name}, {cores} cores, {memory:.0f} GiB, Python {platform.python_version()}"
 
 
 def timed(function, *arguments) -> float:
