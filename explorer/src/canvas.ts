@@ -1,11 +1,13 @@
 // The map's canvas: deck.gl draws the points; how many follows from how long a frame takes.
 import { Deck, OrthographicView } from "@deck.gl/core";
-import { PolygonLayer, ScatterplotLayer } from "@deck.gl/layers";
-import { nearest, type Points } from "./points";
+import { PolygonLayer } from "@deck.gl/layers";
+import type { Device } from "@luma.gl/core";
+import { DotsLayer } from "./dots";
+import { Nearness, type Points } from "./points";
 
-const STEADY = 60; // a frame while moving may take this long, in milliseconds
-const STILL = 250; // and the last one, when nothing moves
-const SMALLEST = 20_000;
+const STEADY = 50; // a frame while moving may take this long, in milliseconds
+const STILL = 400; // and the last one, when nothing moves
+const SMALLEST = 20_000; // points
 
 interface ViewState { target: [number, number]; zoom: number }
 
@@ -20,13 +22,19 @@ export class Canvas {
   private deck: Deck<OrthographicView>;
   private view: ViewState;
   private points: Points | null = null;
-  private positions = new Float32Array(0);
-  private values: Uint8ClampedArray = new Uint8ClampedArray(0);
-  private marked = new Float32Array(0);
+  private nearness: Nearness | null = null;
+  // The same object as long as the values are the same: deck.gl uploads them again otherwise.
+  private positions = { value: new Float32Array(0), size: 2 };
+  private colours = { value: new Uint8ClampedArray(0) as Uint8ClampedArray, size: 4 };
+  private marked = { value: new Float32Array(0), size: 2 };
   private polygon: number[] = [];
   private drawing = false;
-  private limit = 150_000; // points while moving
+  private pace = 300; // points drawn in a millisecond, learnt from frame to frame
   private drawn = 0;
+  private uploading = false; // whether the next frame also sends the points to the graphics card
+  private busy = false; // whether a frame is being drawn
+  private waiting = false; // and another is wanted after it
+  private began = 0;
   private rest: ReturnType<typeof setTimeout> | undefined;
   private resized: ResizeObserver;
   private moved = false; // whether the reader has left the whole map
@@ -48,12 +56,15 @@ export class Canvas {
         this.moved = true;
         this.moveTo(viewState as unknown as ViewState);
       },
+      onBeforeRender: () => { this.began = performance.now(); },
+      onAfterRender: ({ device }) => this.time(device),
       layers: [],
     });
     // Captured, so that a lasso is seen before deck.gl would move the map.
     parent.addEventListener("pointerdown", this.down, true);
     parent.addEventListener("pointermove", this.move, true);
     parent.addEventListener("pointerup", this.up, true);
+    parent.addEventListener("pointercancel", this.cancel, true);
     parent.addEventListener("pointerleave", () => handlers.hover(-1, 0, 0));
     this.resized = new ResizeObserver(() => this.moved || this.reset());
     this.resized.observe(parent);
@@ -61,26 +72,33 @@ export class Canvas {
 
   show(points: Points): void {
     this.points = points;
-    this.positions = new Float32Array(2 * points.count);
-    for (let i = 0; i < points.count; i++) {
-      this.positions[2 * i] = points.x[i]!;
-      this.positions[2 * i + 1] = points.y[i]!;
-    }
+    this.nearness = null;
+    this.positions = { value: this.places(), size: 2 };
+    this.uploading = true;
     this.settle();
   }
 
   colour(values: Uint8ClampedArray): void {
-    this.values = values;
+    this.colours = { value: values, size: 4 };
+    this.uploading = true;
     this.settle();
+  }
+
+  /** x and y of all points or of some, one after another. */
+  private places(indices?: Uint32Array): Float32Array<ArrayBuffer> {
+    const { x, y, count } = this.points!;
+    const found = new Float32Array(2 * (indices?.length ?? count));
+    for (let k = 0; 2 * k < found.length; k++) {
+      const index = indices ? indices[k]! : k;
+      found[2 * k] = x[index]!;
+      found[2 * k + 1] = y[index]!;
+    }
+    return found;
   }
 
   mark(indices: Uint32Array): void {
     const shown = indices.slice(0, 20_000);
-    this.marked = new Float32Array(2 * shown.length);
-    shown.forEach((index, k) => {
-      this.marked[2 * k] = this.points!.x[index]!;
-      this.marked[2 * k + 1] = this.points!.y[index]!;
-    });
+    this.marked = { value: this.places(shown), size: 2 };
     this.draw(this.drawn);
   }
 
@@ -109,72 +127,67 @@ export class Canvas {
 
   private moveTo(view: ViewState): void {
     this.view = { target: [view.target[0], view.target[1]], zoom: view.zoom };
-    this.deck.setProps({ viewState: this.view as never });
-    if (this.drawn > this.limit) this.draw(this.limit);
-    this.time(false);
+    this.draw(Math.min(this.drawn, this.affordable(STEADY)));
+    this.restSoon();
+  }
+
+  private restSoon(): void {
     clearTimeout(this.rest);
     this.rest = setTimeout(() => this.settle(), 220);
   }
 
   /** Nothing moves: draw as many points as a longer frame allows. */
   private settle(): void {
-    const count = this.points?.count ?? 0;
-    this.draw(Math.min(count, Math.max(SMALLEST, Math.round(this.limit * (STILL / STEADY)))));
-    this.time(true);
+    clearTimeout(this.rest);
+    this.rest = undefined;
+    if (this.pressed) return; // a slow hand is not at rest
+    this.draw(this.affordable(STILL));
   }
 
-  /** Learn from the last frame how many points the next may have. */
-  private time(still: boolean): void {
-    const start = performance.now();
-    const drawn = this.drawn;
-    requestAnimationFrame(() => requestAnimationFrame(() => {
-      this.lastFrame = performance.now() - start;
-      const target = still ? STILL : STEADY;
-      const ratio = target / Math.max(this.lastFrame, 1);
-      if (ratio < 0.8) this.limit = Math.max(SMALLEST, Math.round(this.limit * Math.max(0.4, ratio)));
-      else if (ratio > 1.6) {
-        this.limit = Math.min(50_000_000, Math.round(this.limit * 1.5));
-        if (still && this.points && drawn < this.points.count && drawn === this.drawn) this.settle();
-      }
-    }));
+  private affordable(milliseconds: number): number {
+    return Math.max(SMALLEST, Math.round(this.pace * milliseconds));
+  }
+
+  /** Wait for the frame to be drawn, learn from it how many points a millisecond draws. */
+  private time(device: Device): void {
+    const { drawn, began, uploading } = this;
+    this.busy = true;
+    this.uploading = false;
+    const fence = device.createFence();
+    void fence.signaled.then(() => {
+      fence.destroy();
+      this.busy = false;
+      this.lastFrame = performance.now() - began;
+      if (!uploading && drawn >= SMALLEST) this.pace += 0.5 * (drawn / this.lastFrame - this.pace);
+      if (this.waiting) this.render();
+      else if (!this.rest && drawn < (this.points?.count ?? 0) && (uploading || this.lastFrame < 0.6 * STILL)) this.settle();
+    });
   }
 
   private draw(count: number): void {
     const points = this.points;
-    if (!points || this.values.length !== 4 * points.count) return;
-    this.drawn = Math.min(count, points.count);
-    const radius = Math.max(1.1, Math.min(4, 900 / Math.sqrt(points.count)));
+    if (points && this.colours.value.length === 4 * points.count) this.drawn = Math.min(count, points.count);
+    if (this.busy) this.waiting = true; // frames do not queue: the hand would run ahead of the map
+    else this.render();
+  }
+
+  private render(): void {
+    this.waiting = false;
+    const size = Math.max(2.2, Math.min(8, 1800 / Math.sqrt(this.points?.count ?? 1)));
     this.deck.setProps({
+      viewState: this.view as never,
       layers: [
-        new ScatterplotLayer({
+        new DotsLayer({
           id: "points",
-          data: {
-            length: this.drawn,
-            attributes: {
-              getPosition: { value: this.positions, size: 2 },
-              getFillColor: { value: this.values, size: 4 },
-            },
-          },
-          radiusUnits: "pixels",
-          getRadius: radius,
-          stroked: false,
-          antialiasing: points.count < 200_000,
-          pickable: false,
-          updateTriggers: { getFillColor: this.values },
+          data: { length: this.drawn, attributes: { getPosition: this.positions, getColor: this.colours } },
+          diameter: size,
         }),
-        new ScatterplotLayer({
+        new DotsLayer({
           id: "marked",
-          data: {
-            length: this.marked.length / 2,
-            attributes: { getPosition: { value: this.marked, size: 2 } },
-          },
-          radiusUnits: "pixels",
-          getRadius: radius + 2.5,
-          filled: false,
-          stroked: true,
-          lineWidthUnits: "pixels",
-          getLineWidth: 1.2,
-          getLineColor: [220, 30, 60, 220],
+          data: { length: this.marked.value.length / 2, attributes: { getPosition: this.marked } },
+          getColor: [220, 30, 60, 220],
+          diameter: size + 6,
+          line: 1.4,
         }),
         new PolygonLayer({
           id: "lasso",
@@ -209,46 +222,58 @@ export class Canvas {
     event.preventDefault();
   };
 
-  private hovering = 0;
-
   private move = (event: PointerEvent): void => {
+    if (event.buttons === 0 && this.pressed) this.cancel(); // let go outside
     if (this.drawing) {
       event.stopPropagation();
       const [x, y] = this.place(event);
       const last = this.polygon.slice(-2);
       if (Math.hypot(x - last[0]!, y - last[1]!) * 2 ** this.view.zoom < 3) return;
       this.polygon = [...this.polygon, x, y];
-      this.draw(Math.min(this.drawn, this.limit));
+      this.draw(Math.min(this.drawn, this.affordable(STEADY)));
       return;
     }
-    const now = performance.now();
-    if (!this.points || event.buttons || now - this.hovering < 60) return;
-    this.hovering = now;
-    const [x, y] = this.place(event);
-    const index = nearest(this.points, x, y, 7 / 2 ** this.view.zoom, this.drawn);
+    if (event.buttons) return;
     const box = this.parent.getBoundingClientRect();
-    this.handlers.hover(index, event.clientX - box.left, event.clientY - box.top);
+    this.handlers.hover(this.at(event, 7), event.clientX - box.left, event.clientY - box.top);
   };
 
   private up = (event: PointerEvent): void => {
+    const pressed = this.pressed;
+    this.pressed = null;
     if (this.drawing) {
       event.stopPropagation();
       this.drawing = false;
       const polygon = this.polygon;
-      if (polygon.length >= 6) this.handlers.lasso(polygon);
-      this.settle();
+      if (this.points && polygon.length >= 6) this.handlers.lasso(polygon);
+      this.restSoon();
       return;
     }
-    const still = this.pressed && Math.hypot(event.clientX - this.pressed[0], event.clientY - this.pressed[1]) < 4;
-    if (!still || !this.points) return;
-    const [x, y] = this.place(event);
-    const index = nearest(this.points, x, y, 9 / 2 ** this.view.zoom, this.drawn);
+    this.restSoon();
+    const still = pressed && Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) < 4;
+    const index = still ? this.at(event, 9) : -1;
     if (index >= 0) this.handlers.click(index);
   };
 
+  private cancel = (): void => {
+    this.pressed = null;
+    this.restSoon();
+    if (!this.drawing) return;
+    this.drawing = false;
+    this.clearLasso();
+  };
+
+  /** The drawn point nearest to a pointer, within so many pixels; -1 where there is none. */
+  private at(event: PointerEvent, pixels: number): number {
+    if (!this.points) return -1;
+    this.nearness ??= new Nearness(this.points);
+    const [x, y] = this.place(event);
+    return this.nearness.find(x, y, pixels / 2 ** this.view.zoom, this.drawn);
+  }
+
   clearLasso(): void {
     this.polygon = [];
-    this.marked = new Float32Array(0);
+    this.marked = { value: new Float32Array(0), size: 2 };
     this.draw(this.drawn);
   }
 }

@@ -1,5 +1,5 @@
 // The map of the pool: every scored image a point; colour, look, lasso.
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { type Sample, send } from "./api";
 import { Canvas } from "./canvas";
 import { useKeys } from "./hooks";
@@ -87,7 +87,8 @@ export function MapView() {
     setLegend(made.legend);
   }, [points, by]);
 
-  useEffect(() => {
+  // At once, not after the next picture: the pen may be down before that.
+  useLayoutEffect(() => {
     if (canvas.current) canvas.current.lassoing = lassoing;
   }, [lassoing]);
 

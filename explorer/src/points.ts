@@ -135,13 +135,57 @@ export function inside(points: Points, polygon: number[]): Uint32Array {
   return Uint32Array.from(found);
 }
 
-/** The point nearest to a place, within a distance; -1 where there is none. */
-export function nearest(points: Points, x: number, y: number, distance: number, drawn: number): number {
-  let best = distance * distance, index = -1;
-  for (let i = 0; i < drawn; i++) {
-    const dx = points.x[i]! - x, dy = points.y[i]! - y;
-    const squared = dx * dx + dy * dy;
-    if (squared < best) { best = squared; index = i; }
+/** Finds the point nearest to a place: points sorted into the cells of a grid, about four to a cell. */
+export class Nearness {
+  private side: number;
+  private left = Infinity;
+  private bottom = Infinity;
+  private cell: number; // edge of a cell, in the map's units
+  private starts: Uint32Array; // where each cell begins in `order`
+  private order: Uint32Array; // points by cell, within a cell in the order they are drawn
+
+  constructor(private points: Points) {
+    const { count, x, y } = points;
+    let [right, top] = [-Infinity, -Infinity];
+    for (let i = 0; i < count; i++) {
+      this.left = Math.min(this.left, x[i]!); right = Math.max(right, x[i]!);
+      this.bottom = Math.min(this.bottom, y[i]!); top = Math.max(top, y[i]!);
+    }
+    this.side = Math.max(1, Math.min(1024, Math.ceil(Math.sqrt(count / 4))));
+    this.cell = Math.max(right - this.left, top - this.bottom, 1e-6) / this.side;
+    this.starts = new Uint32Array(this.side * this.side + 1);
+    for (let i = 0; i < count; i++) this.starts[this.cellOf(x[i]!, y[i]!) + 1]!++;
+    for (let c = 0; c < this.side * this.side; c++) this.starts[c + 1]! += this.starts[c]!;
+    const next = this.starts.slice();
+    this.order = new Uint32Array(count);
+    for (let i = 0; i < count; i++) this.order[next[this.cellOf(x[i]!, y[i]!)]!++] = i;
   }
-  return index;
+
+  /** The nearest of the first `drawn` points within a distance; -1 where there is none. */
+  find(x: number, y: number, distance: number, drawn: number): number {
+    let best = distance * distance, index = -1;
+    const [west, east] = [this.along(x - distance - this.left), this.along(x + distance - this.left)];
+    const [south, north] = [this.along(y - distance - this.bottom), this.along(y + distance - this.bottom)];
+    for (let row = south; row <= north; row++) {
+      for (let column = west; column <= east; column++) {
+        const cell = row * this.side + column;
+        for (let k = this.starts[cell]!; k < this.starts[cell + 1]!; k++) {
+          const i = this.order[k]!;
+          if (i >= drawn) break;
+          const dx = this.points.x[i]! - x, dy = this.points.y[i]! - y;
+          const squared = dx * dx + dy * dy;
+          if (squared < best) { best = squared; index = i; }
+        }
+      }
+    }
+    return index;
+  }
+
+  private cellOf(x: number, y: number): number {
+    return this.along(y - this.bottom) * this.side + this.along(x - this.left);
+  }
+
+  private along(offset: number): number {
+    return Math.max(0, Math.min(this.side - 1, Math.floor(offset / this.cell)));
+  }
 }

@@ -135,7 +135,7 @@ def test_what_was_mended_is_as_if_it_had_worked_at_first(ray_cluster, tmp_path):
     broken = contents(rough)
     (rough / "log").unlink()
     tried = retry(rough)  # nothing was mended
-    assert runs(rough) == [[-4], [-6]]  # the bad rows alone
+    assert sorted(runs(rough)) == [[-6], [-4]]  # the bad rows alone, in either order
     assert (tried.before, tried.changed, tried.accounting.quarantined) == (2, False, 2)
     assert contents(rough) == broken
 

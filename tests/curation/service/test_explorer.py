@@ -151,6 +151,39 @@ def test_lasso_and_keys_on_the_map(visit):
     assert visit.complaints == []
 
 
+def test_the_point_under_the_pointer_is_the_nearest(visit):
+    wrong = visit.page.evaluate(
+        """() => {
+          const canvas = document.querySelector(".plot").canvasOfMap;
+          const { x, y, count } = canvas.points;
+          const box = canvas.parent.getBoundingClientRect();
+          const wrong = [];
+          let near = 0;
+          for (let k = 0; k < 400; k++) {
+            // Around points and anywhere, also outside the map's own extent.
+            const event = { clientX: box.left + box.width * ((k * 0.618) % 1),
+                            clientY: box.top + box.height * ((k * 0.414) % 1) };
+            if (k % 2) {
+              const scale = 2 ** canvas.view.zoom, i = k % count;
+              const [right, up] = [x[i] - canvas.view.target[0], y[i] - canvas.view.target[1]];
+              event.clientX = box.left + box.width / 2 + right * scale + (k % 7) - 3;
+              event.clientY = box.top + box.height / 2 - up * scale + (k % 5) - 2;
+            }
+            const [px, py] = canvas.place(event);
+            let best = (12 / 2 ** canvas.view.zoom) ** 2, index = -1;
+            for (let i = 0; i < count; i++) {
+              const square = (x[i] - px) ** 2 + (y[i] - py) ** 2;
+              if (square < best) { best = square; index = i; }
+            }
+            near += index >= 0;
+            if (canvas.at(event, 12) !== index) wrong.push([k, index]);
+          }
+          return near >= 200 ? wrong : ["too few near"];
+        }"""
+    )
+    assert wrong == []
+
+
 @pytest.mark.skipif(not AXE.exists(), reason="`make explorer` brings axe-core")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_accessible(visit, theme):
