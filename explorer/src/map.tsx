@@ -76,18 +76,18 @@ export function MapView() {
     return () => stop.abort();
   }, [name, known]);
 
-  useEffect(() => {
+  // Drawn with the page that says so, not after it; the same for the lasso: the pen may be down by then.
+  useLayoutEffect(() => {
     if (points) canvas.current?.show(points);
   }, [points]);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!points) return;
     const made = colours(points, by);
     canvas.current?.colour(made.values);
     setLegend(made.legend);
   }, [points, by]);
 
-  // At once, not after the next picture: the pen may be down before that.
   useLayoutEffect(() => {
     if (canvas.current) canvas.current.lassoing = lassoing;
   }, [lassoing]);
