@@ -260,6 +260,8 @@ class ShardedStage:
 
     def _declare(self, records: dict[int, Record], accounting: Accounting) -> None:
         held = [records[i]["quarantine"] for i in sorted(records) if records[i]["quarantine"]]
+        self.table.sweep()
+        self.quarantine.sweep()
         # The quarantine's manifest first: the table's own declares the stage finished.
         write_manifest(
             self.quarantine,

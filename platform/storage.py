@@ -21,6 +21,8 @@ import pyarrow.fs as pafs
 
 from echostill.platform.errors import EchostillError, UsageError
 
+UNFINISHED = ".tmp"  # how the names of local files end while they are written
+
 
 class Storage:
     """A folder, local or remote, addressed by relative names with ``/``."""
@@ -92,7 +94,7 @@ class Storage:
             return
         folder = os.path.dirname(target)
         os.makedirs(folder, exist_ok=True)
-        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = f"{target}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -126,7 +128,7 @@ class Storage:
         return {
             info.path.removeprefix(prefix): int(info.size)
             for info in found
-            if info.type == pafs.FileType.File and not info.path.endswith(".tmp")
+            if info.type == pafs.FileType.File and not info.path.endswith(UNFINISHED)
         }
 
     def delete(self, name: str) -> None:
@@ -136,6 +138,12 @@ class Storage:
             self._filesystem.delete_dir(self._full(name))
         elif kind == pafs.FileType.File:
             self._filesystem.delete_file(self._full(name))
+
+    def sweep(self) -> None:
+        """Delete what killed writers left half-written; only while nobody writes here."""
+        if self.is_local:
+            for path in Path(self._path).rglob(f"*{UNFINISHED}"):
+                path.unlink(missing_ok=True)
 
     def local_path(self, name: str = "") -> str:
         """Return the local path of ``name``.

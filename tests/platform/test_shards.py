@@ -125,6 +125,17 @@ def test_resuming_runs_only_what_is_missing_or_damaged(ray_cluster, tmp_path):
     assert contents(tmp_path) == whole
 
 
+def test_what_killed_writers_left_half_written_is_swept(ray_cluster, tmp_path):
+    for name in ("calm", "rough"):
+        (tmp_path / name).mkdir()
+    for folder in ("toy", "toy/done", "quarantine"):
+        (tmp_path / "rough" / folder).mkdir(exist_ok=True)
+        (tmp_path / "rough" / folder / "part-00001.parquet.4cc6fb5c.tmp").write_bytes(b"PAR1")
+    run(tmp_path / "calm")
+    run(tmp_path / "rough")
+    assert contents(tmp_path / "rough") == contents(tmp_path / "calm")
+
+
 def test_what_was_mended_is_as_if_it_had_worked_at_first(ray_cluster, tmp_path):
     rough, calm = tmp_path / "rough", tmp_path / "calm"
     rough.mkdir()
