@@ -15,7 +15,6 @@ import io
 import json
 import shutil
 import statistics
-import sys
 import threading
 import time
 import urllib.error
@@ -198,7 +197,7 @@ def measure(url: str, token: str) -> dict[str, Any]:
     return found
 
 
-def main() -> int:
+def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -214,13 +213,11 @@ def main() -> int:
         stand_in(arguments.url, points) if points else contextlib.nullcontext(arguments.url) as url
     ):
         found |= measure(url, arguments.token)
-    if arguments.json:
-        print(json.dumps(found))
-        return 0
     for name, value in found.items():
         print(f"{name:16} {value}")
-    return 0
+    if arguments.json:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -206,9 +206,9 @@ def disturb(
             time.sleep(0.5)
         code = reached(driver)
         said = (setting.folder / f"{stage}.log").read_text()
-        if code == 0 and not waiting:
-            return
         if code == 0:
+            if not waiting:
+                return
             late += 1
             if late > LATE_KILLS:
                 raise SystemExit(f"FAILED: {stage} is too quick to be killed: more --images")

@@ -35,6 +35,7 @@ export class Canvas {
   private busy = false; // whether a frame is being drawn
   private waiting = false; // and another is wanted after it
   private began = 0;
+  private gone = false; // whether the reader has left the map's page
   private rest: ReturnType<typeof setTimeout> | undefined;
   private resized: ResizeObserver;
   private moved = false; // whether the reader has left the whole map
@@ -120,6 +121,7 @@ export class Canvas {
   }
 
   destroy(): void {
+    this.gone = true;
     clearTimeout(this.rest);
     this.resized.disconnect();
     this.deck.finalize();
@@ -155,6 +157,7 @@ export class Canvas {
     this.uploading = false;
     const fence = device.createFence();
     void fence.signaled.then(() => {
+      if (this.gone) return;
       fence.destroy();
       this.busy = false;
       this.lastFrame = performance.now() - began;
