@@ -25,11 +25,11 @@ from machine import describe_machine
 from PIL import Image, ImageDraw, ImageFont
 from scipy.optimize import minimize
 
-from echostill.curation.deidentification import Cleaned, DeidentifySettings, deidentify
-from echostill.curation.sector import brightest
-from echostill.curation.text_likelihood import TRAITS, Box, Row, text_rows
-from echostill.platform.containers import IMAGE_SUFFIXES
-from echostill.platform.images import decode_image
+from echostill.curation.deidentification.frames import Cleaned, DeidentifySettings, deidentify
+from echostill.curation.deidentification.sector import brightest
+from echostill.curation.deidentification.text_likelihood import TRAITS, Box, Row, text_rows
+from echostill.platform.imaging.containers import IMAGE_SUFFIXES
+from echostill.platform.imaging.images import decode_image
 
 FONTS = (
     "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf",

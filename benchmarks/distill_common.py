@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from echostill.platform.images import decode_image, to_square
+from echostill.platform.imaging.images import decode_image, to_square
 from echostill.platform.models import create_encoder, load_weights
-from echostill.platform.staging import StagedImages, staged_side
+from echostill.platform.training.staging import StagedImages, staged_side
 
 ROOT = Path(__file__).resolve().parents[1]
 POOL = ROOT / "examples" / "quickstart" / "pool" / "manifest.csv"

@@ -25,16 +25,16 @@ from machine import describe_machine
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from echostill.distill.objective import DistillationObjective
-from echostill.distill.objective_settings import ObjectiveSettings
+from echostill.distill.objective.core import DistillationObjective
+from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.distill.task import DistillationTask
-from echostill.platform.batches import Waiting, make_batch
-from echostill.platform.masks import MaskSettings
-from echostill.platform.mim import DecoderSettings, MaskedImageModel
+from echostill.platform.masking.masks import MaskSettings
+from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder
-from echostill.platform.optimisation import parameter_groups
 from echostill.platform.seeding import unit_uniforms
-from echostill.platform.training import Place, TrainingSettings, TrainingState, train
+from echostill.platform.training.batches import Waiting, make_batch
+from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, train
+from echostill.platform.training.optimisation import parameter_groups
 
 SEED = 0
 
@@ -192,7 +192,7 @@ ORDERS = {}
 
 
 def order_of(epoch, count):
-    from echostill.platform.sampling import epoch_permutation
+    from echostill.platform.training.sampling import epoch_permutation
 
     if (epoch, count) not in ORDERS:
         ORDERS[epoch, count] = epoch_permutation(SEED, epoch, count)
@@ -372,9 +372,9 @@ class TimedJob:
 def on_ray(setting, steps, workers, threads, folder):
     """Images per second of a Ray Train run after its first steps."""
     from echostill.platform.progress import Progress
-    from echostill.platform.ray_training import Logged, run_training
-    from echostill.platform.storage import Storage
-    from echostill.platform.tracking import Tracker
+    from echostill.platform.tables.storage import Storage
+    from echostill.platform.training.ray import Logged, run_training
+    from echostill.platform.training.tracking import Tracker
 
     name = f"workers-{workers}-{time.time_ns()}"
     storage = Storage(str(folder / "store" / "runs" / name))

@@ -36,7 +36,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 def bare(files: list[str], side: int) -> float:
     """Decode and encode some files, grey as grey; the processor's seconds."""
-    from echostill.platform import images
+    from echostill.platform.imaging import images
 
     started = time.process_time()
     for name in files:

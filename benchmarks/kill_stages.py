@@ -106,7 +106,7 @@ def configure(setting: Setting) -> Path:
 
 def start(stage: str, setting: Setting, store: Path) -> subprocess.Popen:
     """Start a stage as a user would."""
-    command = [sys.executable, "-m", "echostill.platform.cli", stage]
+    command = [sys.executable, "-m", "echostill.jobs.cli.main", stage]
     command += ["--config", str(setting.folder / "config.yaml"), f"store={store}"]
     with (setting.folder / f"{stage}.log").open("w") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)

@@ -33,14 +33,14 @@ def make_job(folder, steps):
     """A job whose task writes down which images each step of each worker saw."""
     import torch
 
-    from echostill.distill.objective import DistillationObjective
-    from echostill.distill.objective_settings import ObjectiveSettings
+    from echostill.distill.objective.core import DistillationObjective
+    from echostill.distill.objective.settings import ObjectiveSettings
     from echostill.distill.task import DistillationTask
-    from echostill.platform.masks import MaskSettings
-    from echostill.platform.mim import DecoderSettings, MaskedImageModel
+    from echostill.platform.masking.masks import MaskSettings
+    from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
     from echostill.platform.models import create_encoder
-    from echostill.platform.staging import StagedImages
-    from echostill.platform.training import TrainingSettings
+    from echostill.platform.training.loop import TrainingSettings
+    from echostill.platform.training.staging import StagedImages
 
     class Recorded(DistillationTask):
         stream = None
@@ -124,9 +124,9 @@ def drive(folder, steps):
     from ray.cluster_utils import Cluster
 
     from echostill.platform.progress import Progress
-    from echostill.platform.ray_training import Logged, run_training
-    from echostill.platform.storage import Storage
-    from echostill.platform.tracking import Tracker
+    from echostill.platform.tables.storage import Storage
+    from echostill.platform.training.ray import Logged, run_training
+    from echostill.platform.training.tracking import Tracker
 
     storage = Storage(str(folder / "store" / "runs" / "killed"))
     job = make_job(folder, steps)
@@ -167,7 +167,7 @@ def drive(folder, steps):
 
 def undisturbed(folder, steps):
     """The same job in this process, without Ray: its stream and its history."""
-    from echostill.platform.training import Place, TrainingState, train
+    from echostill.platform.training.loop import Place, TrainingState, train
 
     job = make_job(folder, steps)
     task, images = job.build()

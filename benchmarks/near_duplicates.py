@@ -21,14 +21,14 @@ import pyarrow as pa
 from machine import describe_machine
 from PIL import Image, ImageDraw, ImageEnhance
 
-from echostill.curation.deidentification import DeidentifySettings
-from echostill.curation.duplicate_groups import NEAR
-from echostill.curation.duplicates import DuplicatesConfig, find_links
-from echostill.curation.listing import list_sources
-from echostill.curation.sources import IngestSettings, read_source
-from echostill.platform.schemas import POOL_SCHEMA
-from echostill.platform.storage import Storage
-from echostill.platform.tables import Table, write_table
+from echostill.curation.copies.groups import NEAR
+from echostill.curation.copies.stage import DuplicatesConfig, find_links
+from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.sources import IngestSettings, read_source
+from echostill.platform.tables.schemas import POOL_SCHEMA
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.table import Table, write_table
 
 SCALES = (0.5, 0.6, 0.75, 0.9, 1.25, 1.5, 2.0)
 

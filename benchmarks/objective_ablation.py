@@ -22,17 +22,17 @@ from distill_common import POOL, ROOT, TEACHER, pool_images, trained_teacher
 from machine import describe_machine
 
 from echostill.distill.distillation import INERT_SPREAD, weight_spread
-from echostill.distill.objective import DistillationObjective
-from echostill.distill.objective_settings import PRESETS, ObjectiveSettings
+from echostill.distill.objective.core import DistillationObjective
+from echostill.distill.objective.settings import PRESETS, ObjectiveSettings
 from echostill.distill.task import DistillationTask
 from echostill.eval.datasets import TaskSettings, load_dataset
 from echostill.eval.probes import knn_probe, linear_probe, pooled_features
 from echostill.eval.splits import split_dataset
-from echostill.platform.masks import MaskSettings
-from echostill.platform.mim import DecoderSettings, MaskedImageModel
+from echostill.platform.masking.masks import MaskSettings
+from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder
-from echostill.platform.training import Place, TrainingSettings, TrainingState, train
-from echostill.platform.training_run import Member
+from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, train
+from echostill.platform.training.run import Member
 
 VARIANTS = {
     **{name: {"preset": name} for name in PRESETS},

@@ -25,16 +25,16 @@ from machine import describe_machine
 from steady import run_stage, tile_files
 
 from echostill.curation import IngestConfig, ingest
-from echostill.curation.deidentification import DeidentifySettings
-from echostill.curation.gradient import prediction_gradient_norms
-from echostill.curation.score_worker import ProxySettings
+from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.scoring.gradient import prediction_gradient_norms
+from echostill.curation.scoring.worker import ProxySettings
 from echostill.platform import runtime
-from echostill.platform.images import decode_staged, to_square
-from echostill.platform.masks import Masks, MaskSettings, frequency_mask, spatial_mask
-from echostill.platform.mim import DecoderSettings, MaskedImageModel
-from echostill.platform.mim_training import snapshot_name
+from echostill.platform.imaging.images import decode_staged, to_square
+from echostill.platform.masking.masks import Masks, MaskSettings, frequency_mask, spatial_mask
+from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
+from echostill.platform.masking.mim_training import snapshot_name
 from echostill.platform.models import create_encoder, load_weights, save_weights
-from echostill.platform.store import Store
+from echostill.platform.tables.store import Store
 
 DEFAULT_SOURCE = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "pool"
 DRAWS = 2

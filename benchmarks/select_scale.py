@@ -26,10 +26,10 @@ import pyarrow as pa
 from machine import describe_machine
 from synthetic import pool_table
 
-from echostill.platform.schemas import POOL_SCHEMA, scores_schema
-from echostill.platform.storage import Storage
-from echostill.platform.store import Store
-from echostill.platform.tables import encode_parquet, part_record, write_manifest
+from echostill.platform.tables.schemas import POOL_SCHEMA, scores_schema
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import encode_parquet, part_record, write_manifest
 
 ROWS_PER_PART = 10_000
 CENTRES = 3000
@@ -146,9 +146,13 @@ def measure_floor(store: Store) -> dict[str, object]:
     """FAISS alone: train on the sample, assign every row; arrays in memory, reading not timed."""
     import faiss
 
-    from echostill.curation.assignment import unit_rows
-    from echostill.curation.clustering import ClusteringSettings, cluster_count, training_rows
-    from echostill.curation.features import TableFeatures
+    from echostill.curation.selection.assignment import unit_rows
+    from echostill.curation.selection.clustering import (
+        ClusteringSettings,
+        cluster_count,
+        training_rows,
+    )
+    from echostill.curation.selection.features import TableFeatures
 
     settings = ClusteringSettings()
     table = store.open_scores()

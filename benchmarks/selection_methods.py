@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 from machine import describe_machine
 
-from echostill.curation.clustering import cluster_features
-from echostill.curation.methods import METHODS
-from echostill.curation.selection import SelectionSettings, select
+from echostill.curation.selection.clustering import cluster_features
+from echostill.curation.selection.core import SelectionSettings, select
+from echostill.curation.selection.methods import METHODS
 from echostill.platform.errors import UsageError
 
 COMMON_KINDS = 200

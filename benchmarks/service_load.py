@@ -31,11 +31,11 @@ import pyarrow as pa
 from machine import describe_machine
 from synthetic import pool_table
 
-from echostill.curation.service.neighbours import ExactNeighbours, recall_of, unit_features
-from echostill.platform.images import encode_png
-from echostill.platform.schemas import CORESET_SCHEMA, POOL_SCHEMA, scores_schema
-from echostill.platform.store import Store
-from echostill.platform.tables import encode_parquet, part_record, write_manifest, write_table
+from echostill.curation.service.data.neighbours import ExactNeighbours, recall_of, unit_features
+from echostill.platform.imaging.images import encode_png
+from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA, scores_schema
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import encode_parquet, part_record, write_manifest, write_table
 
 PART = 32_768
 CLUSTERS, LATENT = 2000, 48
@@ -84,7 +84,7 @@ def timed(function, *arguments) -> float:
 
 
 def command(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "echostill.platform.cli", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "echostill.jobs.cli.main", *arguments], check=True)
 
 
 def identity(row: np.ndarray) -> list[str]:
@@ -223,7 +223,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, object]:
         [
             sys.executable,
             "-m",
-            "echostill.platform.cli",
+            "echostill.jobs.cli.main",
             "serve",
             str(root),
             "--port",

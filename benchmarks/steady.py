@@ -23,7 +23,7 @@ class Pace:
 
 def run_stage(stage: str, store: Path, settings: list[str], config: Path | None = None) -> Pace:
     """Run a stage as a user would, with a Ray of its own, and read its pace from its log."""
-    command = [sys.executable, "-m", "echostill.platform.cli", stage, f"store={store}"]
+    command = [sys.executable, "-m", "echostill.jobs.cli.main", stage, f"store={store}"]
     command += ["--config", str(config)] if config else []
     started = time.time()
     done = subprocess.run(

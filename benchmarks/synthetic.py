@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from echostill.platform.schemas import POOL_SCHEMA
+from echostill.platform.tables.schemas import POOL_SCHEMA
 
 CONSTANTS: dict[pa.DataType, Any] = {
     pa.string(): "",

@@ -5,32 +5,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from echostill.curation.client import connect
-    from echostill.curation.coreset import SelectConfig, select
-    from echostill.curation.duplicates import DuplicatesConfig, find_duplicates
-    from echostill.curation.ingestion import IngestConfig, ingest, retry_ingest
-    from echostill.curation.leakcheck import LeakReport, LeakSettings, check_leaks
-    from echostill.curation.questions import Answer, why
-    from echostill.curation.scoring import ScoreConfig, retry_score, score
+    from echostill.curation.copies.leakcheck import LeakReport, LeakSettings, check_leaks
+    from echostill.curation.copies.stage import DuplicatesConfig, find_duplicates
+    from echostill.curation.ingestion.stage import IngestConfig, ingest, retry_ingest
+    from echostill.curation.scoring.stage import ScoreConfig, retry_score, score
+    from echostill.curation.selection.explain.questions import Answer, why
+    from echostill.curation.selection.stage import SelectConfig, select
 
 # Imported when first used: scoring needs torch and timm, which take seconds to load, and neither
 # the service nor its client nor a question about a coreset needs them.
 _HOMES = {
-    "Answer": "questions",
-    "DuplicatesConfig": "duplicates",
-    "IngestConfig": "ingestion",
-    "LeakReport": "leakcheck",
-    "LeakSettings": "leakcheck",
-    "ScoreConfig": "scoring",
-    "SelectConfig": "coreset",
-    "check_leaks": "leakcheck",
+    "Answer": "selection.explain.questions",
+    "DuplicatesConfig": "copies.stage",
+    "IngestConfig": "ingestion.stage",
+    "LeakReport": "copies.leakcheck",
+    "LeakSettings": "copies.leakcheck",
+    "ScoreConfig": "scoring.stage",
+    "SelectConfig": "selection.stage",
+    "check_leaks": "copies.leakcheck",
     "connect": "client",
-    "find_duplicates": "duplicates",
-    "ingest": "ingestion",
-    "retry_ingest": "ingestion",
-    "retry_score": "scoring",
-    "score": "scoring",
-    "select": "coreset",
-    "why": "questions",
+    "find_duplicates": "copies.stage",
+    "ingest": "ingestion.stage",
+    "retry_ingest": "ingestion.stage",
+    "retry_score": "scoring.stage",
+    "score": "scoring.stage",
+    "select": "selection.stage",
+    "why": "selection.explain.questions",
 }
 
 __all__ = [

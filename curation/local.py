@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from echostill.curation.client import SUFFIXES, export_format, read_result
-from echostill.curation.explain import find_image
+from echostill.curation.selection.explain.explain import find_image
 from echostill.platform.errors import EchostillError, UsageError
-from echostill.platform.store import Store
+from echostill.platform.tables.store import Store
 
 if TYPE_CHECKING:
-    from echostill.curation.service.state import State
+    from echostill.curation.service.data.state import State
 
 QUERY_SECONDS = 3600.0  # nobody else waits
 
@@ -24,10 +24,10 @@ def opened(root: str, kinds: tuple[str, ...] = ("catalogue",)) -> "Iterator[Stat
 
     Problems of the service become the errors of the tool.
     """
-    from echostill.curation.service.derived import derived_folder, prepare
+    from echostill.curation.service.data.derived import derived_folder, prepare
+    from echostill.curation.service.data.state import State
     from echostill.curation.service.problems import Problem
     from echostill.curation.service.serving import print_progress
-    from echostill.curation.service.state import State
 
     store = Store(root)
     store.open_pool()
@@ -43,8 +43,8 @@ def opened(root: str, kinds: tuple[str, ...] = ("catalogue",)) -> "Iterator[Stat
 
 def query(root: str, sql: str, *, coreset: str | None = None, limit: int = 1000) -> pa.Table:
     """Run one SELECT over a store's views; as ``Client.sql``."""
-    from echostill.curation.service.sql import Query, SqlPool
-    from echostill.curation.service.views import describe_views
+    from echostill.curation.service.sql.views import describe_views
+    from echostill.curation.service.sql.workers import Query, SqlPool
 
     with opened(root) as state:
         description = describe_views(state, coreset)
@@ -67,7 +67,7 @@ def neighbours(
 ) -> list[dict[str, Any]]:
     """Find the nearest images to one of the pool, or to an image file; as ``Client.neighbours``."""
     from echostill.curation.service import answers, nearness
-    from echostill.curation.service.uploads import TeacherFeatures
+    from echostill.curation.service.http.uploads import TeacherFeatures
 
     with opened(root, ("catalogue", "neighbours")) as state:
         shown = answers.default_coreset(state, coreset)
@@ -99,9 +99,9 @@ def compare(root: str, a: str, b: str, *, limit: int = 100) -> dict[str, Any]:
 
 def export_coreset(root: str, name: str, path: str, *, selected: str = "true") -> int:
     """Write a coreset to a ``.parquet``, ``.csv`` or ``.jsonl`` file; returns its bytes."""
+    from echostill.curation.service.data.pages import Finder, Question
     from echostill.curation.service.exports import export
-    from echostill.curation.service.pages import Finder, Question
-    from echostill.platform.storage import Storage
+    from echostill.platform.tables.storage import Storage
 
     kind = export_format(path)
     folder, _, file = path.rpartition("/")

@@ -11,26 +11,26 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from echostill.distill.cache.teacher_cache import Precision
 from echostill.distill.groups import Run, run_groups
-from echostill.distill.objective import DistillationObjective
-from echostill.distill.objective_settings import ObjectiveSettings
-from echostill.distill.reconstructions import draw_reconstructions
+from echostill.distill.objective.core import DistillationObjective
+from echostill.distill.objective.reconstructions import draw_reconstructions
+from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.distill.task import DistillationTask
-from echostill.distill.teacher_cache import Precision
 from echostill.platform import runtime
 from echostill.platform.config import Config, ModelsConfig, execution
-from echostill.platform.masks import MaskSettings
-from echostill.platform.mim import DecoderSettings, MaskedImageModel
+from echostill.platform.masking.masks import MaskSettings
+from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder, save_weights
+from echostill.platform.models.weights import Weights, find_initial, find_teacher
 from echostill.platform.progress import Progress, console
-from echostill.platform.ray_training import plan, runs_at_once
-from echostill.platform.runs import Fingerprint, fingerprint
-from echostill.platform.staging import StagedImages, stage_images
-from echostill.platform.store import Plan, Store
-from echostill.platform.tables import Table
-from echostill.platform.teacher import Weights, find_initial, find_teacher
-from echostill.platform.training import TrainingSettings, TrainingState, TrainingTask
-from echostill.platform.training_run import WEIGHTS, Member, RunResult, is_finished, train_together
+from echostill.platform.tables.fingerprint import Fingerprint, fingerprint
+from echostill.platform.tables.store import Plan, Store
+from echostill.platform.tables.table import Table
+from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
+from echostill.platform.training.ray import plan, runs_at_once
+from echostill.platform.training.run import WEIGHTS, Member, RunResult, is_finished, train_together
+from echostill.platform.training.staging import StagedImages, stage_images
 
 INERT_SPREAD = 0.02  # below this the consistency weight does nothing (method.md, section 2.3)
 
@@ -149,7 +149,7 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
     runs = config.runs()
     teacher = find_teacher(config) if any(run.objective.distil for run in runs) else None
     if teacher is not None and config.cache:
-        from echostill.distill.caching import open_cache  # it imports this module
+        from echostill.distill.cache.stage import open_cache  # it imports this module
 
         teacher = open_cache(config, teacher, ids)
     stage = _Stage(config, store, coreset, ids, teacher)
@@ -210,7 +210,7 @@ def plan_distill(config: DistillConfig) -> Plan:
         teacher = find_teacher(config)
         out.add("teacher", f"{teacher.model}, {teacher.path}")
         if config.cache:
-            from echostill.distill.caching import open_cache
+            from echostill.distill.cache.stage import open_cache
 
             out.add("teacher cache", open_cache(config, teacher, ids).folder)
     out.add("student", ", ".join(dict.fromkeys(run.model for run in runs)))

@@ -3,10 +3,10 @@
 import json
 from dataclasses import dataclass
 
-from echostill.distill.objective_settings import ObjectiveSettings
-from echostill.platform.storage import Storage
-from echostill.platform.store import Store
-from echostill.platform.training_run import GROUP, is_finished
+from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Store
+from echostill.platform.training.run import GROUP, is_finished
 
 
 @dataclass(frozen=True)

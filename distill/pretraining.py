@@ -6,16 +6,16 @@ from pydantic import Field
 
 from echostill.platform import runtime
 from echostill.platform.config import StageConfig
-from echostill.platform.masks import MaskSettings
-from echostill.platform.mim import DecoderSettings, ReconstructionSettings
-from echostill.platform.mim_training import MaskedImageJob, MaskedImageTask
+from echostill.platform.masking.masks import MaskSettings
+from echostill.platform.masking.mim import DecoderSettings, ReconstructionSettings
+from echostill.platform.masking.mim_training import MaskedImageJob, MaskedImageTask
 from echostill.platform.models import Encoder, save_weights
-from echostill.platform.ray_training import plan
-from echostill.platform.runs import fingerprint
-from echostill.platform.store import Plan, Store
-from echostill.platform.teacher import Weights, find_initial
-from echostill.platform.training import TrainingSettings, TrainingTask
-from echostill.platform.training_run import WEIGHTS, is_finished, train_run
+from echostill.platform.models.weights import Weights, find_initial
+from echostill.platform.tables.fingerprint import fingerprint
+from echostill.platform.tables.store import Plan, Store
+from echostill.platform.training.loop import TrainingSettings, TrainingTask
+from echostill.platform.training.ray import plan
+from echostill.platform.training.run import WEIGHTS, is_finished, train_run
 
 
 class PretrainConfig(StageConfig):

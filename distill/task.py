@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from echostill.distill.consistency import weight_statistics
-from echostill.distill.objective import DistillationObjective, TeacherSignal
-from echostill.distill.teacher_cache import CachedTeacher
-from echostill.distill.views import TeacherOutput, ask_teacher, make_views
-from echostill.platform.batches import Batch
-from echostill.platform.masks import MaskChoice, Masks, MaskSettings, choose_masks
+from echostill.distill.cache.teacher_cache import CachedTeacher
+from echostill.distill.objective.consistency import weight_statistics
+from echostill.distill.objective.core import DistillationObjective, TeacherSignal
+from echostill.distill.objective.views import TeacherOutput, ask_teacher, make_views
+from echostill.platform.masking.masks import MaskChoice, Masks, MaskSettings, choose_masks
 from echostill.platform.models import Encoder
-from echostill.platform.training import Totals, TrainingTask
+from echostill.platform.training.batches import Batch
+from echostill.platform.training.loop import Totals, TrainingTask
 
 
 @dataclass(frozen=True)

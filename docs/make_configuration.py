@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from echostill.eval.labels import LABELS, labelled_values
+from echostill.eval.reporting.labels import LABELS, labelled_values
 from echostill.jobs.stages import REGISTRY
 from echostill.platform.config import (
     SHARED_KEYS,
@@ -84,7 +84,7 @@ result that was made from something else.
 DEFAULTS_INTRODUCTION = """\
 # Defaults, and what they stand on
 
-<!-- Made by docs/make_configuration.py from eval/labels.py: change that and run it. -->
+<!-- Made by docs/make_configuration.py from eval/reporting/labels.py: change that and run it. -->
 
 **[C]** confirmed by a public source, **[I]** inferred by us. The report shows the same list with
 the values of its run. [method.md](method.md) explains the method,

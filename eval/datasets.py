@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from echostill.platform.config import Config
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.storage import Storage
+from echostill.platform.tables.storage import Storage
 
 SPLITS = ("train", "test")
 BINARY_THRESHOLD = 127  # grey / 255 > 0.5, as published

@@ -27,13 +27,13 @@ from echostill.platform import runtime
 from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.models import Encoder, create_encoder
+from echostill.platform.models.weights import Weights, find_teacher, find_weights
 from echostill.platform.progress import Progress
-from echostill.platform.runs import claim, fingerprint
-from echostill.platform.storage import Storage, sha256
-from echostill.platform.store import Plan, Store, read_manifest, save_configuration
-from echostill.platform.teacher import Weights, find_teacher, find_weights
-from echostill.platform.tracking import Tracker
-from echostill.platform.training_run import WEIGHTS
+from echostill.platform.tables.fingerprint import claim, fingerprint
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.store import Plan, Store, read_manifest, save_configuration
+from echostill.platform.training.run import WEIGHTS
+from echostill.platform.training.tracking import Tracker
 
 RESULT = "evaluation.json"
 

@@ -21,11 +21,11 @@ from echostill.eval.heads import ClassificationTask, SegmentationTask
 from echostill.eval.metrics import classification_metrics, segmentation_metrics
 from echostill.eval.probes import pooled_features, require_size
 from echostill.eval.splits import Split
-from echostill.platform.augment import uniforms_per_image
 from echostill.platform.config import Config
 from echostill.platform.errors import EchostillError
-from echostill.platform.optimisation import clip_gradients, parameter_groups
-from echostill.platform.sampling import draw
+from echostill.platform.training.augment import uniforms_per_image
+from echostill.platform.training.optimisation import clip_gradients, parameter_groups
+from echostill.platform.training.sampling import draw
 
 if TYPE_CHECKING:
     from echostill.platform.models import Encoder

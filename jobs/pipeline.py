@@ -16,9 +16,9 @@ from echostill.platform.config import (
 )
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder
+from echostill.platform.models.weights import find_teacher
 from echostill.platform.progress import console
-from echostill.platform.store import Store
-from echostill.platform.teacher import find_teacher
+from echostill.platform.tables.store import Store
 
 ORDER = ("ingest", "score", "duplicates", "select", "distill", "evaluate", "report")
 

@@ -4,6 +4,6 @@ import sys
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder: its select.py would hide Python's own select module
-    from echostill.platform.cli import main
+    from echostill.jobs.cli.main import main
 
     main(["pretrain", *sys.argv[1:]])

@@ -9,8 +9,8 @@ from typing import Any
 
 from echostill.platform.config import StageConfig, load
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.events import EventLog
-from echostill.platform.store import Plan, Store
+from echostill.platform.shards.events import EventLog
+from echostill.platform.tables.store import Plan, Store
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Stage:
 
 
 REGISTRY = {
-    "ingest": Stage("echostill.curation.ingestion", "IngestConfig", "ingest"),
+    "ingest": Stage("echostill.curation.ingestion.stage", "IngestConfig", "ingest"),
     "pretrain": Stage("echostill.distill.pretraining", "PretrainConfig", "pretrain"),
-    "score": Stage("echostill.curation.scoring", "ScoreConfig", "score"),
-    "duplicates": Stage("echostill.curation.duplicates", "DuplicatesConfig", "find_duplicates"),
-    "select": Stage("echostill.curation.coreset", "SelectConfig", "select"),
+    "score": Stage("echostill.curation.scoring.stage", "ScoreConfig", "score"),
+    "duplicates": Stage("echostill.curation.copies.stage", "DuplicatesConfig", "find_duplicates"),
+    "select": Stage("echostill.curation.selection.stage", "SelectConfig", "select"),
     "distill": Stage("echostill.distill.distillation", "DistillConfig", "distill"),
     "evaluate": Stage("echostill.eval.evaluation", "EvaluateConfig", "evaluate"),
-    "report": Stage("echostill.eval.reporting", "ReportConfig", "report"),
+    "report": Stage("echostill.eval.reporting.stage", "ReportConfig", "report"),
 }
 
 

@@ -133,11 +133,11 @@ def make_pool(tmp_path_factory):
     """Read files as ingest does, without Ray: ``make_pool(store, {name: bytes}, groups)``."""
     import pyarrow as pa
 
-    from echostill.curation.deidentification import DeidentifySettings
-    from echostill.curation.listing import list_sources
-    from echostill.curation.sources import IngestSettings, read_source
-    from echostill.platform.schemas import POOL_SCHEMA
-    from echostill.platform.tables import Table, write_table
+    from echostill.curation.deidentification.frames import DeidentifySettings
+    from echostill.curation.ingestion.listing import list_sources
+    from echostill.curation.ingestion.sources import IngestSettings, read_source
+    from echostill.platform.tables.schemas import POOL_SCHEMA
+    from echostill.platform.tables.table import Table, write_table
 
     def make(store, files, groups=None, rows_per_part=7):
         folder = tmp_path_factory.mktemp("files")

@@ -15,12 +15,13 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from echostill.jobs.cli import main as cli
 from echostill.jobs.pipeline import resolve_stages
 from echostill.jobs.stages import REGISTRY
-from echostill.jobs.sweeping import SweepConfig, trials_of
-from echostill.platform import cli, schemas
+from echostill.jobs.sweeps.sweep import SweepConfig, trials_of
 from echostill.platform.config import STAGES, apply_overrides, read_document, resolve
 from echostill.platform.errors import UsageError
+from echostill.platform.tables import schemas
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "infra").glob("*.md")])
@@ -280,7 +281,7 @@ def test_help_has_an_example_that_is_valid(name: str) -> None:
 
 def test_models_command_runs() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "echostill.platform.cli", "models", "--json"],
+        [sys.executable, "-m", "echostill.jobs.cli.main", "models", "--json"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -8,21 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from echostill.curation import pin_table
-from echostill.curation.comparison import compare_selections
-from echostill.curation.questions import quarantined
-from echostill.curation.service.catalogue import CATEGORIES
-from echostill.curation.service.columns import numbers
-from echostill.curation.service.coresets import ORIGIN, OWN, Coreset
-from echostill.curation.service.pages import check_sort, read_cursor, write_cursor
+from echostill.curation.selection import pin_table
+from echostill.curation.selection.explain.comparison import compare_selections
+from echostill.curation.selection.explain.questions import quarantined
+from echostill.curation.service.data.catalogue import CATEGORIES
+from echostill.curation.service.data.columns import numbers
+from echostill.curation.service.data.coresets import ORIGIN, OWN, Coreset
+from echostill.curation.service.data.pages import check_sort, read_cursor, write_cursor
+from echostill.curation.service.data.state import State
 from echostill.curation.service.problems import (
     bad_request,
     unknown,
 )
-from echostill.curation.service.state import State
 from echostill.platform.errors import nearest
-from echostill.platform.runs import code_version
-from echostill.platform.tables import MANIFEST, Table
+from echostill.platform.tables.fingerprint import code_version
+from echostill.platform.tables.table import MANIFEST, Table
 
 VALUES_SHOWN = 1000
 IDS_SHOWN = 100

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from echostill.curation.service.columns import numbers
-from echostill.curation.service.coresets import Coreset
-from echostill.curation.service.neighbours import Report
-from echostill.curation.service.state import State
-from echostill.curation.service.thumbnails import encode_jpeg
-from echostill.platform.images import decode_staged, resize_longest
+from echostill.curation.service.data.columns import numbers
+from echostill.curation.service.data.coresets import Coreset
+from echostill.curation.service.data.neighbours import Report
+from echostill.curation.service.data.state import State
+from echostill.curation.service.data.thumbnails import encode_jpeg
+from echostill.platform.imaging.images import decode_staged, resize_longest
 
 PICTURE = pa.struct([("bytes", pa.binary())])
 LEFT_OUT = ("part", "part_row", "scored")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from echostill.curation import pin_table
-from echostill.curation.pin_table import Pin
+from echostill.curation.selection import pin_table
+from echostill.curation.selection.pin_table import Pin
 from echostill.curation.service.answers import (
     IDS_SHOWN,
     image_answer,
@@ -14,8 +14,8 @@ from echostill.curation.service.answers import (
     pin_counts,
     row_of,
 )
+from echostill.curation.service.data.state import State
 from echostill.curation.service.problems import Problem, conflict, unknown
-from echostill.curation.service.state import State
 from echostill.platform.errors import nearest
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from echostill.curation.service.coresets import Coreset
+from echostill.curation.service.data.coresets import Coreset
 
 MEDIA_TYPES = {
     "parquet": "application/vnd.apache.parquet",

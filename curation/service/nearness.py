@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from echostill.curation.service.answers import samples_of
-from echostill.curation.service.coresets import Coreset
-from echostill.curation.service.neighbours import Neighbour, NeighbourIndex
+from echostill.curation.service.data.coresets import Coreset
+from echostill.curation.service.data.neighbours import Neighbour, NeighbourIndex
+from echostill.curation.service.data.state import ABSENT, State
 from echostill.curation.service.problems import conflict, not_ready, unknown
-from echostill.curation.service.state import ABSENT, State
 
 GROUP_EXTRA = 4  # neighbours looked at for each one wanted, where the own group is left out
 SEARCHED_MAX = 1000

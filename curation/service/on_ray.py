@@ -6,12 +6,12 @@ goes with it. One replica: the queue of picks and the writer of pins belong to o
 
 from typing import Any
 
-from echostill.curation.service.app import Options, create_app
-from echostill.curation.service.derived import derived_folder
-from echostill.curation.service.edge import Edge
-from echostill.curation.service.token import find_token, token_path
+from echostill.curation.service.data.derived import derived_folder
+from echostill.curation.service.http.app import Options, create_app
+from echostill.curation.service.http.edge import Edge
+from echostill.curation.service.http.token import find_token, token_path
 from echostill.platform.config import Config
-from echostill.platform.store import Store
+from echostill.platform.tables.store import Store
 
 
 class ServeArguments(Config):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import uvicorn
 
-from echostill.curation.service.app import Options, create_app
-from echostill.curation.service.derived import derived_folder, prepare
-from echostill.curation.service.edge import LOOPBACK, Edge
-from echostill.curation.service.token import find_token, token_path
+from echostill.curation.service.data.derived import derived_folder, prepare
+from echostill.curation.service.http.app import Options, create_app
+from echostill.curation.service.http.edge import LOOPBACK, Edge
+from echostill.curation.service.http.token import find_token, token_path
 from echostill.platform.errors import UsageError
-from echostill.platform.store import Store
+from echostill.platform.tables.store import Store
 
 PORT = 8420
 GRACE = 10  # seconds that answers may take to finish when the service is stopped

@@ -17,20 +17,20 @@ from echostill.distill.distillation import (
     weight_spread,
 )
 from echostill.distill.groups import Run, run_groups
-from echostill.distill.objective_settings import ObjectiveSettings
-from echostill.platform.batches import make_batch, whole_draw
+from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.platform.config import TeacherSettings, validate
 from echostill.platform.errors import UsageError
-from echostill.platform.masks import MaskSettings
-from echostill.platform.mim import DecoderSettings
+from echostill.platform.masking.masks import MaskSettings
+from echostill.platform.masking.mim import DecoderSettings
 from echostill.platform.models import create_encoder, load_weights, save_weights
-from echostill.platform.schemas import CORESET_SCHEMA, POOL_SCHEMA
-from echostill.platform.staging import StagedImages, staged_side
-from echostill.platform.store import Store
-from echostill.platform.tables import write_table
-from echostill.platform.teacher import find_weights
-from echostill.platform.training import Place, TrainingSettings, TrainingState, train
-from echostill.platform.training_run import Member
+from echostill.platform.models.weights import find_weights
+from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import write_table
+from echostill.platform.training.batches import make_batch, whole_draw
+from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, train
+from echostill.platform.training.run import Member
+from echostill.platform.training.staging import StagedImages, staged_side
 
 SETTINGS = TrainingSettings(
     steps=6, batch_size=4, learning_rate=0.02, checkpoints=3, log_every=1, warmup=0.2

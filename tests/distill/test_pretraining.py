@@ -12,11 +12,11 @@ from echostill.distill import PretrainConfig, pretrain
 from echostill.distill.pretraining import plan_pretrain
 from echostill.platform.config import ModelsConfig, TeacherSettings
 from echostill.platform.errors import UsageError
-from echostill.platform.store import Store
-from echostill.platform.teacher import find_teacher
-from echostill.platform.training import TrainingSettings
-from echostill.platform.training_run import read_history
-from echostill.platform.verify import verify_store
+from echostill.platform.models.weights import find_teacher
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.verify import verify_store
+from echostill.platform.training.loop import TrainingSettings
+from echostill.platform.training.run import read_history
 
 MODEL = "tinyusfm-micro"  # the smaller of the two; the recipe is the same
 

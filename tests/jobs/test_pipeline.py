@@ -16,12 +16,12 @@ import torch
 import yaml
 
 from echostill.platform.models import create_encoder, save_weights
-from echostill.platform.storage import sha256
+from echostill.platform.tables.storage import sha256
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAMPLE = ROOT / "examples" / "quickstart"
 PYTHON = sys.executable
-CLI = [PYTHON, "-m", "echostill.platform.cli"]
+CLI = [PYTHON, "-m", "echostill.jobs.cli.main"]
 RESULTS = ("pool", "scores", "coresets", "runs")
 
 

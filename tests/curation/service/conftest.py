@@ -14,15 +14,15 @@ import pyarrow as pa
 import pytest
 import uvicorn
 
-from echostill.curation.coreset import SelectConfig, select
-from echostill.curation.service.app import Options, create_app
-from echostill.curation.service.derived import derived_folder, prepare
+from echostill.curation.selection.stage import SelectConfig, select
+from echostill.curation.service.data.derived import derived_folder, prepare
+from echostill.curation.service.data.state import State
+from echostill.curation.service.http.app import Options, create_app
 from echostill.curation.service.serving import configuration
-from echostill.curation.service.state import State
-from echostill.platform.images import content_hash, encode_png
-from echostill.platform.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, scores_schema
-from echostill.platform.store import Store
-from echostill.platform.tables import write_table
+from echostill.platform.imaging.images import content_hash, encode_png
+from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, scores_schema
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import write_table
 
 ROWS, QUARANTINED, DIMENSION = 240, 4, 64
 ORGANS = ["liver", "heart", "lung", ""]

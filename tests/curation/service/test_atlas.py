@@ -9,7 +9,7 @@ from PIL import Image
 
 from echostill.curation import local
 from echostill.platform.errors import UsageError
-from echostill.platform.store import Store
+from echostill.platform.tables.store import Store
 
 
 def test_every_image_with_its_place_picture_and_reason(built, tmp_path):

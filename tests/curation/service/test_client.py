@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from echostill.curation import connect
-from echostill.platform.cli import app
+from echostill.jobs.cli.main import app
 from echostill.platform.errors import EchostillError, UsageError
-from echostill.platform.store import Store
+from echostill.platform.tables.store import Store
 
 QUERY = "select organ, count(*) as images from pool group by organ order by organ"
 

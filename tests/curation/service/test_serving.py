@@ -28,7 +28,7 @@ def test_half_of_tls_is_refused(built, tmp_path):
 
 def test_no_pool_is_wrong_usage(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "echostill.platform.cli", "serve", str(tmp_path / "none")],
+        [sys.executable, "-m", "echostill.jobs.cli.main", "serve", str(tmp_path / "none")],
         capture_output=True,
         text=True,
     )

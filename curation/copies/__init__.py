@@ -1,0 +1,1 @@
+"""Copies: duplicates inside the pool, and leaks from benchmarks into it."""

@@ -1,0 +1,301 @@
+"""The duplicates stage: pool in, a table of copies out, each with the image that stands for it.
+
+Exact copies have the same staged pixels. Near copies have close perceptual hashes and thumbnails
+that agree (curation/copies/near.py). Semantic copies have teacher features that hardly differ.
+
+Neighbouring frames of one clip are near copies of each other by nature. They are in one group, are
+kept on one side of every split, and a selection limits them (``max_per_group``). So near and
+semantic copies are looked for between groups only, where a copy would cross a split unseen;
+``within_group`` looks inside groups too. Exact copies are found everywhere.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from echostill.curation.copies.groups import (
+    EXACT,
+    KINDS,
+    NEAR,
+    SEMANTIC,
+    Links,
+    exact_classes,
+    group_copies,
+)
+from echostill.curation.copies.near import NearSettings, near_links, pool_thumbnails
+from echostill.curation.copies.semantic import Features, semantic_pairs
+from echostill.curation.ingestion.perceptual import BITS, as_hashes
+from echostill.platform.config import StageConfig
+from echostill.platform.errors import UsageError
+from echostill.platform.tables.fingerprint import claim, fingerprint
+from echostill.platform.tables.schemas import DUPLICATES_SCHEMA, QUALITY_ISSUES, score_column
+from echostill.platform.tables.store import Plan, Store, describe_bytes, save_configuration
+from echostill.platform.tables.table import MANIFEST, Table, write_table
+
+HASH_COLUMNS = ("content_hash", "perceptual_hash", "thumbnail")
+BYTES_PER_ROW = 600  # ids, hashes, scores and the arrays made of them, for the plan's estimate only
+# Why the kept copy was preferred: the first of these in which the two differ.
+PREFERRED = (
+    "it has fewer quality flags",
+    "its quality scores are higher",
+    "its original is larger",
+    "of equals the smallest id is kept",
+)
+
+
+class DuplicatesConfig(StageConfig, NearSettings):
+    """Search for copies in the pool."""
+
+    semantic_epsilon: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Largest 1 - cosine of the centred teacher features of two semantic copies; "
+        "null looks for none. Needs scores. What suits depends on the teacher: docs/duplicates.md.",
+    )
+    within_group: bool = Field(
+        False, description="Look for near and semantic copies inside a patient, study or clip too."
+    )
+
+
+def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> str:
+    """Find the copies in the pool and write them as ``duplicates`` in the store.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        UsageError: The pool was made before hashes were kept, or scores are needed and missing.
+    """
+    store = Store(config.store)
+    pool = store.open_pool()
+    scores = store.open_scores() if config.semantic_epsilon is not None else None
+    require_columns(pool, HASH_COLUMNS)
+    inputs = {"pool": pool.digest} | ({"scores": scores.digest} if scores is not None else {})
+    wanted = fingerprint(config, inputs=inputs, without=() if scores is not None else ("seed",))
+    storage = store.duplicates()
+    claim(storage, wanted, "a search for duplicates", overwrite)
+    if storage.exists(MANIFEST):
+        return f"already done: {storage.root}"
+    save_configuration(storage, config)
+    table = duplicate_table(pool, config, scores)
+    write_table(storage, table, stage="duplicates", fingerprint=wanted.as_dict())
+    return describe(table, pool.rows)
+
+
+def plan_find_duplicates(config: DuplicatesConfig) -> Plan:
+    """Say what :func:`find_duplicates` would do."""
+    store = Store(config.store)
+    pool = store.open_pool()
+    out = Plan("duplicates")
+    out.add("pool", f"{pool.rows} images in {pool.storage.root}")
+    out.add("exact", "equal staged pixels, everywhere")
+    where = "everywhere" if config.within_group else "between groups"
+    if config.near_distance is None:
+        out.add("near", "not looked for")
+    else:
+        limit = f"up to {config.near_distance} of {BITS} bits"
+        out.add("near", f"{limit}, correlation from {config.near_correlation}, {where}")
+    if config.semantic_epsilon is None:
+        out.add("semantic", "not looked for")
+    else:
+        scores = store.open_scores()
+        out.add("semantic", f"1 - cosine up to {config.semantic_epsilon}, {where}")
+        out.add("scores", f"{scores.rows} rows in {scores.storage.root}")
+    out.add("memory", f"about {describe_bytes(pool.rows * BYTES_PER_ROW)}")
+    out.add("result", store.duplicates().root)
+    out.add("already done", "yes" if store.duplicates().exists(MANIFEST) else "no")
+    return out
+
+
+def describe(table: pa.Table, rows: int) -> str:
+    """Say in words what a search found among so many rows."""
+    kinds = table["kind"].to_pylist()
+    found = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS)
+    groups = pc.count_distinct(table["duplicate_group"]).as_py()
+    return f"{found} copies in {groups} groups; {rows} images looked at"
+
+
+def require_columns(pool: Table, names: tuple[str, ...]) -> None:
+    """Refuse a pool of an earlier version.
+
+    Raises:
+        UsageError: A column is missing.
+    """
+    present = {name for name, _ in pool.manifest["schema"]}
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise UsageError(
+            f"the pool '{pool.storage.root}' has no column '{missing[0]}': an earlier version made "
+            "it. Run `echostill ingest --overwrite` to read the images again."
+        )
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Which of two copies is the better one: by flags, by scores, by size, by id.
+
+    Attributes:
+        keys: flags, minus the mean score (to two decimals: less is noise of the encoding) and
+            minus the original's pixels; each (N,), the smaller the better.
+        place: (N,) int64, distinct: the smaller the better.
+    """
+
+    keys: tuple[np.ndarray, np.ndarray, np.ndarray]
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, pool: pa.Table, id_place: np.ndarray) -> "Preference":
+        """Judge the rows of a pool; ``id_place`` is their place by id, (N,) int64."""
+        flagged = sum(_numbers(pool[issue].cast(pa.int8())) for issue in QUALITY_ISSUES)
+        scores = sum(_numbers(pool[score_column(issue)]) for issue in QUALITY_ISSUES)
+        pixels = _numbers(pool["original_width"]) * _numbers(pool["original_height"])
+        keys = (np.asarray(flagged), -np.round(scores / len(QUALITY_ISSUES), 2), -pixels)
+        order = np.lexsort((id_place, *keys[::-1]))
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        return cls(keys, place)
+
+    def why(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+        """Return which of the reasons ``PREFERRED`` decided each pair of rows, (P,) int64."""
+        differs = [key[better] != key[worse] for key in self.keys]
+        return np.argmax([*differs, np.ones(len(better), dtype=bool)], axis=0)
+
+
+def duplicate_table(pool: Table, config: DuplicatesConfig, scores: Table | None) -> pa.Table:
+    """Find the copies among the pool's rows.
+
+    Args:
+        pool: The pool table.
+        config: What counts as a copy.
+        scores: The scores table; needed where ``semantic_epsilon`` is set.
+
+    Returns:
+        A row for every image that has a copy, kept or not, sorted by id (DUPLICATES_SCHEMA).
+    """
+    quality = [*QUALITY_ISSUES, *map(score_column, QUALITY_ISSUES)]
+    rows = pool.read(["image_id", "content_hash", "original_width", "original_height", *quality])
+    ids = rows["image_id"].combine_chunks()
+    order = pc.sort_indices(ids).to_numpy()
+    id_place = np.empty(len(order), dtype=np.int64)
+    id_place[order] = np.arange(len(order))
+    preference = Preference.of(rows, id_place)
+    # Copies with the same pixels are one image to the searches that follow.
+    stands_for = exact_classes(_codes(rows["content_hash"]), preference.place)
+    links = find_links(pool, stands_for, config, scores)
+    return _as_table(links, stands_for, preference, ids, id_place)
+
+
+def find_links(
+    pool: Table, stands_for: np.ndarray, config: DuplicatesConfig, scores: Table | None
+) -> Links:
+    """Find the near and the semantic copies among the rows that stand for themselves.
+
+    Args:
+        pool: The pool table.
+        stands_for: (N,) int64, for each row the row that is looked at in its place.
+        config: What counts as a copy.
+        scores: The scores table; needed where ``semantic_epsilon`` is set.
+    """
+    columns = pool.read(["image_id", "group_id", "perceptual_hash"])
+    rows = np.arange(len(columns))
+    labels = rows if config.within_group else _codes(columns["group_id"])
+    some = np.flatnonzero(stands_for == rows)
+    hashes = as_hashes(columns["perceptual_hash"])[some]
+    near = near_links(hashes, labels[some], lambda r: pool_thumbnails(pool, some[r]), config)
+    links = [replace(near, first=some[near.first], second=some[near.second])]
+    if config.semantic_epsilon is not None and scores is not None:
+        features = Features(scores)
+        ids = columns["image_id"].combine_chunks()
+        row = _places(features.ids, ids)
+        first, second, gap = semantic_pairs(
+            features.rows, features.mean, labels[row], config.semantic_epsilon, config.seed
+        )
+        one, other = stands_for[row[first]], stands_for[row[second]]
+        apart = one != other
+        links.append(Links.of(one[apart], other[apart], SEMANTIC, gap[apart]))
+    return Links.joined(links)
+
+
+def _places(wanted: list[str], ids: pa.Array) -> np.ndarray:
+    place = pc.index_in(pa.array(wanted, pa.string()), value_set=ids)
+    if place.null_count:
+        raise UsageError(
+            f"{place.null_count} scored images are not in the pool: the scores belong to another "
+            "one. Run `echostill score` again."
+        )
+    return place.to_numpy().astype(np.int64)
+
+
+def _as_table(
+    links: Links,
+    stands_for: np.ndarray,
+    preference: Preference,
+    ids: pa.Array,
+    id_place: np.ndarray,
+) -> pa.Table:
+    groups = group_copies(links, preference.place)
+    rows = np.arange(len(ids))
+    kept = groups.kept[stands_for]
+    same_pixels = kept == stands_for
+    kind = np.where(kept == rows, -1, np.where(same_pixels, EXACT, groups.kind[stands_for]))
+    distance = np.where(same_pixels, np.float32(0), groups.distance[stands_for])
+    # A component of links, or where there are none the rows with the same pixels.
+    group = groups.group[stands_for]
+    group = np.where(group >= 0, group, len(rows) + stands_for)
+    _, group, size = np.unique(group, return_inverse=True, return_counts=True)
+    smallest = np.full(len(size), len(rows), dtype=np.int64)
+    np.minimum.at(smallest, group, id_place)
+    members = np.flatnonzero(size[group] > 1)
+    members = members[np.argsort(id_place[members])]
+    by_id = ids.take(pc.sort_indices(ids))
+    why = preference.why(kept[members], members)
+    columns = {
+        "image_id": ids.take(pa.array(members)),
+        "duplicate_group": by_id.take(pa.array(smallest[group[members]])),
+        "kept": pa.array(kept[members] == members),
+        "kept_id": ids.take(pa.array(kept[members])),
+        "kind": pa.array(["", *KINDS]).take(pa.array(kind[members] + 1)),
+        "distance": pa.array(distance[members], pa.float32()),
+    }
+    texts = [
+        _reason(*values)
+        for values in zip(
+            columns["kept_id"].to_pylist(),
+            kind[members].tolist(),
+            distance[members].tolist(),
+            why.tolist(),
+            size[group[members]].tolist(),
+            strict=True,
+        )
+    ]
+    columns["reason"] = pa.array(texts, pa.string())
+    return pa.table(columns, schema=DUPLICATES_SCHEMA)
+
+
+def _reason(kept_id: str, kind: int, distance: float, why: int, size: int) -> str:
+    if kind < 0:
+        return f"kept: stands for copies of it, in a group of {size} images"
+    return f"{describe_copy(kind, distance)} of {kept_id}, which is kept: {PREFERRED[why]}"
+
+
+def describe_copy(kind: int, distance: float) -> str:
+    """Say what kind of copy a link means."""
+    if kind == EXACT:
+        return "exact copy (the same pixels)"
+    if kind == NEAR:
+        return f"near copy ({distance:.0f} of {BITS} bits of the perceptual hash differ)"
+    return f"semantic copy (1 - cosine {distance:.4f})"
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a number for each distinct text of a column, (N,) int64."""
+    encoded = pc.fill_null(column, "").combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64)
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(column, 0).to_numpy().astype(np.float64)

@@ -1,0 +1,1 @@
+"""De-identification: the sector, burned-in text, pseudonyms, review."""

@@ -1,0 +1,309 @@
+"""Frames that a person has to look at: the table of them, approvals, and pictures to look at.
+
+What de-identification holds back lies in ingest's quarantine as ``NeedsReview``; the review table
+is made from there. An approval names the frame and the hash of its cleaned pixels, so it does not
+outlive a change of the settings that would show more of the frame.
+"""
+
+import datetime
+import getpass
+import hashlib
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageDraw
+
+from echostill.curation.deidentification.frames import Cleaned, Verdict
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.imaging.images import encode_png, resize_longest
+from echostill.platform.shards.stage import ShardedStage
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import (
+    MANIFEST,
+    Table,
+    decode_parquet,
+    encode_parquet,
+    write_table,
+)
+
+NEEDS_REVIEW = "NeedsReview"
+PICTURES = "IDENTIFIABLE-PIXELS"  # a folder's name is the one warning that nobody can overlook
+_WARNING = b"""These pictures may show names, dates and numbers of patients.
+They were written because deidentify.review_pixels or deidentify.contact_sheet was set.
+Look at them where the original files may be looked at, and delete the folder afterwards.
+"""
+_THUMBNAIL = 320
+_SHORTEST_PREFIX = 4
+
+_BOX = pa.list_(pa.field("element", pa.int32()))
+REVIEW_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),  # as in the pool: a name, or its keyed hash
+        ("reason", pa.string()),  # text, sector, or failed and the class of the error
+        ("score", pa.float32()),  # of the likeliest text in the sector
+        ("boxes", pa.list_(pa.field("element", _BOX))),  # left, top, right, bottom in pixels
+        ("confidence", pa.float32()),  # of the sector
+        ("method", pa.string()),  # how the sector was found
+        ("cleaned", pa.string()),  # hash of the pixels that an approval lets through
+    ]
+)
+APPROVAL_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("cleaned", pa.string()),
+        ("by", pa.string()),
+        ("at", pa.string()),  # UTC, ISO 8601
+        ("reason", pa.string()),
+    ]
+)
+
+
+def review_storage(store: Store) -> Storage:
+    """Return the folder of the review table."""
+    return store.storage.at("review")
+
+
+@dataclass
+class Desk:
+    """Where a worker's frames pass by: approvals let some through, pictures are put aside.
+
+    Attributes:
+        approved: Hash of the approved cleaned pixels, by image id.
+        pictures: Where pictures go; None writes none.
+        held_back: Whether every frame that is held back is written.
+        sample: Frames of the current shard for the contact sheet.
+        lenient: Whether doubtful frames pass as they were cleaned: for readers that store none.
+    """
+
+    approved: Mapping[str, str] = field(default_factory=dict)
+    pictures: Storage | None = None
+    held_back: bool = False
+    sample: int = 0
+    lenient: bool = False
+    _aside: list[tuple[str, np.ndarray]] = field(default_factory=list)
+
+    def passes(self, image_id: str, cleaned: Cleaned) -> bool:
+        """Return whether a frame may be stored: it is clean, or these very pixels are approved."""
+        verdict = cleaned.verdict
+        if cleaned.pixels is None:
+            return False
+        return verdict.clean or self.lenient or self.approved.get(image_id) == verdict.cleaned != ""
+
+    def look(self, image_id: str, before: np.ndarray, cleaned: Cleaned) -> None:
+        """Keep a picture of the frame, before and after, where one is wanted."""
+        if self.pictures is None:
+            return
+        if self.held_back and not self.passes(image_id, cleaned):
+            self.pictures.write(f"{image_id}.png", encode_png(_pair(before, cleaned)))
+        if self.sample:
+            # The smallest hashes of ids are a fair sample, the same on any number of workers.
+            self._aside.append((image_id, _pair(before, cleaned, _THUMBNAIL)))
+            self._aside.sort(key=lambda item: hashlib.sha256(item[0].encode()).digest())
+            del self._aside[self.sample :]
+
+    def finish(self, name: str) -> None:
+        """Write the contact sheet of a shard and forget its frames."""
+        if self.pictures is not None and self._aside:
+            self.pictures.write(f"contact-sheet-{name}.png", encode_png(_sheet(self._aside)))
+        self._aside.clear()
+
+
+def prepare_pictures(store: Store) -> Storage:
+    """Make the folder of identifiable pictures, with its warning, and return it."""
+    pictures = review_storage(store).at(PICTURES)
+    pictures.write("READ-ME.txt", _WARNING)
+    return pictures
+
+
+def write_review(store: Store, stage: ShardedStage, records: Mapping[int, dict[str, Any]]) -> int:
+    """Write the review table from the quarantine of a finished ingest; return its rows."""
+    rows = [row for index in sorted(records) for row in _held(stage, records[index])]
+    table = pa.Table.from_pylist(rows, schema=REVIEW_SCHEMA)
+    made_from = stage.fingerprint.as_dict()
+    write_table(review_storage(store), table, stage=stage.name, fingerprint=made_from)
+    return table.num_rows
+
+
+def _held(stage: ShardedStage, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a shard's frames that wait for review, as rows of the table."""
+    if record["quarantine"] is None:
+        return []
+    held = decode_parquet(stage.quarantine.read(record["quarantine"]["file"])).to_pylist()
+    return [_review_row(row) for row in held if row["error_class"] == NEEDS_REVIEW]
+
+
+def _review_row(row: dict[str, Any]) -> dict[str, Any]:
+    verdict = Verdict.parse(row["message"])
+    return {
+        "image_id": row["id"],
+        "source": row["source"],
+        "reason": verdict.reason,
+        "score": verdict.score,
+        "boxes": [list(box) for box in verdict.boxes],
+        "confidence": verdict.confidence,
+        "method": verdict.method,
+        "cleaned": verdict.cleaned,
+    }
+
+
+def waiting_in(stage: ShardedStage, record: dict[str, Any]) -> int:
+    """Return how many frames of a finished shard wait for review."""
+    return len(_held(stage, record))
+
+
+def reopen(stage: ShardedStage, shards: int, approved: Mapping[str, str]) -> int:
+    """Make the finished shards that hold approved frames unfinished, so that they are read again.
+
+    Returns:
+        Number of such shards.
+    """
+    reopened = 0
+    for index, record in stage.finished(shards).items() if approved else ():
+        rows = _held(stage, record)
+        if any(row["cleaned"] and approved.get(row["image_id"]) == row["cleaned"] for row in rows):
+            stage.table.delete(MANIFEST)  # first: a table with a shard missing is none
+            stage.table.delete(f"done/{index:05d}.json")
+            reopened += 1
+    return reopened
+
+
+def waiting(root: str) -> list[dict[str, Any]]:
+    """Return the frames of a store that wait for review, with who approved them, if anybody has.
+
+    Raises:
+        UsageError: The store holds no review table.
+    """
+    store = Store(root)
+    rows: list[dict[str, Any]] = Table.open(review_storage(store), "ingest").read().to_pylist()
+    given = {row["image_id"]: row for row in _approvals(store).to_pylist()}
+    for row in rows:
+        approval = given.get(row["image_id"])
+        valid = approval is not None and approval["cleaned"] == row["cleaned"]
+        row["approved_by"] = approval["by"] if approval is not None and valid else ""
+    return rows
+
+
+def describe(root: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say in words what :func:`waiting` returned."""
+    lines = [f"{'image':<34}{'reason':<22}{'text':>5}{'sector':>8}  {'places':<8}source"]
+    for row in rows:
+        mark = f"  approved by {row['approved_by']}" if row["approved_by"] else ""
+        lines.append(
+            f"{row['image_id']:<34}{row['reason']:<22}{row['score']:>5.2f}"
+            f"{row['confidence']:>8.2f}  {len(row['boxes']):<8}{row['source']}{mark}"
+        )
+    waits = sum(not row["approved_by"] for row in rows)
+    return "\n".join([*(lines if rows else []), f"{root}: {waits} of {len(rows)} wait for review"])
+
+
+def approved_pixels(store: Store) -> dict[str, str]:
+    """Return what has been approved: the hash of the cleaned pixels, by image id."""
+    return {row["image_id"]: row["cleaned"] for row in _approvals(store).to_pylist()}
+
+
+def approve(root: str, wanted: Sequence[str], *, reason: str, by: str | None = None) -> int:
+    """Record that frames may pass as they were cleaned; the next ingest takes them in.
+
+    Args:
+        root: The store.
+        wanted: Image ids, unique prefixes of them, or files with one of either a line.
+        reason: Why the frames are harmless.
+        by: Who says so; default the user of this machine.
+
+    Returns:
+        Number of frames approved.
+
+    Raises:
+        UsageError: A frame does not wait for review, or has no cleaned pixels to approve; no reason
+            is given.
+    """
+    if not reason.strip():
+        raise UsageError("an approval needs a reason: --reason 'what makes these frames harmless'.")
+    rows = {row["image_id"]: row for row in waiting(root)}
+    chosen = [_find(name, rows) for name in _names(wanted)]
+    if not chosen:
+        raise UsageError("no frame is named: --approve takes image ids, or a file of them.")
+    for row in chosen:
+        if not row["cleaned"]:
+            raise UsageError(
+                f"'{row['image_id']}' cannot be approved: cleaning it {row['reason']}, so there "
+                "are no cleaned pixels to approve."
+            )
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    who = by or getpass.getuser()
+    entries = [
+        {
+            "image_id": row["image_id"],
+            "cleaned": row["cleaned"],
+            "by": who,
+            "at": at,
+            "reason": reason,
+        }
+        for row in chosen
+    ]
+    # A file for each call: two people who approve at once do not lose each other's.
+    name = f"{at.replace(':', '')}-{uuid.uuid4().hex[:8]}.parquet"
+    data = encode_parquet(pa.Table.from_pylist(entries, schema=APPROVAL_SCHEMA))
+    review_storage(Store(root)).at("approvals").write(name, data)
+    return len(entries)
+
+
+def _approvals(store: Store) -> pa.Table:
+    storage = review_storage(store).at("approvals")
+    tables = [decode_parquet(storage.read(name)) for name in storage.list()]
+    return pa.concat_tables([APPROVAL_SCHEMA.empty_table(), *tables])
+
+
+def _names(wanted: Iterable[str]) -> list[str]:
+    names: list[str] = []
+    for name in wanted:
+        if Path(name).is_file():
+            names += Path(name).read_text(encoding="utf-8").split()
+        else:
+            names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def _find(name: str, rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    if name in rows:
+        return rows[name]
+    matches = [key for key in rows if key.startswith(name)]
+    if len(matches) == 1 and len(name) >= _SHORTEST_PREFIX:
+        return rows[matches[0]]
+    if len(matches) > 1:
+        raise UsageError(f"'{name}' is the beginning of {len(matches)} ids: give more of it.")
+    raise UsageError(f"'{name}' does not wait for review.{nearest(name, rows)}")
+
+
+def _pair(before: np.ndarray, cleaned: Cleaned, side: int | None = None) -> np.ndarray:
+    """Return the frame before and after side by side, its likely text in boxes; RGB."""
+    left = Image.fromarray(before).convert("RGB")
+    pen = ImageDraw.Draw(left)
+    for x0, y0, x1, y1 in cleaned.verdict.boxes:
+        pen.rectangle((x0 - 2, y0 - 2, x1 + 1, y1 + 1), outline=(255, 64, 64))
+    after = np.zeros_like(before) if cleaned.pixels is None else cleaned.pixels
+    halves = [np.asarray(left), np.asarray(Image.fromarray(after).convert("RGB"))]
+    if side is not None:
+        halves = [resize_longest(half, side) for half in halves]
+    gap = np.full((halves[0].shape[0], 4, 3), 96, dtype=np.uint8)
+    return np.concatenate([halves[0], gap, halves[1]], axis=1)
+
+
+def _sheet(pairs: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Return pairs below each other, each under the beginning of its id."""
+    width = max(pair.shape[1] for _, pair in pairs)
+    height = sum(pair.shape[0] + 14 for _, pair in pairs)
+    sheet = Image.new("RGB", (width, height), (32, 32, 32))
+    pen, y = ImageDraw.Draw(sheet), 0
+    for image_id, pair in pairs:
+        pen.text((2, y + 1), f"{image_id[:16]}  before | after", fill=(255, 255, 0))
+        sheet.paste(Image.fromarray(pair), (0, y + 14))
+        y += pair.shape[0] + 14
+    return np.asarray(sheet)

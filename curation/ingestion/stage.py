@@ -1,0 +1,361 @@
+"""The ingest stage: files in, pool out; bad rows to quarantine, nothing decoded twice."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from echostill.curation.deidentification.pseudonyms import Veil, key_check, spread
+from echostill.curation.deidentification.review import (
+    NEEDS_REVIEW,
+    Desk,
+    approved_pixels,
+    prepare_pictures,
+    reopen,
+    waiting_in,
+    write_review,
+)
+from echostill.curation.ingestion.estimate import estimate
+from echostill.curation.ingestion.keys import beginnings, find_veil, keep_key, under_key
+from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.sources import (
+    Failure,
+    IngestSettings,
+    Source,
+    read_source,
+)
+from echostill.platform import runtime
+from echostill.platform.config import StageConfig, execution
+from echostill.platform.errors import EchostillError
+from echostill.platform.progress import console
+from echostill.platform.shards.stage import Outcome, Record, ShardedStage
+from echostill.platform.tables.fingerprint import claim, fingerprint
+from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
+from echostill.platform.tables.storage import sha256
+from echostill.platform.tables.store import Plan, Store, save_configuration
+from echostill.platform.tables.table import decode_parquet
+
+
+class IngestConfig(StageConfig, IngestSettings):
+    """Ingest of image folders, file lists, manifests, archives, DICOM, videos and volumes."""
+
+    files_per_shard: int = Field(1024, ge=1, description="Files that one part of the pool holds.")
+    bytes_per_shard: int = Field(
+        2**30,
+        ge=1,
+        description="Bytes of cines, volumes and archives after which a part of the pool is full.",
+    )
+    workers: int | None = execution(None, "Ingest workers; default as many as fit.", ge=1)
+    max_error_rate: float = execution(0.05, "Largest share of quarantined rows.", ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class IngestWorker:
+    """Reads the files of one shard; each file is a unit that can be read again by itself."""
+
+    settings: IngestSettings
+    veil: Veil
+    desk: Desk
+    samples: dict[str, int]  # frames for the contact sheet, by shard
+
+    def process(self, payload: Any) -> Outcome:
+        """Read a list of sources (plain values) into pool rows and quarantine rows."""
+        started = time.perf_counter()
+        rows: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
+        units = []
+        shard = shard_name(payload)
+        self.desk.sample = self.samples.get(shard, 0)
+        for values in payload:
+            before = len(rows), len(refused)
+            source = Source(**values)
+            for item in read_source(source, self.settings, self.veil.key, self.desk):
+                if isinstance(item, Failure):
+                    refused.append(self.veil.refusal(item.row(), source.group))
+                else:
+                    rows.append(self.veil.row(item))
+            units.append((len(rows) - before[0], len(refused) - before[1]))
+        self.desk.finish(shard)
+        return Outcome(
+            pa.Table.from_pylist(rows, schema=POOL_SCHEMA),
+            pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
+            units,
+            {"read": time.perf_counter() - started},
+        )
+
+    def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
+        """Read the sources of those numbers alone."""
+        return self.process([payload[number] for number in units])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The stage with its shards, before any work."""
+
+    store: Store
+    stage: ShardedStage
+    shards: list[list[dict[str, Any]]]  # sources as plain values
+    veil: Veil
+    approved: dict[str, str]
+
+    @property
+    def files(self) -> int:
+        """Number of files over all shards."""
+        return sum(len(shard) for shard in self.shards)
+
+    def make_worker(self, config: IngestConfig) -> "_MakeWorker":
+        """Return what makes the workers."""
+        desk = _desk(config, self.store, self.approved)
+        return _MakeWorker(
+            _settings(config, self.veil), self.veil, desk, _samples(config, self.shards)
+        )
+
+    def finish(self, stage: ShardedStage, records: dict[int, Record]) -> None:
+        """Amend the shards when all are there, and write the review table."""
+        move_repeated_ids(stage, records)
+        write_review(self.store, stage, records)
+
+    def held(self) -> int:
+        """Number of frames that wait for review, as far as shards are finished."""
+        records = self.stage.finished(len(self.shards))
+        return sum(waiting_in(self.stage, record) for record in records.values())
+
+    @contextlib.contextmanager
+    def with_review(self) -> Iterator[None]:
+        """Let an error say how many of the quarantined rows only wait for review."""
+        try:
+            yield
+        except EchostillError as error:
+            held = self.held()
+            if not held:
+                raise
+            raise EchostillError(
+                f"{error} {held} of the rows in quarantine were held back by de-identification "
+                f"({NEEDS_REVIEW}): they count as errors until they are approved."
+            ) from error
+
+    def describe_held(self) -> str:
+        """Say in words how many frames wait for review, if any do."""
+        held = self.held()
+        return f"; {held} wait for `echostill review {self.store.root}`" if held else ""
+
+
+def ingest(config: IngestConfig, *, overwrite: bool = False) -> str:
+    """Read every source into the pool.
+
+    Returns:
+        What was done, in words: files, rows in, rows out, quarantined.
+    """
+    ready = _prepare(config, overwrite)
+    reopened = reopen(ready.stage, len(ready.shards), ready.approved)
+    if ready.stage.is_finished():
+        return f"already done: {ready.files} files; {ready.stage.accounting().describe()}"
+    with ready.with_review():
+        done = ready.stage.run(
+            ready.shards,
+            ready.make_worker(config),
+            _connected_plan(config, len(ready.shards)),
+            progress=config.progress,
+            finish=ready.finish,
+        )
+    said = f"{ready.files} files; {done.describe()}"
+    if reopened:
+        said += f"; {reopened} shard(s) read again for approved frames"
+    return said + ready.describe_held()
+
+
+def retry_ingest(config: IngestConfig) -> str:
+    """Read the quarantined files again, after they were mended or a decoder was installed.
+
+    What now works takes its place in the pool, as if it had worked the first time. Frames that were
+    held back and have been approved come in too.
+
+    Returns:
+        What was done, in words, and what was made from the pool as it was before.
+    """
+    store = Store(config.store)
+    ready = _prepare(config, overwrite=False)
+    before = store.open_pool().digest if ready.stage.is_finished() else None
+    with ready.with_review():
+        done = ready.stage.retry(
+            ready.shards,
+            ready.make_worker(config),
+            _connected_plan(config, len(ready.shards)),
+            progress=config.progress,
+            finish=ready.finish,
+        )
+    said = done.describe(store.made_from(before) if before and done.changed else [])
+    return said + ready.describe_held()
+
+
+def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
+    store = Store(config.store)
+    listed = _shards(config)
+    contents = beginnings(config, [source for shard in listed for source in shard])
+    veil = find_veil(config, contents, None if overwrite else store.pool())
+    shards = [[under_key(source, veil.key) for source in shard] for shard in listed]
+    shown = config.model_copy(
+        update=veil.values(config.model_dump(), ("source", "exclude", "root"))
+    )
+    wanted = _fingerprint(shown, shards, veil)
+    claim(store.pool(), wanted, "a pool", overwrite)
+    keep_key(store.pool(), veil, contents)
+    stage = ShardedStage(
+        name="ingest",
+        table=store.pool(),
+        quarantine=store.quarantine("ingest"),
+        schema=POOL_SCHEMA,
+        fingerprint=wanted,
+        max_error_rate=config.max_error_rate,
+        events=store.events(),
+    )
+    if not stage.is_finished():
+        save_configuration(store.pool(), shown)
+    plain = [[asdict(source) for source in shard] for shard in shards]
+    return Prepared(store, stage, plain, veil, approved_pixels(store))
+
+
+def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
+    runtime.connect(config.address)
+    # Decoding is the CPU's work: GPUs of the cluster are left to the models.
+    cpus, _ = runtime.cluster_resources()
+    return runtime.plan_workers(config.workers, shards, cpus)
+
+
+def _settings(config: IngestConfig, veil: Veil) -> IngestSettings:
+    """Return the settings for the workers, which need not ask for the key themselves."""
+    values = {name: getattr(config, name) for name in IngestSettings.model_fields}
+    sources = "hashed" if veil.hidden else "names"
+    values["deidentify"] = config.deidentify.model_copy(update={"sources": sources})
+    return IngestSettings(**values)
+
+
+def _desk(config: IngestConfig, store: Store, approved: dict[str, str]) -> Desk:
+    settings = config.deidentify
+    if not settings.review_pixels and not settings.contact_sheet:
+        return Desk(approved)
+    pictures = prepare_pictures(store)
+    console.print(
+        f"warning: identifiable pixels are written to '{pictures.root}': keep it as the original "
+        "files are kept, and delete it after the review.",
+        markup=False,
+        soft_wrap=True,
+    )
+    return Desk(approved, pictures, settings.review_pixels)
+
+
+def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[str, int]:
+    """Share the frames of the contact sheet out over the shards."""
+    wanted = config.deidentify.contact_sheet
+    names = [shard_name(shard) for shard in spread(shards, wanted)] if wanted else []
+    return {
+        name: wanted // len(names) + (number < wanted % len(names))
+        for number, name in enumerate(names)
+    }
+
+
+def plan_ingest(config: IngestConfig) -> Plan:
+    """Say what :func:`ingest` would do."""
+    store = Store(config.store)
+    shards = _shards(config)
+    files = sum(len(shard) for shard in shards)
+    cpus, _ = runtime.local_resources()
+    out = Plan("ingest")
+    out.add("sources", f"{files} files (a cine is one file and gives a row per frame)")
+    out.add("shards", f"{len(shards)} of up to {config.files_per_shard} files")
+    out.add("workers", runtime.plan_workers(config.workers, len(shards), cpus).describe())
+    out.add("size", estimate([source for shard in shards for source in shard], config).describe())
+    done = len(store.pool().list("done"))
+    names = "as keyed hashes" if config.hides_names else "as they are"
+    pixels = "the sector alone, doubtful frames held back"
+    if config.deidentify.pixels == "off":
+        pixels = "as they are (deidentify.pixels is off)"
+    out.add("identifiers", f"pixels: {pixels}; file names and groups: {names}")
+    out.add("already done", f"{done} of {len(shards)} shards")
+    out.add("result", store.pool().root)
+    return out
+
+
+@dataclass(frozen=True)
+class _MakeWorker:
+    settings: IngestSettings
+    veil: Veil
+    desk: Desk
+    samples: dict[str, int]
+
+    def __call__(self) -> IngestWorker:
+        return IngestWorker(self.settings, self.veil, self.desk, self.samples)
+
+
+def _shards(config: IngestConfig) -> list[list[Source]]:
+    """Cut the sources into shards: by files, and by bytes, so that cines do not fill the memory."""
+    shards: list[list[Source]] = []
+    held = 0
+    for source in list_sources(config):
+        full = bool(shards) and (
+            len(shards[-1]) >= config.files_per_shard or held + source.size > config.bytes_per_shard
+        )
+        if not shards or full:
+            shards.append([])
+            held = 0
+        shards[-1].append(source)
+        held += source.size
+    return shards
+
+
+def _fingerprint(config: IngestConfig, shards: list[list[Source]], veil: Veil) -> Any:
+    # What may change while the pool stays the same: where the files lie, and what mending changes.
+    passing = {"file", "size", "problem"}
+    listing = [
+        [
+            {
+                key: veil.name(str(value))
+                for key, value in asdict(source).items()
+                if key not in passing
+            }
+            for source in shard
+        ]
+        for shard in shards
+    ]
+    digest = sha256(json.dumps(listing, sort_keys=True).encode())
+    return fingerprint(config, inputs={"files": digest, "key check": key_check(veil.key)})
+
+
+def shard_name(payload: list[dict[str, Any]]) -> str:
+    """Return a name for a shard that depends on its files alone, and tells none of them."""
+    return sha256(json.dumps(payload, sort_keys=True).encode())[:16]
+
+
+def move_repeated_ids(stage: ShardedStage, records: dict[int, Record]) -> None:
+    """Move rows whose id an earlier shard or row has already to the quarantine.
+
+    Ids come from content and origin: the same DICOM instance in two files is one image. A shard is
+    amended by writing it again, and is unfinished meanwhile.
+    """
+    seen: set[str] = set()
+    for index in sorted(records):
+        part = stage.table.read(records[index]["part"]["file"])
+        keep = []
+        for image_id in decode_parquet(part, ["image_id"])["image_id"].to_pylist():
+            keep.append(image_id not in seen)
+            seen.add(image_id)
+        if all(keep):
+            continue
+        outcome = stage.read(records[index])
+        repeated = outcome.rows.filter(pa.array([not kept for kept in keep])).to_pylist()
+        refused = [
+            Failure(
+                row["source"],
+                row["image_id"],
+                "RepeatedId",
+                "the same image (the same DICOM instance and frame) was read already",
+            ).row()
+            for row in repeated
+        ]
+        refusals = pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA)
+        records[index] = stage.write(index, outcome.moved(keep, refusals))

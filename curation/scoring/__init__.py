@@ -1,0 +1,1 @@
+"""Scoring: teacher features and proxy gradients of every pool image."""

@@ -1,0 +1,242 @@
+"""Features of any images from any model: `echostill embed`.
+
+Images are read as ingest reads them (folders, lists, manifests, DICOM, cines), so that a feature
+here is the feature that a pool row would get. What cannot be read costs its own row alone.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.sources import (
+    Failure,
+    IngestSettings,
+    Row,
+    Source,
+    read_source,
+)
+from echostill.platform.errors import EchostillError, UsageError, nearest
+from echostill.platform.imaging.images import decode_staged, to_square
+from echostill.platform.models import model_names
+from echostill.platform.models.exported import FeatureModel, encoder_compute, open_export
+from echostill.platform.models.registry import TIMM_PREFIX
+from echostill.platform.models.trained import TrainedModel, open_run, open_zoo
+from echostill.platform.progress import Progress
+from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Store
+from echostill.platform.training.staging import staged_side
+
+BATCH_SIZE = 32
+LISTED = 10  # failures that are said by name; all are in the quarantine file
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What an embedding made."""
+
+    rows: int
+    dim: int
+    target: str
+    failures: tuple[Failure, ...]
+    quarantine: str
+
+    def describe(self) -> str:
+        """Say it in words, the images that gave no row by name."""
+        lines = [f"{self.rows} features of {self.dim} numbers: {self.target}"]
+        if self.failures:
+            lines.append(f"{len(self.failures)} without one, listed in {self.quarantine}:")
+            lines += [f"  {item.source}: {item.message}" for item in self.failures[:LISTED]]
+            if len(self.failures) > LISTED:
+                lines.append(f"  and {len(self.failures) - LISTED} more")
+        return "\n".join(lines)
+
+
+def find_model(
+    name: str, *, store: str, weights: str | None, form: str | None, threads: int | None = None
+) -> FeatureModel:
+    """Find a model by an export's path, a zoo name with weights, or a run's name.
+
+    Raises:
+        UsageError: It is none of these, or a zoo model without weights.
+    """
+    is_zoo = name in model_names() or name.startswith(TIMM_PREFIX)
+    if weights is not None or is_zoo:
+        if weights is None:
+            raise UsageError(f"'{name}' is a model without weights: name them (--weights FILE).")
+        return _from_encoder(open_zoo(name, weights), "zoo")
+    path = Path(name).expanduser()
+    if path.exists():
+        return open_export(path, form, threads)
+    try:
+        return _from_encoder(open_run(Store(store), name), "run")
+    except UsageError as error:
+        if "/" in name or path.suffix:
+            folder = path.parent
+            names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+            raise UsageError(f"no exported model '{name}'.{nearest(path.name, names)}") from None
+        raise UsageError(f"no model '{name}': no export of that path, and {error}") from None
+
+
+def embed(
+    images: Sequence[str],
+    model: FeatureModel,
+    to: str,
+    *,
+    batch_size: int = BATCH_SIZE,
+    threads: int | None = None,
+    settings: IngestSettings | None = None,
+    progress: bool = True,
+) -> Embedded:
+    """Write the features of images as one Parquet file.
+
+    Columns: ``image`` (the source), ``image_id``, ``frame`` (of a cine, else 0) and ``feature``
+    (fixed-size list of float32, the model's own pooling, not normalised). Rows stand in the order
+    of the sources. Pixels are taken as they are, not de-identified, unless ``settings`` say so: no
+    pixels are kept, and no image of one's own goes missing. The names of the files are kept.
+    Images that could not be read go to ``<name>.quarantine.parquet`` beside it.
+
+    Args:
+        images: Folders, files, lists (.txt) or manifests (.csv, .parquet).
+        model: From :func:`find_model`.
+        to: Parquet file to write; it appears when it is whole.
+        batch_size: Images per pass through the model.
+        threads: Threads that decode; default all this process may use.
+        settings: How files are read; its ``source`` is replaced by ``images``.
+        progress: Whether to show a bar.
+
+    Raises:
+        UsageError: Nothing to read, or the target is not a .parquet file.
+        EchostillError: Not one image could be read.
+    """
+    if not to.endswith(".parquet"):
+        raise UsageError(f"features are written as .parquet, not as '{to}'.")
+    values = {
+        # A pool stages at 256 pixels; a model that takes more must not see enlarged ones.
+        "stage_side": max(256, staged_side(model.image_size)),
+        "deidentify": {"pixels": "off"},
+        **(settings.model_dump(exclude_unset=True) if settings else {}),
+        "source": tuple(images),
+    }
+    reading = IngestSettings(**values)
+    sources = list_sources(reading)
+    failures: list[Failure] = []
+    tables: list[pa.Table] = []
+    with Progress("embed", len(sources), enabled=progress) as bar:
+        for batch in _batches(_read(sources, reading, failures, bar, threads), batch_size):
+            tables.append(_features(model, batch))
+    quarantine = _write_quarantine(to, failures)
+    if not tables:
+        first = failures[0]
+        raise EchostillError(
+            f"none of {len(failures)} image(s) could be read; the first, {first.source}: "
+            f"{first.message} See '{quarantine}'."
+        )
+    table = pa.concat_tables(tables)
+    _write(to, table.replace_schema_metadata(_metadata(model)))
+    dim = table.schema.field("feature").type.list_size
+    return Embedded(table.num_rows, dim, to, tuple(failures), quarantine)
+
+
+def _from_encoder(trained: TrainedModel, form: str) -> FeatureModel:
+    encoder = trained.encoder
+    return FeatureModel(
+        trained.run or encoder.name,
+        form,
+        encoder.image_size,
+        trained.digest,
+        encoder_compute(encoder),
+    )
+
+
+def _read(
+    sources: Sequence[Source],
+    settings: IngestSettings,
+    failures: list[Failure],
+    bar: Progress,
+    threads: int | None,
+) -> Iterator[Row]:
+    """Decode ahead in threads; rows come in the order of the sources."""
+    workers = threads or len(os.sched_getaffinity(0))
+    ahead = 4 * workers
+    with ThreadPoolExecutor(workers, thread_name_prefix="echostill-decode") as pool:
+        waiting = [pool.submit(read_source, source, settings) for source in sources[:ahead]]
+        for position in range(len(sources)):
+            items = waiting.pop(0).result()
+            if position + ahead < len(sources):
+                waiting.append(pool.submit(read_source, sources[position + ahead], settings))
+            for item in items:
+                if isinstance(item, Failure):
+                    failures.append(item)
+                else:
+                    yield item
+            bar.advance(note=f"{len(failures)} unreadable" if failures else "")
+
+
+def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _features(model: FeatureModel, batch: Sequence[Row]) -> pa.Table:
+    pixels = np.stack([to_square(decode_staged(row["image"]), model.image_size) for row in batch])
+    features = model.features(pixels)
+    item = pa.field("element", pa.float32())
+    return pa.table(
+        {
+            "image": pa.array([row["source"] for row in batch], pa.string()),
+            "image_id": pa.array([row["image_id"] for row in batch], pa.string()),
+            "frame": pa.array([row["frame"] for row in batch], pa.int32()),
+            "feature": pa.FixedSizeListArray.from_arrays(
+                pa.array(features.ravel(), pa.float32()), type=pa.list_(item, features.shape[1])
+            ),
+        }
+    )
+
+
+def _metadata(model: FeatureModel) -> dict[str, str]:
+    """Which model made the features, kept in the file: two files are comparable where it agrees."""
+    return {
+        "echostill.model": model.name,
+        "echostill.form": model.form,
+        "echostill.image_size": str(model.image_size),
+        "echostill.weights": model.digest,
+    }
+
+
+def _write_quarantine(to: str, failures: Sequence[Failure]) -> str:
+    """Write the failures beside the features; without any, an old list is taken away."""
+    name = f"{to.removesuffix('.parquet')}.quarantine.parquet"
+    rows: list[dict[str, Any]] = [item.row("embed") for item in failures]
+    if rows:
+        _write(name, pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
+    else:
+        folder, file = _split(name)
+        Storage(folder).delete(file)
+    return name
+
+
+def _write(target: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=8192)
+    folder, file = _split(target)
+    Storage(folder).write(file, sink.getvalue().to_pybytes())
+
+
+def _split(target: str) -> tuple[str, str]:
+    folder, _, file = target.rpartition("/")
+    return folder or ("/" if target.startswith("/") else "."), file

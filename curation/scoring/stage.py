@@ -1,0 +1,239 @@
+"""The score stage: a briefly trained proxy, then teacher features and gradient norms in one pass.
+
+The proxy is the student itself, trained with the masked image modelling objective on a sample of
+the pool; its weights are kept at several steps. Then every image is decoded once, and gives the
+teacher's feature and, for each kept proxy, the norm of the last layer's gradient.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from echostill.curation.scoring.balance import plan_balance
+from echostill.curation.scoring.decoding import PartDecoder, shards
+from echostill.curation.scoring.gradient import GradientLoss
+from echostill.curation.scoring.worker import ProxySettings, ScoreWorker
+from echostill.platform import runtime
+from echostill.platform.config import ModelsConfig, execution
+from echostill.platform.masking.mim_training import MaskedImageJob, snapshot_name
+from echostill.platform.models import create_encoder
+from echostill.platform.models.complexity import gflops
+from echostill.platform.models.weights import find_teacher
+from echostill.platform.seeding import stream
+from echostill.platform.shards.stage import ShardedStage
+from echostill.platform.tables.fingerprint import claim, fingerprint
+from echostill.platform.tables.schemas import scores_schema
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Plan, Store, describe_bytes, save_configuration
+from echostill.platform.tables.table import Table
+from echostill.platform.training.ray import plan as plan_training
+from echostill.platform.training.run import RunResult, is_finished, train_run
+
+PROXY = "proxy"
+
+
+class ScoreConfig(ModelsConfig):
+    """Scoring of the pool."""
+
+    proxy: ProxySettings = ProxySettings()
+    gradient_loss: GradientLoss = Field("mse", description="Loss whose gradient is measured.")
+    mask_draws: int = Field(2, ge=1, description="Mask draws the gradient norm is averaged over.")
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    rows_per_shard: int = Field(
+        2048, ge=1, description="Images that one part of the scores holds, at most."
+    )
+    workers: int | None = execution(
+        None, "Scoring workers; default one per GPU, without GPUs as many as fit.", ge=1
+    )
+    threads: int = execution(1, "Threads per CPU worker.", ge=1)
+    decoders: int | None = execution(
+        None, "Tasks that decode ahead of GPU workers; default the CPUs that are left.", ge=0
+    )
+    decode_rate: float | None = execution(
+        None, "Images a CPU core decodes per second, for the plan; default measured.", gt=0
+    )
+    gpu_rate: float | None = execution(
+        None, "Images a GPU scores per second, for the plan; default estimated.", gt=0
+    )
+    max_error_rate: float = execution(0.05, "Largest share of quarantined rows.", ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The stage with its shards and its worker, before any scoring."""
+
+    stage: ShardedStage
+    shards: list[list[str | int]]
+    worker: ScoreWorker
+    proxy: RunResult
+
+
+def score(config: ScoreConfig, *, overwrite: bool = False) -> str:
+    """Train the proxy and fill the scores table.
+
+    Returns:
+        What was done, in words.
+    """
+    ready = _prepare(config, overwrite)
+    if ready.stage.is_finished():
+        return f"already done: {ready.stage.accounting().describe()}"
+    done = ready.stage.run(
+        ready.shards,
+        ready.worker.loaded,
+        _connected_plan(config, len(ready.shards)),
+        decode=ready.worker.decoder,
+        progress=config.progress,
+    )
+    return f"proxy {ready.proxy.losses()}; {done.describe()}"
+
+
+def retry_score(config: ScoreConfig) -> str:
+    """Score the quarantined images again.
+
+    What now works takes its place in the scores, as if it had worked the first time.
+
+    Returns:
+        What was done, in words, and what was made from the scores as they were before.
+    """
+    store = Store(config.store)
+    ready = _prepare(config, overwrite=False)
+    before = store.open_scores().digest if ready.stage.is_finished() else None
+    done = ready.stage.retry(
+        ready.shards,
+        ready.worker.loaded,
+        _connected_plan(config, len(ready.shards)),
+        progress=config.progress,
+    )
+    return done.describe(store.made_from(before) if before and done.changed else [])
+
+
+def _prepare(config: ScoreConfig, overwrite: bool) -> Prepared:
+    store = Store(config.store)
+    pool = store.open_pool()
+    teacher = find_teacher(config)
+    proxy = _train_proxy(config, store, pool, overwrite)
+    steps = config.proxy.snapshot_steps()
+    wanted = fingerprint(
+        config,
+        weights={"teacher": teacher.digest, "proxy": _proxy_digest(proxy.storage, steps)},
+        inputs={"pool": pool.digest},
+        without=("teacher",),
+    )
+    claim(store.scores(), wanted, "scores", overwrite)
+    sizes = (create_encoder(teacher.model), create_encoder(config.student))
+    worker = ScoreWorker(
+        decoder=PartDecoder(
+            store.pool(), tuple(sorted({e.image_size for e in sizes})), config.batch_size
+        ),
+        teacher=teacher,
+        student=config.student,
+        proxy=config.proxy,
+        snapshots=proxy.storage,
+        gradient_loss=config.gradient_loss,
+        mask_draws=config.mask_draws,
+        seed=config.seed,
+    )
+    stage = ShardedStage(
+        name="score",
+        table=store.scores(),
+        quarantine=store.quarantine("score"),
+        schema=scores_schema(sizes[0].dim, len(steps)),
+        fingerprint=wanted,
+        max_error_rate=config.max_error_rate,
+        events=store.events(),
+    )
+    if not stage.is_finished():
+        save_configuration(store.scores(), config)
+    return Prepared(stage, shards(pool, config.rows_per_shard), worker, proxy)
+
+
+def _connected_plan(config: ScoreConfig, count: int) -> runtime.WorkerPlan:
+    runtime.connect(config.address)
+    return _plan(config, count, *runtime.cluster_resources())
+
+
+def _plan(config: ScoreConfig, count: int, cpus: float, gpus: float) -> runtime.WorkerPlan:
+    return runtime.plan_workers(config.workers, count, cpus, gpus, config.threads, config.decoders)
+
+
+def plan_score(config: ScoreConfig) -> Plan:
+    """Say what :func:`score` would do."""
+    store = Store(config.store)
+    pool = store.open_pool()
+    teacher = find_teacher(config)
+    training = config.proxy.training
+    encoder, student = create_encoder(teacher.model), create_encoder(config.student)
+    cpus, gpus = runtime.local_resources()
+    count = len(shards(pool, config.rows_per_shard))
+    per_row = encoder.dim * 2 + len(config.proxy.snapshot_steps()) * 4 + 48
+    out = Plan("score")
+    out.add("pool", f"{pool.rows} images in {count} shards, {pool.storage.root}")
+    out.add("teacher", f"{teacher.model}, {teacher.path}")
+    out.add("proxy", f"{config.student}, {training.describe(min(config.proxy.sample, pool.rows))}")
+    out.add("proxy done", "yes" if is_finished(store.run(PROXY)) else "no")
+    out.add("proxy workers", plan_training(training, cpus, gpus).describe())
+    out.add("scoring", _plan(config, count, cpus, gpus).describe())
+    forwards = config.mask_draws * len(config.proxy.snapshot_steps())
+    views = 2 if config.gradient_loss == "separated" else 1
+    sizes = tuple(sorted({encoder.image_size, student.image_size}))
+    balance = plan_balance(
+        PartDecoder(store.pool(), sizes, config.batch_size),
+        pool,
+        gflops(encoder) + forwards * views * gflops(student),
+        decode_rate=config.decode_rate,
+        gpu_rate=config.gpu_rate,
+    )
+    out.add("CPU:GPU", balance.describe(cpus, gpus))
+    out.add("size", f"{describe_bytes(per_row * pool.rows)} of scores")
+    done = len(store.scores().list("done"))
+    out.add("already done", f"{done} of {count} shards")
+    return out
+
+
+def _train_proxy(config: ScoreConfig, store: Store, pool: Table, overwrite: bool) -> RunResult:
+    storage = store.run(PROXY)
+    wanted = fingerprint(
+        config,
+        inputs={"pool": pool.digest},
+        without=("teacher", "gradient_loss", "mask_draws", "batch_size", "rows_per_shard"),
+    )
+    ids = sample_ids(pool.read(["image_id"])["image_id"].to_pylist(), config)
+    job = MaskedImageJob(
+        store=store.root,
+        model=config.student,
+        image_ids=tuple(ids),
+        settings=config.proxy.paced,
+        decoder=config.proxy.decoder,
+        masks=config.proxy.masks,
+        reconstruction=config.proxy.reconstruction,
+        views="separated",
+        seed=config.seed,
+        snapshot_folder=storage.root,
+    )
+    return train_run(
+        job, storage, wanted, config, stage="proxy", export=_no_export, overwrite=overwrite
+    )
+
+
+def _no_export(task: torch.nn.Module, folder: Path) -> None:
+    """The proxy's snapshots are its export, and they are written while it trains."""
+
+
+def sample_ids(ids: list[str], config: ScoreConfig) -> list[str]:
+    """Choose the images that the proxy is trained on; sorted, a function of seed and ids."""
+    if len(ids) <= config.proxy.sample:
+        return sorted(ids)
+    order = stream(config.seed, "proxy sample").permutation(len(ids))
+    ids = sorted(ids)
+    return sorted(ids[row] for row in order[: config.proxy.sample])
+
+
+def _proxy_digest(storage: Storage, steps: tuple[int, ...]) -> str:
+    import hashlib
+
+    whole = hashlib.sha256()
+    for step in steps:
+        whole.update(storage.read(snapshot_name(step)))
+    return whole.hexdigest()

@@ -1,0 +1,1 @@
+"""Selection: scores in, coreset out, every pool row with its reason."""

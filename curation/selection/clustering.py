@@ -1,0 +1,239 @@
+"""Spherical k-means over teacher features: where in the pool an image lives.
+
+FAISS trains the centroids on a sample of the pool, in memory; then every image is assigned to its
+nearest centroid, piece by piece. Three habits of FAISS are made explicit here: it trains on a
+silent sample of 256 rows per cluster unless told otherwise, it warns instead of stopping when a
+cluster gets few rows, and it may leave clusters without members.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from echostill.curation.selection.assignment import AssignPiece, GatherPiece, flat_index, on_grid
+from echostill.curation.selection.features import ArrayFeatures, Features, inverse
+from echostill.platform.config import Config
+from echostill.platform.errors import UsageError
+from echostill.platform.phases import phase
+from echostill.platform.ray_tasks import Crew
+from echostill.platform.seeding import stream
+
+AUTO_CLUSTERS_MAX = 1000
+
+
+class ClusteringSettings(Config):
+    """How the pool is divided into clusters."""
+
+    clusters: int | Literal["auto"] = Field(
+        "auto",
+        description="Number of clusters; 'auto' is round(sqrt(images)), at most 1000 and at most a "
+        "quarter of the images. Never more than there are images.",
+    )
+    iterations: int = Field(25, ge=1, description="k-means iterations.")
+    redo: int = Field(1, ge=1, description="k-means runs with other starts; the best one is kept.")
+    max_points_per_centroid: int | None = Field(
+        256,
+        ge=1,
+        description="Train on a sample of at most this many images per cluster; every image is "
+        "assigned. null trains on all images.",
+    )
+    gpus: tuple[int, ...] = Field(
+        (),
+        description="Ids of the GPUs that FAISS clusters on; empty is the CPU. A GPU rounds "
+        "otherwise, so this is part of what a result depends on.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the starting centroids.")
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """A pool divided into clusters.
+
+    Attributes:
+        ids: image ids of the N rows.
+        assignment: (N,) int32, cluster of each row, 0..k-1; every cluster has a member.
+        distance: (N,) float32, 1 - cosine similarity to the row's own centroid, in [0, 2].
+        centroids: (k, D) float32, of unit length (zero where the members cancel out).
+        requested: number of clusters asked for, after 'auto' and the bound by N were resolved.
+        training_rows: number of rows that k-means was trained on.
+    """
+
+    ids: pa.Array
+    assignment: np.ndarray
+    distance: np.ndarray
+    centroids: np.ndarray
+    requested: int
+    training_rows: int
+
+    @property
+    def count(self) -> int:
+        """Number of clusters that have members; duplicates in the pool can make it < requested."""
+        return len(self.centroids)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Members of each cluster, (k,) int64."""
+        return np.bincount(self.assignment, minlength=self.count)
+
+
+def cluster_count(rows: int, clusters: int | Literal["auto"]) -> int:
+    """Resolve the number of clusters for a pool of ``rows`` images.
+
+    'auto' is round(sqrt(rows)), at most 1000, and at most rows // 4 so that ranks inside a cluster
+    mean something. The published method states no number: this one is inferred.
+
+    Raises:
+        UsageError: A number below 1.
+    """
+    if clusters == "auto":
+        return max(1, min(round(math.sqrt(rows)), AUTO_CLUSTERS_MAX, rows // 4))
+    if clusters < 1:
+        raise UsageError(f"clusters is {clusters}; expected 'auto' or a number from 1.")
+    return min(clusters, rows)
+
+
+def training_rows(rows: int, settings: ClusteringSettings) -> int:
+    """Return how many of ``rows`` images k-means is trained on."""
+    if settings.max_points_per_centroid is None:
+        return rows
+    return min(rows, cluster_count(rows, settings.clusters) * settings.max_points_per_centroid)
+
+
+def cluster_features(
+    features: np.ndarray, ids: pa.Array, settings: ClusteringSettings, crew: Crew | None = None
+) -> Clustering:
+    """Divide features in memory by spherical k-means; see :func:`cluster_pieces`.
+
+    Args:
+        features: (N, D), any float type; scaled to unit length here.
+        ids: image ids of the N rows.
+        settings: number of clusters, iterations, seed.
+        crew: who assigns; None for threads of this process.
+    """
+    if features.ndim != 2 or not features.size:
+        raise UsageError(
+            f"nothing to cluster: features of shape {features.shape}, expected (N, D)."
+        )
+    return cluster_pieces(ArrayFeatures(features), ids, np.arange(len(ids)), settings, crew)
+
+
+def cluster_pieces(
+    features: Features,
+    ids: pa.Array,
+    order: np.ndarray,
+    settings: ClusteringSettings,
+    crew: Crew | None = None,
+) -> Clustering:
+    """Divide features by spherical k-means (each image goes to the centroid of largest cosine).
+
+    The features are read twice, a block at a time: once to look at every row and to take the
+    training sample, once to assign. In memory are the sample (4 D bytes a row) and a few numbers
+    per image. The result depends on the rows in the order of ``ids`` alone, not on the pieces, the
+    threads or the workers.
+
+    Args:
+        features: N rows in any order.
+        ids: image ids of the N rows, in the order in which the result is wanted; callers sort them.
+        order: (N,) row numbers of ``features`` in the order of ``ids``.
+        settings: number of clusters, iterations, sample, seed.
+        crew: who reads and assigns; None for threads of this process.
+
+    Raises:
+        UsageError: No rows, rows that are zero or not finite, or a number of clusters below 1.
+    """
+    rows = len(ids)
+    if rows == 0:
+        raise UsageError("nothing to cluster: no features.")
+    crew = crew or Crew()
+    place = inverse(order)
+    edges = np.concatenate([[0], np.cumsum(features.counts)])
+    requested = cluster_count(rows, settings.clusters)
+    chosen = _sample(rows, training_rows(rows, settings), settings.seed)
+    with phase("training sample"):
+        sample = _gather(features, ids, chosen, place, edges, crew)
+    with phase("k-means training"):
+        centroids = on_grid(_train(sample, requested, settings))
+        del sample
+    with phase("assignment"):
+        cluster = np.empty(rows, dtype=np.int32)
+        distance = np.empty(rows, dtype=np.float32)
+        assign = AssignPiece(features, centroids, settings.gpus)
+        pieces = np.flatnonzero(np.diff(edges)).tolist()
+        for number, found in crew.map(assign, pieces):
+            where = place[edges[pieces[number]] : edges[pieces[number] + 1]]
+            cluster[where], distance[where] = found.cluster, found.distance
+    # Clusters without members (duplicate images) are dropped, and the rest numbered without gaps.
+    used = np.flatnonzero(np.bincount(cluster, minlength=len(centroids)))
+    renumbered = np.full(len(centroids), -1, dtype=np.int32)
+    renumbered[used] = np.arange(len(used))
+    return Clustering(
+        ids=ids,
+        assignment=renumbered[cluster],
+        distance=distance,
+        centroids=centroids[used],
+        requested=requested,
+        training_rows=len(chosen),
+    )
+
+
+def first_ids(ids: pa.Array, rows: np.ndarray, limit: int = 3) -> str:
+    """Name the first few of the given rows by their ids, for an error message."""
+    shown = pc.take(ids, pa.array(rows[:limit])).to_pylist()
+    return ", ".join(shown) + (", ..." if len(rows) > limit else "")
+
+
+def _sample(rows: int, size: int, seed: int) -> np.ndarray:
+    """Choose the training rows: positions in the order of the ids, ascending."""
+    if size >= rows:
+        return np.arange(rows)
+    return np.sort(stream(seed, "k-means sample").choice(rows, size, replace=False, shuffle=False))
+
+
+def _gather(
+    features: Features,
+    ids: pa.Array,
+    chosen: np.ndarray,
+    place: np.ndarray,
+    edges: np.ndarray,
+    crew: Crew,
+) -> np.ndarray:
+    """Read the training rows, of unit length and in the order of their ids, (m, D) float32."""
+    wanted = np.zeros(len(ids), dtype=bool)
+    wanted[chosen] = True
+    wanted = wanted[place]  # in the order of the features
+    sample = np.empty((len(chosen), features.dimension), dtype=np.float32)
+    broken: list[np.ndarray] = []
+    pieces = range(len(edges) - 1)
+    arguments = [(piece, wanted[edges[piece] : edges[piece + 1]]) for piece in pieces]
+    for piece, (rows, unusable) in crew.map(GatherPiece(features), arguments):
+        where = place[edges[piece] : edges[piece + 1]]
+        sample[np.searchsorted(chosen, where[arguments[piece][1]])] = rows
+        broken.append(where[unusable])
+    lost = np.sort(np.concatenate(broken))
+    if len(lost):
+        raise UsageError(
+            f"{len(lost)} of {len(ids)} features cannot be clustered (zero, or not finite): "
+            f"{first_ids(ids, lost)}. Score these images again or leave them out of the pool."
+        )
+    return sample
+
+
+def _train(sample: np.ndarray, clusters: int, settings: ClusteringSettings) -> np.ndarray:
+    """Train centroids on the whole sample, (k, D) float32."""
+    parameters = faiss.ClusteringParameters()
+    parameters.niter = settings.iterations
+    parameters.nredo = settings.redo
+    parameters.seed = settings.seed % 2**31  # FAISS holds it in 32 bits
+    parameters.spherical = True
+    parameters.min_points_per_centroid = 1
+    # FAISS takes a sample of its own when rows > clusters * this: the bound is never met.
+    parameters.max_points_per_centroid = math.ceil(len(sample) / clusters)
+    kmeans = faiss.Clustering(sample.shape[1], clusters, parameters)
+    kmeans.train(sample, flat_index(sample[:0], settings.gpus))
+    return faiss.vector_to_array(kmeans.centroids).reshape(clusters, sample.shape[1])

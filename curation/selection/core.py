@@ -1,0 +1,387 @@
+"""From scores to the coreset: ranks inside clusters, quotas, and an exact budget.
+
+An image near its cluster's centroid is typical, one with a large proxy gradient is informative.
+Both become ranks inside the cluster, their weighted sum is the dual rank, and each cluster gives
+its best rows in proportion to its size. The abstract of TinyUSFM (arXiv 2510.19239) names
+feature-gradient driven selection and its overview figure shows both ranks; the formulas are
+inferred. Every other method goes the same way: an order of the rows, quotas, reasons.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from echostill.curation.selection import reasons
+from echostill.curation.selection.allocation import Allocation, Strata, outcomes
+from echostill.curation.selection.clustering import (
+    Clustering,
+    ClusteringSettings,
+    cluster_pieces,
+    first_ids,
+)
+from echostill.curation.selection.feature_rows import load_rows
+from echostill.curation.selection.features import ArrayFeatures, ColumnFeatures, Features, inverse
+from echostill.curation.selection.group_limit import places_per_group
+from echostill.curation.selection.methods import METHODS, Pool
+from echostill.curation.selection.pins import Decided, decide
+from echostill.curation.selection.quotas import largest_remainder_quotas
+from echostill.curation.selection.ranking import dual_ranks, ranks_within_clusters
+from echostill.curation.selection.settings import SelectionSettings, check_limits, resolve_budget
+from echostill.platform.config import validate
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.phases import phase
+from echostill.platform.ray_tasks import Crew
+from echostill.platform.tables.schemas import CORESET_SCHEMA
+
+__all__ = [
+    "Request",
+    "SelectionSettings",
+    "choose",
+    "cluster_scores",
+    "dual_ranks",
+    "largest_remainder_quotas",
+    "prepare",
+    "ranks_within_clusters",
+    "resolve_budget",
+    "select",
+    "select_coreset",
+    "sorted_ids",
+]
+
+IDS_LIMIT = 2**31 - 1  # bytes that one Arrow string array holds
+REASONS_AT_ONCE = 1_000_000
+
+
+def select(
+    features: np.ndarray | pa.ChunkedArray | Features,
+    scores: pa.Table,
+    groups: pa.Table,
+    budget: int | float,
+    *,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
+    **settings: Any,
+) -> pa.Table:
+    """Choose a coreset with any of the methods: the one interface to all of them.
+
+    Args:
+        features: (N, D), row by row those of ``scores``.
+        scores: image_id, gradient_mean, gradient_std.
+        groups: image_id and group_id of these images, and the column that ``balance`` names.
+        budget: images to choose, or a share of them.
+        excluded: image_id, reason: never chosen.
+        pinned: image_id, reason: chosen in any case.
+        **settings: keys of :class:`SelectionSettings`: ``method="k-center"``, ``blocked=True``,
+            ``quota="square-root"``, ``seed=3``, ...
+
+    Returns:
+        As :func:`select_coreset`.
+
+    Raises:
+        UsageError: An unknown key or value, or what :func:`select_coreset` refuses.
+    """
+    if isinstance(features, np.ndarray):
+        features = ArrayFeatures(features)
+    elif isinstance(features, pa.ChunkedArray):
+        features = ColumnFeatures(features)
+    chosen = validate(SelectionSettings, {"budget": budget, **settings})
+    return select_coreset(
+        scores, groups, chosen, features=features, excluded=excluded, pinned=pinned
+    )
+
+
+def cluster_scores(scores: pa.Table, settings: ClusteringSettings) -> Clustering:
+    """Cluster the features of a scores table, rows in the order of their ids.
+
+    Raises:
+        UsageError: No rows, ids that occur twice, or features that cannot be clustered.
+    """
+    ids, order = sorted_ids(scores)
+    return cluster_pieces(ColumnFeatures(scores["feature"]), ids, order, settings)
+
+
+def select_coreset(
+    scores: pa.Table,
+    groups: pa.Table,
+    settings: SelectionSettings,
+    clustering: Clustering | None = None,
+    *,
+    features: Features | None = None,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
+    crew: Crew | None = None,
+    scratch: str | None = None,
+) -> pa.Table:
+    """Choose the coreset and say of every row why it was chosen or not.
+
+    Args:
+        scores: image_id, gradient_mean, gradient_std, and feature unless ``features`` are given;
+            rows in any order.
+        groups: image_id and group_id of (at least) these images: the pool; and the column that
+            ``settings.balance`` names.
+        settings: budget, method, weights, clusters, seed.
+        clustering: of the same scores, where it is at hand (``cluster_scores``). Without features,
+            methods that compare images cannot run.
+        features: those of ``scores``, row by row, where they are not a column of it.
+        excluded: image_id and reason of images that are never chosen. They keep cluster and ranks
+            and do not count in the sizes that quotas are shared by.
+        pinned: image_id and reason of images that are chosen in any case. They count towards the
+            budget and their cluster's quota, and in their group's limit.
+        crew: who reads features and assigns; None for threads of this process.
+        scratch: folder for features that do not fit in memory; None is the system's.
+
+    Returns:
+        One row per scored image, sorted by image_id, columns as in ``CORESET_SCHEMA``. ``gradient``
+        is the quality score. Exactly the budget's number of rows is selected.
+
+    Raises:
+        UsageError: A budget that does not fit, scores without a pool row, values that are not
+            finite, ids that occur twice, a clustering of other images, an image pinned and
+            excluded, or a method that cannot do it with so many images.
+    """
+    if features is None and "feature" in scores.column_names:
+        features = ColumnFeatures(scores["feature"])
+    if features is not None:
+        check_limits(settings, scores.num_rows, features.dimension)
+    request = prepare(scores, groups, settings, excluded, pinned)
+    if clustering is None:
+        if features is None:
+            raise UsageError("the scores have no column 'feature', and no features are given.")
+        clustering = cluster_pieces(features, request.ids, request.order, settings, crew)
+    return choose(request, settings, clustering, features=features, crew=crew, scratch=scratch)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A selection whose inputs were looked at: what can be refused was, before clustering.
+
+    Attributes:
+        ids: N image ids, ascending.
+        order: (N,) row of the scores that holds each id.
+        budget: images to choose.
+        decided: pins and exclusions.
+        group_ids: (N,) group of each image.
+        strata: what the budget is balanced by.
+        quality: (N,) float32 gradient score.
+    """
+
+    ids: pa.Array
+    order: np.ndarray
+    budget: int
+    decided: Decided
+    group_ids: pa.Array
+    strata: Strata
+    quality: np.ndarray
+
+
+def prepare(
+    scores: pa.Table,
+    groups: pa.Table,
+    settings: SelectionSettings,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
+) -> Request:
+    """Look at the inputs of a selection; arguments and errors as of :func:`select_coreset`."""
+    ids, order = sorted_ids(scores)
+    budget = resolve_budget(settings.budget, len(ids))
+    decided = decide(ids, excluded, pinned)
+    decided.check(budget)
+    group_ids, strata = _of_pool(ids, groups, settings.balance)
+    if settings.max_per_group is not None:
+        places_per_group(
+            group_ids, settings.max_per_group, budget, decided.excluded, decided.pinned
+        )
+    quality = _quality(scores, order, ids, settings.penalty)
+    return Request(ids, order, budget, decided, group_ids, strata, quality)
+
+
+def choose(
+    request: Request,
+    settings: SelectionSettings,
+    clustering: Clustering,
+    *,
+    features: Features | None = None,
+    crew: Crew | None = None,
+    scratch: str | None = None,
+) -> pa.Table:
+    """Choose, when inputs and clusters are at hand; arguments as of :func:`select_coreset`."""
+    if not clustering.ids.equals(request.ids):
+        raise UsageError("the clustering is of other images than the scores: cluster them again.")
+    decided, strata, budget = request.decided, request.strata, request.budget
+    with phase("ranks"):
+        pool = _ranked(request.ids, clustering, request.quality, settings, decided)
+    if METHODS[settings.method].compares:
+        if features is None:
+            raise UsageError(f"method '{settings.method}' compares images: it needs the features.")
+        with phase("features by row"):
+            place = inverse(request.order)
+            cluster = clustering.assignment
+            pool = replace(
+                pool, features=load_rows(features, place, cluster, crew or Crew(), scratch)
+            )
+    with phase("choice"):
+        allocation = Allocation.of(pool, clustering, strata, decided, settings, budget)
+        outcome = outcomes(pool, allocation, request.group_ids, decided, settings, budget)
+    with phase("reasons"):
+        return _table(pool, allocation, request.group_ids, strata, decided, outcome, settings)
+
+
+def sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:
+    """Sort the ids of some scores.
+
+    Returns:
+        N ids, ascending, and (N,) int64 the rows that hold them.
+
+    Raises:
+        UsageError: No rows, ids that occur twice, or more ids than fit one array.
+    """
+    if scores.num_rows == 0:
+        raise UsageError("the scores have no rows: nothing to select. Run `echostill score` first.")
+    chunked = scores["image_id"].cast(pa.string())
+    if chunked.nbytes > IDS_LIMIT:
+        raise UsageError(
+            f"{scores.num_rows} image ids take {chunked.nbytes} bytes; one selection holds at most "
+            f"{IDS_LIMIT}. Select from parts of the pool."
+        )
+    column = chunked.combine_chunks()
+    order = pc.sort_indices(column)
+    ids = column.take(order)
+    twice = np.flatnonzero(pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))
+    if len(twice):
+        raise UsageError(
+            f"{len(twice)} image ids occur twice in the scores: {first_ids(ids, twice)}."
+        )
+    return ids, order.to_numpy().astype(np.int64)
+
+
+def _ranked(
+    ids: pa.Array,
+    clustering: Clustering,
+    quality: np.ndarray,
+    settings: SelectionSettings,
+    decided: Decided,
+) -> Pool:
+    cluster, size = clustering.assignment, clustering.sizes[clustering.assignment]
+    place = np.arange(len(ids))  # rows are sorted by id, so positions break ties as ids do
+    distance_rank = ranks_within_clusters(cluster, clustering.distance, place)
+    gradient_rank = ranks_within_clusters(cluster, quality, place, descending=True)
+    dual_rank = dual_ranks(
+        distance_rank, gradient_rank, size, settings.alpha, settings.fusion, settings.gradient_keep
+    )
+    return Pool(
+        ids=ids,
+        cluster=cluster,
+        size=size,
+        distance=clustering.distance,
+        quality=quality,
+        distance_rank=distance_rank,
+        gradient_rank=gradient_rank,
+        dual_rank=dual_rank,
+        pinned=decided.pinned,
+        seed=settings.seed,
+    )
+
+
+def _table(
+    pool: Pool,
+    allocation: Allocation,
+    group_ids: pa.Array,
+    strata: Strata,
+    decided: Decided,
+    outcome: np.ndarray,
+    settings: SelectionSettings,
+) -> pa.Table:
+    rank = ranks_within_clusters(allocation.cell, allocation.priority, np.arange(len(pool.ids)))
+    cell_size = np.bincount(allocation.cell)[allocation.cell]
+    quota = allocation.quotas[allocation.cell]
+    stratum = pa.DictionaryArray.from_arrays(
+        pa.array(strata.number.astype(np.int32)), pa.array(strata.names, pa.string())
+    ).cast(pa.string())
+    pieces = []
+    for start in range(0, len(outcome), REASONS_AT_ONCE):
+        part = slice(start, start + REASONS_AT_ONCE)
+        kinds = None
+        if strata.column is not None:
+            own = stratum.slice(start, REASONS_AT_ONCE)
+            kinds = pc.binary_join_element_wise(f"{strata.column} '", own, "'", "")
+        pieces.append(
+            reasons.reasons(
+                outcome[part],
+                rank[part],
+                pool.cluster[part],
+                cell_size[part],
+                quota[part],
+                better=METHODS[settings.method].better,
+                equal=METHODS[settings.method].equal,
+                max_per_group=settings.max_per_group,
+                texts=decided.texts.slice(start, REASONS_AT_ONCE),
+                kinds=kinds,
+            )
+        )
+    columns = {
+        "image_id": pool.ids,
+        "group_id": group_ids,
+        "cluster": pool.cluster,
+        "cluster_size": pool.size,
+        "distance": pool.distance,
+        "distance_rank": pool.distance_rank,
+        "gradient": pool.quality,
+        "gradient_rank": pool.gradient_rank,
+        "dual_rank": pool.dual_rank,
+        "cluster_rank": rank,
+        "quota": quota,
+        "stratum": stratum,
+        "selected": np.isin(outcome, reasons.SELECTED),
+        "reason": pa.chunked_array(pieces, pa.string()),
+    }
+    arrays = [_column(columns[field.name]).cast(field.type) for field in CORESET_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=CORESET_SCHEMA)
+
+
+def _column(values: Any) -> Any:
+    return values if isinstance(values, pa.ChunkedArray) else pa.array(values)
+
+
+def _of_pool(ids: pa.Array, groups: pa.Table, balance: str | None) -> tuple[pa.Array, Strata]:
+    """Find each row's group, and its value of the column that balances."""
+    known = groups["image_id"].cast(pa.string()).combine_chunks()
+    row = pc.index_in(ids, value_set=known)
+    if row.null_count:
+        lost = np.flatnonzero(pc.is_null(row).to_numpy(zero_copy_only=False))
+        raise UsageError(
+            f"{len(lost)} scored images are not in the pool: {first_ids(ids, lost)}. The scores "
+            "belong to another pool; run `echostill score` again."
+        )
+    group_ids = groups["group_id"].cast(pa.string()).combine_chunks().take(row)
+    if balance is None:
+        return group_ids, Strata(None, [""], np.zeros(len(ids), dtype=np.int64))
+    if balance not in groups.column_names:
+        raise UsageError(
+            f"the pool has no column '{balance}' to balance by."
+            f"{nearest(balance, groups.column_names)}"
+        )
+    if pa.types.is_nested(groups[balance].type) or pa.types.is_large_binary(groups[balance].type):
+        raise UsageError(f"the pool's column '{balance}' has no values to balance by.")
+    texts = pc.fill_null(groups[balance].cast(pa.string()), "").combine_chunks().take(row)
+    encoded = pc.dictionary_encode(texts)
+    names = encoded.dictionary.to_pylist()
+    ranked = np.argsort(np.argsort(np.array(names)))  # so that the order of the rows is no matter
+    return group_ids, Strata(
+        balance, sorted(names), ranked[encoded.indices.to_numpy()].astype(np.int64)
+    )
+
+
+def _quality(scores: pa.Table, order: np.ndarray, ids: pa.Array, penalty: float) -> np.ndarray:
+    """Mean gradient minus penalty times its spread, (N,) float32 as the table holds it."""
+    mean = scores["gradient_mean"].to_numpy().astype(np.float64)[order]
+    spread = scores["gradient_std"].to_numpy().astype(np.float64)[order]
+    broken = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(spread)))
+    if len(broken):
+        raise UsageError(
+            f"{len(broken)} of {len(ids)} gradients are missing or not finite: "
+            f"{first_ids(ids, broken)}. Score these images again or leave them out of the pool."
+        )
+    return (mean - penalty * spread).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Explanations: why an image is in a coreset or not, and how two coresets differ."""

@@ -1,0 +1,82 @@
+"""Asking a store about an image: the tables behind `echostill why`."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from echostill.curation.selection.explain.explain import explain, explanation, find_image
+from echostill.curation.selection.stage import SelectConfig
+from echostill.platform.config import validate
+from echostill.platform.errors import UsageError
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import MANIFEST, Table
+
+ORIGIN = ["image_id", "group_id", "source", "organ", "device", "label", "frame"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Why an image is, or is not, in the coreset: in words and in numbers."""
+
+    text: str
+    values: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return self.values
+
+
+def why(store_root: str, coreset: str, image: str) -> Answer:
+    """Say why an image is, or is not, in a coreset.
+
+    Args:
+        store_root: The store.
+        coreset: Name of the coreset.
+        image: An image id, a unique prefix of one, or a source.
+
+    Raises:
+        UsageError: No such store, coreset or image; names the nearest.
+    """
+    store = Store(store_root)
+    table = store.open_coreset(coreset)
+    pool = store.open_pool().read(ORIGIN)
+    try:
+        image_id = find_image(image, pool)
+    except UsageError:
+        held = quarantined(store, image)
+        if held is None:
+            raise
+        return held
+    rows = table.read()
+    found = pool.filter(pc.equal(pool["image_id"], image_id)).to_pylist()[0]
+    if pc.index(rows["image_id"], image_id).as_py() < 0:
+        held = quarantined(store, image_id)
+        if held is not None:
+            return held
+    settings = validate(SelectConfig, json.loads(table.storage.read("configuration.json")))
+    return Answer(
+        explain(image_id, rows, found, settings), explanation(image_id, rows, found, settings)
+    )
+
+
+def quarantined(store: Store, image: str) -> Answer | None:
+    """Say where a quarantined image went, by its id or source; None for others."""
+    for stage in ("ingest", "score"):
+        storage = store.quarantine(stage)
+        if not storage.exists(MANIFEST):
+            continue
+        table = Table.open(storage, stage)
+        for part in table.parts():
+            match = pc.or_(pc.equal(part["id"], image), pc.equal(part["source"], image))
+            rows = part.filter(match).to_pylist()
+            if rows:
+                row = rows[0]
+                name = row["source"] or row["id"]
+                text = (
+                    f"Image {name} is not in the coreset: it went to quarantine at {stage}, "
+                    f"{row['error_class']}: {row['message']}"
+                )
+                return Answer(text, {**row, "selected": False})
+    return None

@@ -1,0 +1,191 @@
+"""Features of the pool, read piece by piece: a pool may be larger than memory.
+
+A piece is a run of rows that one thread or worker reads on its own: an array's slice, a chunk of a
+column in memory, or some row groups of a Parquet part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from echostill.platform.errors import UsageError
+from echostill.platform.tables.table import Table
+
+ROWS_PER_BLOCK = 1024  # blocks this small stay in the allocator's hands: no page is mapped anew
+ROWS_PER_PIECE = 65_536  # larger pieces would leave threads without work at the end
+FEATURE = "feature"
+
+
+class Features(Protocol):
+    """A matrix of features (N, D), read by pieces. Must be picklable, to travel to workers."""
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each piece, in order; they sum to N."""
+        ...
+
+    def blocks(self, piece: int) -> Iterator[np.ndarray]:
+        """Read a piece as blocks (n, D), n at most ``ROWS_PER_BLOCK``, of the source's own type."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayFeatures:
+    """Features of an array in memory (or mapped to it), (N, D)."""
+
+    array: np.ndarray
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.array.shape[1])
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each piece."""
+        edges = [*range(0, len(self.array), ROWS_PER_PIECE), len(self.array)]
+        return [stop - start for start, stop in pairwise(edges)]
+
+    def blocks(self, piece: int) -> Iterator[np.ndarray]:
+        """Read a piece."""
+        first = piece * ROWS_PER_PIECE
+        last = min(first + ROWS_PER_PIECE, len(self.array))
+        for start in range(first, last, ROWS_PER_BLOCK):
+            yield self.array[start : min(start + ROWS_PER_BLOCK, last)]
+
+
+@dataclass(frozen=True)
+class ColumnFeatures:
+    """Features of a fixed-size-list column in memory."""
+
+    column: pa.ChunkedArray
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return _dimension(self.column.type)
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each chunk."""
+        return [len(chunk) for chunk in self.column.chunks]
+
+    def blocks(self, piece: int) -> Iterator[np.ndarray]:
+        """Read a chunk."""
+        chunk = self.column.chunk(piece)
+        for start in range(0, len(chunk), ROWS_PER_BLOCK):
+            yield _matrix(chunk.slice(start, ROWS_PER_BLOCK))
+
+
+@dataclass(frozen=True)
+class TableFeatures:
+    """Features of a scores table on disk or in an object store."""
+
+    table: Table
+
+    @cached_property
+    def dimension(self) -> int:
+        """D."""
+        kind = dict(self.table.manifest["schema"]).get(FEATURE, "missing")
+        if not kind.startswith("fixed_size_list"):
+            raise UsageError(_wrong_type(kind))
+        return int(kind.rpartition("[")[2].rstrip("]"))
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each piece."""
+        return [rows for _, _, rows in self._pieces]
+
+    def blocks(self, piece: int) -> Iterator[np.ndarray]:
+        """Read a piece."""
+        name, groups, _ = self._pieces[piece]
+        for batch in self.table.batches(name, [FEATURE], ROWS_PER_BLOCK, groups):
+            yield _matrix(batch.column(0))
+
+    @cached_property
+    def _pieces(self) -> list[tuple[str, list[int] | None, int]]:
+        """Part, its row groups (None: all) and their rows: large parts are divided."""
+        pieces: list[tuple[str, list[int] | None, int]] = []
+        for part in self.table.manifest["parts"]:
+            if part["rows"] <= ROWS_PER_PIECE:
+                pieces.append((part["file"], None, part["rows"]))
+                continue
+            groups: list[int] = []
+            rows = 0
+            counts = self.table.row_groups(part["file"])
+            for number, count in enumerate(counts):
+                groups.append(number)
+                rows += count
+                if rows >= ROWS_PER_PIECE or number == len(counts) - 1:
+                    pieces.append((part["file"], groups, rows))
+                    groups, rows = [], 0
+        return pieces
+
+
+def matrix_of(features: Features, order: np.ndarray) -> np.ndarray:
+    """Read features as a whole, rows in the given order.
+
+    Args:
+        features: N rows.
+        order: (N,) row numbers in the order in which they are wanted.
+
+    Returns:
+        (N, D) in the features' own type: float16 stays float16.
+    """
+    place = inverse(order)
+    matrix: np.ndarray | None = None
+    start = 0
+    for piece in range(len(features.counts)):
+        for block in features.blocks(piece):
+            if matrix is None:
+                matrix = np.empty((len(order), features.dimension), dtype=block.dtype)
+            matrix[place[start : start + len(block)]] = block
+            start += len(block)
+    return np.empty((0, features.dimension), np.float16) if matrix is None else matrix
+
+
+def inverse(order: np.ndarray) -> np.ndarray:
+    """Invert a permutation: where each row goes, (N,) int64."""
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return place
+
+
+def usable_rows(block: np.ndarray) -> np.ndarray:
+    """Say which rows are finite and not zero, (n,) bool; (n, D) of any float type."""
+    if block.dtype == np.float16 and block.flags.c_contiguous:
+        # Without its sign a half's bits grow with its size; from 0x7c00 on it is not finite.
+        largest = (block.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1)
+        return (largest > 0) & (largest < 0x7C00)
+    return np.isfinite(block).all(axis=1) & (block != 0).any(axis=1)
+
+
+def _dimension(kind: pa.DataType) -> int:
+    if not pa.types.is_fixed_size_list(kind):
+        raise UsageError(_wrong_type(str(kind)))
+    return int(kind.list_size)
+
+
+def _matrix(lists: pa.Array) -> np.ndarray:
+    dimension = _dimension(lists.type)
+    values = lists.flatten()
+    if lists.null_count or values.null_count:
+        raise UsageError("column 'feature' has nulls. Run `echostill score` again.")
+    return values.to_numpy().reshape(len(lists), dimension)
+
+
+def _wrong_type(kind: str) -> str:
+    return (
+        f"column 'feature' is {kind}; expected fixed-size lists of float16. Run `echostill score` "
+        "again."
+    )

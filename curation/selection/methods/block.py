@@ -1,0 +1,182 @@
+"""What a selection method sees, and what it says.
+
+A method orders the rows of a block: a cluster, a cluster's images of one organ, or the whole pool.
+It is told how many of them will be taken, and returns a priority per row, the smallest first. Who
+calls it shares the budget, takes the first rows of each block and writes the reasons.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from echostill.curation.selection.feature_rows import FeatureRows
+
+if TYPE_CHECKING:
+    from echostill.curation.selection.settings import SelectionSettings
+
+IDS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The scored rows, in the order of their ids.
+
+    Attributes:
+        ids: N image ids, sorted.
+        cluster: (N,) int32.
+        size: (N,) members of each row's cluster.
+        distance: (N,) float32, 1 - cosine similarity to the own centroid.
+        quality: (N,) float32, the gradient score.
+        distance_rank: (N,) int32 in the cluster, 1 = nearest.
+        gradient_rank: (N,) int32 in the cluster, 1 = largest.
+        dual_rank: (N,) float64, smaller is better.
+        pinned: (N,) bool, rows that are chosen in any case.
+        seed: of random methods.
+        features: by row; None for methods that need none.
+    """
+
+    ids: pa.Array
+    cluster: np.ndarray
+    size: np.ndarray
+    distance: np.ndarray
+    quality: np.ndarray
+    distance_rank: np.ndarray
+    gradient_rank: np.ndarray
+    dual_rank: np.ndarray
+    pinned: np.ndarray
+    seed: int
+    features: FeatureRows | None = None
+
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """(N,) numbers in [0, 1): one hash per id, so that an image keeps its draw in any pool."""
+        key = f"coreset {self.seed}".encode()
+        digests = bytearray()
+        for start in range(0, len(self.ids), IDS_AT_ONCE):
+            for image_id in self.ids.slice(start, IDS_AT_ONCE).to_pylist():
+                digests += hashlib.blake2b(image_id.encode(), digest_size=8, key=key).digest()
+        return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)) / 2.0**53
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of the pool, among which a method chooses.
+
+    Attributes:
+        pool: the pool.
+        rows: (n,) positions in it, ascending; excluded rows are not among them.
+    """
+
+    pool: Pool
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def cluster(self) -> np.ndarray:
+        """(n,) cluster of each row."""
+        return self.pool.cluster[self.rows]
+
+    @property
+    def size(self) -> np.ndarray:
+        """(n,) members of each row's cluster."""
+        return self.pool.size[self.rows]
+
+    @property
+    def distance(self) -> np.ndarray:
+        """(n,) distance of each row to its centroid."""
+        return self.pool.distance[self.rows]
+
+    @property
+    def quality(self) -> np.ndarray:
+        """(n,) gradient score."""
+        return self.pool.quality[self.rows]
+
+    @property
+    def distance_rank(self) -> np.ndarray:
+        """(n,) rank in the cluster by distance."""
+        return self.pool.distance_rank[self.rows]
+
+    @property
+    def gradient_rank(self) -> np.ndarray:
+        """(n,) rank in the cluster by gradient."""
+        return self.pool.gradient_rank[self.rows]
+
+    @property
+    def dual_rank(self) -> np.ndarray:
+        """(n,) fused rank."""
+        return self.pool.dual_rank[self.rows]
+
+    @property
+    def pinned(self) -> np.ndarray:
+        """(n,) bool, rows that are chosen in any case."""
+        return self.pool.pinned[self.rows]
+
+    @property
+    def draws(self) -> np.ndarray:
+        """(n,) random numbers in [0, 1), a function of seed and id."""
+        return self.pool.draws[self.rows]
+
+    @property
+    def features(self) -> np.ndarray:
+        """(n, D) features as stored."""
+        assert self.pool.features is not None, "the method did not say that it needs features"
+        return self.pool.features.take(self.rows)
+
+
+Order = Callable[[Block, int, "SelectionSettings"], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of choosing.
+
+    Attributes:
+        order: (n,) float64 priorities of a block's rows; smaller is taken first, ties go by id.
+            ``count`` rows will be taken, pinned ones among them, which are taken first in any case.
+        blocked: whether it chooses inside clusters, each with its quota, unless told otherwise.
+        better: what fills a quota, in the reason of a row that found it filled.
+        equal: the same where the rows tie.
+        by_row: the order does not depend on ``count`` or on the block beyond its clusters, so that
+            one call serves the whole pool.
+        compares: it compares images with each other and needs their features.
+        operations: floating-point operations for (rows, dimension, count) of one block, those that
+            wait for memory counted sixteen times; None where they do not matter.
+        memory: bytes for (rows, dimension) of one block.
+    """
+
+    order: Order
+    blocked: bool
+    better: str
+    equal: str = "equal ones with smaller ids"
+    by_row: bool = False
+    compares: bool = False
+    operations: Callable[[int, int, int], float] | None = None
+    memory: Callable[[int, int], float] | None = None
+
+
+def in_order(first: list[int], rest: np.ndarray) -> np.ndarray:
+    """Turn picks into priorities.
+
+    Args:
+        first: rows in the order in which they were picked.
+        rest: (n,) what orders the other rows, smaller first; ties go by row.
+
+    Returns:
+        (n,) float64: 0, 1, 2, ... for the picks, then the others.
+    """
+    picked = np.array(first, dtype=np.int64)
+    others = np.ones(len(rest), dtype=bool)
+    others[picked] = False
+    remaining = np.flatnonzero(others)
+    remaining = remaining[np.argsort(rest[remaining], kind="stable")]
+    priority = np.empty(len(rest), dtype=np.float64)
+    priority[picked] = np.arange(len(picked))
+    priority[remaining] = np.arange(len(picked), len(rest))
+    return priority

@@ -1,0 +1,72 @@
+"""Hierarchical k-means (Vo et al. 2024): clusters of clusters, quotas that run down the tree."""
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import faiss
+import numpy as np
+from pydantic import Field
+
+from echostill.curation.selection.methods.block import Block
+from echostill.platform.config import Config
+
+if TYPE_CHECKING:
+    from echostill.curation.selection.settings import SelectionSettings
+
+
+class HierarchySettings(Config):
+    """The tree of clusters."""
+
+    levels: int = Field(
+        3,
+        ge=1,
+        description="Levels of clusters. The first are the pool's clusters; each next one clusters "
+        "the centroids below it, into the square root of their number.",
+    )
+    leaf: Literal["random", "closest"] = Field(
+        "random", description="What is taken in a cluster: images at random, or the nearest."
+    )
+
+
+def in_leaf(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+    """Random images of a cluster, or those nearest to its centroid."""
+    if settings.hierarchy.leaf == "random":
+        return block.draws
+    return block.distance.astype(np.float64)
+
+
+def cluster_tree(
+    centroids: np.ndarray, levels: int, iterations: int, seed: int
+) -> list[np.ndarray]:
+    """Cluster the centroids, and the centroids of these clusters, and so on.
+
+    Args:
+        centroids: (k, D) float32 of unit length.
+        levels: of the tree, the centroids' own included.
+        iterations: of k-means.
+        seed: of the starting centroids.
+
+    Returns:
+        For each level above the first: the parents (clusters of that level) of those below it.
+    """
+    parents = []
+    current = centroids
+    for _ in range(levels - 1):
+        count = round(math.sqrt(len(current)))
+        if count < 2 or count >= len(current):
+            break
+        kmeans = faiss.Kmeans(
+            current.shape[1],
+            count,
+            niter=iterations,
+            seed=seed % 2**31,
+            spherical=True,
+            min_points_per_centroid=1,
+            max_points_per_centroid=math.ceil(len(current) / count),
+        )
+        kmeans.train(np.ascontiguousarray(current))
+        _, nearest = kmeans.index.search(np.ascontiguousarray(current), 1)
+        used, parent = np.unique(nearest[:, 0], return_inverse=True)
+        parents.append(parent.astype(np.int64))
+        current = np.asarray(kmeans.centroids)[used]
+    return parents

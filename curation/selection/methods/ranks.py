@@ -1,0 +1,56 @@
+"""Methods that sort: by dual rank, by distance to the centroid, by gradient."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from echostill.curation.selection.methods.block import Block
+
+if TYPE_CHECKING:
+    from echostill.curation.selection.settings import SelectionSettings
+
+
+def dual_rank(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+    """Typical and informative: both ranks fused; trimmed outliers come last."""
+    return block.dual_rank + 2.0 * trimmed(block, settings)
+
+
+def trimmed(block: Block, settings: "SelectionSettings") -> np.ndarray:
+    """Say which rows are gradient outliers of their cluster, (n,) bool.
+
+    Corrupt images have huge gradients too: the first ``trim`` share of each cluster by gradient
+    (rounded down) is only taken when nothing else is left.
+    """
+    return block.gradient_rank <= np.floor(settings.trim * block.size)
+
+
+def near(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+    """Nearest to the centroid first."""
+    return block.distance.astype(np.float64)
+
+
+def far(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+    """Farthest from the centroid first."""
+    return -block.distance.astype(np.float64)
+
+
+def gradient(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+    """Largest gradient score first (the self-supervised counterpart of GraNd, Paul et al. 2021)."""
+    return -block.quality.astype(np.float64)
+
+
+def moderate(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+    """Nearest to the median distance of the cluster first (moderate coreset, Xia et al. 2023).
+
+    The source takes medians per class; without labels, clusters take their place.
+    """
+    cluster, distance = block.cluster, block.distance.astype(np.float64)
+    order = np.lexsort((distance, cluster))
+    in_order = cluster[order]
+    starts = np.flatnonzero(np.r_[True, in_order[1:] != in_order[:-1]]) if len(order) else order
+    lengths = np.diff(np.r_[starts, len(order)])
+    lower = distance[order[starts + (lengths - 1) // 2]]
+    upper = distance[order[starts + lengths // 2]]
+    priority = np.empty(len(order), dtype=np.float64)
+    priority[order] = np.abs(distance[order] - np.repeat((lower + upper) / 2, lengths))
+    return priority

@@ -1,0 +1,240 @@
+"""Curation by hand: images that a person wants in the coreset, or out of it, with name and reason.
+
+Pins and bans are an append-only table in the store, ``pins/``: each act is a part of its own, and
+the manifest that names it is written last. Nothing is ever changed or deleted: taking a pin back is
+one more line. A cluster is written down as its images, because the next selection numbers its
+clusters anew. Of several acts on one image the last counts.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import (
+    MANIFEST,
+    Table,
+    encode_parquet,
+    part_record,
+    write_manifest,
+)
+
+PIN, BAN, REMOVE = "pin", "ban", "remove"
+ACTIONS = (PIN, BAN)
+AUTHOR_LENGTH, REASON_LENGTH = 200, 1000
+PINS_SCHEMA = pa.schema(
+    [
+        ("pin_id", pa.string()),  # of the act; a removal has its own
+        ("time", pa.string()),  # UTC, ISO 8601
+        ("action", pa.string()),  # pin, ban or remove
+        ("removes", pa.string()),  # pin_id that a removal takes back, else empty
+        ("coreset", pa.string()),  # whose cluster it was, else empty
+        ("cluster", pa.int32()),  # -1 for images named one by one
+        ("author", pa.string()),
+        ("reason", pa.string()),
+        ("image_ids", pa.list_(pa.field("element", pa.string()))),
+    ]
+)
+JOINED_SCHEMA = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+_writing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One pin or ban, and how it was taken back, if it was.
+
+    Attributes:
+        pin_id: ``p-000001``, in the order of time.
+        action: ``pin`` or ``ban``.
+        image_ids: the images that it holds.
+        coreset: whose cluster it was; empty for images named one by one.
+        cluster: number in that coreset, else -1.
+        author, reason, time: who, why, when (UTC).
+        removed: author, reason and time of the removal.
+    """
+
+    pin_id: str
+    action: str
+    image_ids: tuple[str, ...]
+    coreset: str
+    cluster: int
+    author: str
+    reason: str
+    time: str
+    removed: dict[str, str] | None = None
+
+
+def pins_storage(store: Store) -> Storage:
+    """The table's folder."""
+    return store.storage.at("pins")
+
+
+def read_pins(store: Store) -> list[Pin]:
+    """Read every pin and ban in the order of time, the removed ones included."""
+    storage = pins_storage(store)
+    if not storage.exists(MANIFEST):
+        return []
+    rows = [row for part in Table.open(storage, "pin").parts() for row in part.to_pylist()]
+    removals = {row["removes"]: row for row in rows if row["action"] == REMOVE}
+    return [_pin(row, removals.get(row["pin_id"])) for row in rows if row["action"] != REMOVE]
+
+
+def _pin(row: dict[str, Any], removal: dict[str, Any] | None) -> Pin:
+    taken_back = removal and {key: removal[key] for key in ("author", "reason", "time")}
+    return Pin(
+        pin_id=row["pin_id"],
+        action=row["action"],
+        image_ids=tuple(row["image_ids"]),
+        coreset=row["coreset"],
+        cluster=row["cluster"],
+        author=row["author"],
+        reason=row["reason"],
+        time=row["time"],
+        removed=taken_back,
+    )
+
+
+def in_force(pins: Sequence[Pin]) -> dict[str, Pin]:
+    """Return, for each image that is pinned or banned, the act that counts: the last one."""
+    return {image_id: pin for pin in pins if pin.removed is None for image_id in pin.image_ids}
+
+
+def selection_tables(store: Store) -> tuple[pa.Table, pa.Table]:
+    """Return what a selection has to respect.
+
+    Returns:
+        (excluded, pinned): tables of image_id and reason, sorted by id, such as "banned by anna:
+        phantom, not a patient".
+    """
+    found = sorted(in_force(read_pins(store)).items())
+    excluded = [(i, f"banned by {p.author}: {p.reason}") for i, p in found if p.action == BAN]
+    pinned = [(i, f"pinned by {p.author}: {p.reason}") for i, p in found if p.action == PIN]
+    return _joined(excluded), _joined(pinned)
+
+
+def _joined(rows: list[tuple[str, str]]) -> pa.Table:
+    columns = [pa.array([row[place] for row in rows], pa.string()) for place in (0, 1)]
+    return pa.Table.from_arrays(columns, schema=JOINED_SCHEMA)
+
+
+def add_pin(
+    store: Store,
+    action: str,
+    image_ids: Sequence[str],
+    *,
+    author: str,
+    reason: str,
+    coreset: str = "",
+    cluster: int = -1,
+) -> Pin:
+    """Pin or ban images.
+
+    Args:
+        store: the store.
+        action: ``pin`` or ``ban``.
+        image_ids: full ids; the caller has looked them up in the pool.
+        author: who does it.
+        reason: why.
+        coreset: name of the coreset whose cluster these images are, where they are one.
+        cluster: its number.
+
+    Raises:
+        UsageError: An unknown action, no images, or no (or too long an) author or reason.
+    """
+    if action not in ACTIONS:
+        raise UsageError(f"'{action}' is neither pin nor ban.{nearest(action, ACTIONS)}")
+    if not image_ids:
+        raise UsageError(f"nothing to {action}: name an image or a cluster.")
+    values = {
+        "action": action,
+        "removes": "",
+        "coreset": coreset,
+        "cluster": cluster,
+        "image_ids": sorted(set(image_ids)),
+        **_signed(author, reason),
+    }
+    with _alone(store):
+        return _pin(_append(store, values), None)
+
+
+def remove_pin(store: Store, pin_id: str, *, author: str, reason: str) -> Pin:
+    """Take a pin or ban back; both lines stay in the table.
+
+    Raises:
+        UsageError: No such pin (names the nearest), or one that was taken back before.
+    """
+    signed = _signed(author, reason)
+    with _alone(store):
+        pins = {pin.pin_id: pin for pin in read_pins(store)}
+        if pin_id not in pins:
+            raise UsageError(f"no pin '{pin_id}'.{nearest(pin_id, pins)}")
+        removed = pins[pin_id].removed
+        if removed is not None:
+            raise UsageError(f"pin '{pin_id}' was taken back by {removed['author']} before.")
+        values = {
+            "action": REMOVE,
+            "removes": pin_id,
+            "coreset": "",
+            "cluster": -1,
+            "image_ids": [],
+            **signed,
+        }
+        removal = _append(store, values)
+    kept = {key: removal[key] for key in ("author", "reason", "time")}
+    return Pin(**{**pins[pin_id].__dict__, "removed": kept})
+
+
+def _signed(author: str, reason: str) -> dict[str, str]:
+    found = {"author": " ".join(author.split()), "reason": " ".join(reason.split())}
+    for name, limit in (("author", AUTHOR_LENGTH), ("reason", REASON_LENGTH)):
+        text = found[name]
+        if not text:
+            raise UsageError(f"{name} is empty: a pin says who made it and why.")
+        if len(text) > limit:
+            raise UsageError(f"{name} has {len(text)} characters; at most {limit} are kept.")
+        if not text.isprintable():
+            raise UsageError(f"{name} has characters that cannot be printed.")
+    return found
+
+
+def _append(store: Store, values: dict[str, Any]) -> dict[str, Any]:
+    storage = pins_storage(store)
+    parts: list[dict[str, Any]] = []
+    if storage.exists(MANIFEST):
+        parts = json.loads(storage.read(MANIFEST))["parts"]
+    row = {
+        "pin_id": f"p-{len(parts) + 1:06d}",
+        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        **values,
+    }
+    data = encode_parquet(pa.Table.from_pylist([row], schema=PINS_SCHEMA))
+    # A part of this name may lie there from a process that was killed: no manifest names it.
+    name = f"part-{len(parts):05d}.parquet"
+    storage.write(name, data)
+    parts.append(part_record(name, 1, data))
+    write_manifest(storage, stage="pin", schema=PINS_SCHEMA, parts=parts, fingerprint={})
+    return row
+
+
+@contextlib.contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """One writer at a time, among the threads and, on a local store, the processes."""
+    storage = pins_storage(store)
+    with _writing:
+        if not storage.is_local:
+            yield
+            return
+        os.makedirs(storage.local_path(), exist_ok=True)
+        with open(storage.local_path("lock"), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield

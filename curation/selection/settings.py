@@ -1,0 +1,187 @@
+"""How a coreset is chosen: the settings, and what a method may ask of the machine."""
+
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from echostill.curation.selection.clustering import ClusteringSettings, cluster_count
+from echostill.curation.selection.methods import METHODS, Method
+from echostill.curation.selection.methods.ccs import CcsSettings
+from echostill.curation.selection.methods.d2 import GraphSettings
+from echostill.curation.selection.methods.hierarchy import HierarchySettings
+from echostill.curation.selection.methods.prototypes import PrototypeSettings
+from echostill.curation.selection.quotas import Rule
+from echostill.curation.selection.ranking import Fusion
+from echostill.platform.config import execution
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.memory import available_memory
+from echostill.platform.tables.store import describe_bytes
+
+
+class SelectionSettings(ClusteringSettings):
+    """How a coreset is chosen."""
+
+    budget: int | float = Field(
+        0.1, description="Images to choose: a whole number, or a share of the pool (0.1 is 10%)."
+    )
+    method: str = Field(
+        "dual-rank",
+        description=f"How images are chosen: {', '.join(METHODS)}. See selection.md.",
+    )
+    blocked: bool | None = Field(
+        None,
+        description="Choose inside clusters, each with its quota (true), or over the whole pool at "
+        "once (false); null is what the method does by itself.",
+    )
+    quota: Literal["auto", "proportional", "square-root", "water-filling"] = Field(
+        "auto",
+        description="What the clusters' quotas follow, for methods that choose inside clusters: "
+        "their sizes, the roots of these, or the same for all. 'auto' is proportional, and the "
+        "tree of clusters for method 'hierarchical'.",
+    )
+    balance: str | None = Field(
+        None,
+        description="A column of the pool (organ, device, ...): the budget is shared among its "
+        "values first. Images without a value are a kind of their own.",
+    )
+    balance_quota: Rule = Field(
+        "water-filling", description="What the shares of the values of `balance` follow."
+    )
+    max_per_group: int | None = Field(
+        None, ge=1, description="At most this many images of one patient, study or clip."
+    )
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="Weight of the distance rank; the quality rank gets the rest."
+    )
+    penalty: float = Field(
+        0.0, ge=0, description="Quality is the mean gradient minus penalty times its spread."
+    )
+    fusion: Fusion = Field(
+        "sum",
+        description="How both ranks become the dual rank: weighted sum, weighted geometric mean, "
+        "the larger of the two, or the nearest of those whose gradient ranks high ('two-stage').",
+    )
+    gradient_keep: float = Field(
+        0.5, gt=0, le=1, description="two-stage: share of a cluster, by gradient, that comes first."
+    )
+    trim: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="dual-rank: share of a cluster with the largest gradients that is taken last; "
+        "corrupt images are among them.",
+    )
+    prototypes: PrototypeSettings = PrototypeSettings()
+    ccs: CcsSettings = CcsSettings()
+    graph: GraphSettings = GraphSettings()
+    hierarchy: HierarchySettings = HierarchySettings()
+    operation_limit: float = execution(
+        3e14,
+        "Floating-point operations above which a method is refused before it starts: about an hour "
+        "on two cores.",
+        gt=0,
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        if name not in METHODS:
+            raise UsageError(
+                f"no selection method '{name}'; there are {', '.join(METHODS)}."
+                f"{nearest(name, METHODS)}"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _fitting_keys(self) -> "SelectionSettings":
+        if self.method == "hierarchical" and (self.quota != "auto" or self.blocked is False):
+            raise UsageError(
+                "method 'hierarchical' shares the budget down its tree of clusters: leave quota at "
+                "'auto' and blocked at null."
+            )
+        if self.quota != "auto" and not self.inside_clusters:
+            raise UsageError(
+                f"quota '{self.quota}' shares the budget among clusters, but method "
+                f"'{self.method}' chooses over the whole pool: add blocked=true, or use "
+                "balance_quota with balance."
+            )
+        return self
+
+    @property
+    def inside_clusters(self) -> bool:
+        """Whether the method chooses inside clusters, each with its quota."""
+        return METHODS[self.method].blocked if self.blocked is None else self.blocked
+
+    @property
+    def rule(self) -> Rule:
+        """What quotas follow."""
+        return "proportional" if self.quota == "auto" else self.quota
+
+
+def resolve_budget(budget: int | float, rows: int) -> int:
+    """Turn a budget into a number of images; a share is rounded half up, to at least one image.
+
+    Raises:
+        UsageError: Below 1, above the pool's size, or a share outside (0, 1].
+    """
+    if isinstance(budget, float):
+        if not 0 < budget <= 1:
+            raise UsageError(
+                f"budget {budget} is no share of the pool: expected above 0 and at most 1.0, or a "
+                f"whole number of images from 1 to {rows} (the pool's size)."
+            )
+        # The decimal as it was written: 0.1 means a tenth, not the nearest binary fraction.
+        return max(1, int(Fraction(repr(budget)) * rows + Fraction(1, 2)))
+    if not 1 <= budget <= rows:
+        raise UsageError(
+            f"budget {budget} does not fit: the pool has {rows} images; expected 1 to {rows}."
+        )
+    return budget
+
+
+def operations(settings: SelectionSettings, rows: int, dimension: int, blocked: bool) -> float:
+    """Estimate a method's floating-point operations; clusters are taken to be of equal size."""
+    method = METHODS[settings.method]
+    if method.operations is None:
+        return 0.0
+    if not blocked:
+        return method.operations(rows, dimension, resolve_budget(settings.budget, rows))
+    # Inside a cluster all pairs are formed once, whatever the method.
+    clusters = cluster_count(rows, settings.clusters)
+    return 2.0 * rows * rows / clusters * dimension
+
+
+def check_limits(settings: SelectionSettings, rows: int, dimension: int) -> None:
+    """Refuse what a method cannot do with so many images, before anything is computed.
+
+    Raises:
+        UsageError: With the limit, and the variant that works inside clusters.
+    """
+    method: Method = METHODS[settings.method]
+    needed = operations(settings, rows, dimension, settings.inside_clusters)
+    if needed > settings.operation_limit:
+        raise UsageError(
+            f"method '{settings.method}' over {rows} images of dimension {dimension} needs about "
+            f"{needed:.1e} operations, above operation_limit {settings.operation_limit:.1e}. "
+            f"{_way_out(settings, rows, dimension)}"
+        )
+    if method.memory is None or settings.inside_clusters:
+        return
+    memory, free = method.memory(rows, dimension), available_memory()
+    if memory > free:
+        raise UsageError(
+            f"method '{settings.method}' over {rows} images of dimension {dimension} at once needs "
+            f"about {describe_bytes(memory)} of memory, and {describe_bytes(free)} is free. "
+            f"{_way_out(settings, rows, dimension)}"
+        )
+
+
+def _way_out(settings: SelectionSettings, rows: int, dimension: int) -> str:
+    inside = operations(settings, rows, dimension, blocked=True)
+    if not settings.inside_clusters and inside <= settings.operation_limit:
+        return (
+            f"Inside clusters, each with its quota, it needs about {inside:.1e} operations: add "
+            "blocked=true."
+        )
+    return "More clusters make it cheaper; or raise operation_limit, or use another method."

@@ -1,0 +1,250 @@
+"""The select stage: scores in, coreset table out, every pool row with its reason."""
+
+import os
+from collections.abc import Callable
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+from pydantic import Field
+
+from echostill.curation.selection.clustering import cluster_count, cluster_pieces, training_rows
+from echostill.curation.selection.core import choose, prepare
+from echostill.curation.selection.exclusions import ExclusionSettings, exclusions
+from echostill.curation.selection.feature_rows import fits_in_memory
+from echostill.curation.selection.features import TableFeatures
+from echostill.curation.selection.methods import METHODS
+from echostill.curation.selection.pin_table import selection_tables
+from echostill.curation.selection.settings import (
+    SelectionSettings,
+    check_limits,
+    operations,
+    resolve_budget,
+)
+from echostill.platform.config import StageConfig, execution
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.memory import available_memory
+from echostill.platform.phases import phase
+from echostill.platform.ray_tasks import Crew
+from echostill.platform.tables.fingerprint import claim, claimed, fingerprint
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.store import Plan, Store, describe_bytes, save_configuration
+from echostill.platform.tables.table import (
+    MANIFEST,
+    Table,
+    decode_parquet,
+    encode_parquet,
+    write_table,
+)
+
+BYTES_PER_IMAGE = 450  # ids, groups, ranks and reasons while the coreset is written (measured)
+
+
+class SelectConfig(StageConfig, SelectionSettings, ExclusionSettings):
+    """Selection of a coreset from the scores."""
+
+    name: str = Field("default", description="Name of the coreset.")
+    seed: int = Field(0, ge=0, description="Seed of the clustering and of random methods.")
+    exclude: str | None = Field(
+        None,
+        description="A CSV or Parquet file of images that are never chosen: columns image_id and, "
+        "optionally, reason.",
+    )
+    pin: str | None = Field(
+        None, description="A file, likewise, of images that are chosen in any case."
+    )
+    workers: int | Literal["auto"] = execution(
+        "auto",
+        "Ray workers that read features and assign them; 0 is threads of this process. 'auto' is "
+        "0, and one per CPU of the cluster where the features exceed this machine's memory.",
+        ge=0,
+    )
+    scratch: str | None = execution(
+        None, "Folder for features that do not fit in memory; default the system's."
+    )
+
+
+def select(
+    config: SelectConfig,
+    *,
+    overwrite: bool = False,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
+    report: Callable[[str, float], None] | None = None,
+) -> str:
+    """Pick the coreset and write it as ``coresets/<name>`` in the store.
+
+    Args:
+        config: the stage's configuration.
+        overwrite: replace a coreset of that name that was made from something else.
+        excluded: image_id and reason of images that are never chosen, besides ``config.exclude``,
+            copies, leaks, named flags and what was banned by hand.
+        pinned: likewise, images that are chosen in any case.
+        report: told the stage and the fraction that is done.
+
+    Returns:
+        What was done, in words.
+    """
+    report = report or (lambda stage, fraction: None)
+    store = Store(config.store)
+    scores, pool = store.open_scores(), store.open_pool()
+    features = TableFeatures(scores)
+    budget = resolve_budget(config.budget, scores.rows)
+    check_limits(config, scores.rows, features.dimension)
+    inputs = {"scores": scores.digest, "pool": pool.digest}
+    banned, held = selection_tables(store)
+    decided = {
+        "excluded": _together(
+            config.exclude, [exclusions(store, config), banned, excluded], "exclude"
+        ),
+        "pinned": _together(config.pin, [held, pinned], "pin"),
+    }
+    for name, table in decided.items():
+        if table is not None:
+            inputs[name] = sha256(encode_parquet(table))
+    storage = store.coreset(config.name)
+    wanted = fingerprint(config, inputs=inputs, without=("exclude", "pin"))
+    if storage.exists(MANIFEST) and claimed(storage).digest == wanted.digest:
+        return f"already done: {storage.root}"
+    report("reading", 0.0)
+    # What can be refused is refused before the folder is claimed and anything is computed.
+    with phase("scores"):
+        columns = scores.read(["image_id", "gradient_mean", "gradient_std"])
+    with phase("pool"):
+        groups = pool.read(_pool_columns(config, pool))
+    with phase("ids and groups"):
+        request = prepare(columns, groups, config, **decided)
+    del columns, groups
+    claim(storage, wanted, "a coreset", overwrite)
+    save_configuration(storage, config)
+    report("clustering", 0.1)
+    crew = Crew(_workers(config, scores.rows, features.dimension), address=config.address)
+    clustering = cluster_pieces(features, request.ids, request.order, config, crew)
+    report("ranking", 0.6)
+    table = choose(
+        request, config, clustering, features=features, crew=crew, scratch=config.scratch
+    )
+    report("writing", 0.9)
+    with phase("writing"):
+        write_table(
+            storage,
+            table,
+            stage="select",
+            fingerprint=wanted.as_dict(),
+            extra={
+                "budget": budget,
+                "clusters": clustering.count,
+                "training_rows": clustering.training_rows,
+            },
+        )
+    return f"{budget} of {table.num_rows} images from {clustering.count} clusters: {storage.root}"
+
+
+def plan_select(config: SelectConfig) -> Plan:
+    """Say what :func:`select` would do."""
+    store = Store(config.store)
+    scores = store.open_scores()
+    dimension = TableFeatures(scores).dimension
+    check_limits(config, scores.rows, dimension)
+    _pool_columns(config, store.open_pool())
+    storage = store.coreset(config.name)
+    clusters = cluster_count(scores.rows, config.clusters)
+    sample = training_rows(scores.rows, config)
+    out = Plan("select")
+    out.add("scores", f"{scores.rows} rows of {dimension} in {scores.storage.root}")
+    where = "inside clusters" if config.inside_clusters else "over the whole pool"
+    out.add("budget", f"{resolve_budget(config.budget, scores.rows)} images by {config.method}")
+    out.add("chosen", where)
+    out.add("clusters", str(clusters))
+    out.add(
+        "k-means",
+        f"{config.iterations} iterations on {sample} of {scores.rows} images, "
+        + (f"GPU {', '.join(map(str, config.gpus))}" if config.gpus else "CPU"),
+    )
+    workers = _workers(config, scores.rows, dimension, plan=True)
+    out.add(
+        "assignment",
+        f"by {workers} Ray worker(s)" if workers else "in threads of this process",
+    )
+    memory = sample * dimension * 4 + scores.rows * BYTES_PER_IMAGE
+    out.add("memory", f"{describe_bytes(memory)}: the training sample, and the coreset table")
+    if METHODS[config.method].compares:
+        size = describe_bytes(scores.rows * dimension * 2)
+        fits = fits_in_memory(scores.rows, dimension)
+        place = "in memory" if fits else f"in a file in {config.scratch or 'the temporary folder'}"
+        out.add("features", f"{size} {place}")
+        needed = operations(config, scores.rows, dimension, config.inside_clusters)
+        out.add("operations", f"about {needed:.1e}, of {config.operation_limit:.1e} allowed")
+    out.add("result", storage.root)
+    out.add("already done", "yes" if storage.exists(MANIFEST) else "no")
+    return out
+
+
+def _pool_columns(config: SelectConfig, pool: Table) -> list[str]:
+    """Columns of the pool that the selection reads."""
+    known = [name for name, _ in pool.manifest["schema"]]
+    if config.balance is not None and config.balance not in known:
+        raise UsageError(
+            f"the pool has no column '{config.balance}' to balance by."
+            f"{nearest(config.balance, known)}"
+        )
+    return [name for name in known if name in ("image_id", "group_id", config.balance)]
+
+
+def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False) -> int:
+    """Resolve the number of Ray workers; a plan does not start Ray to count."""
+    if config.workers != "auto":
+        return config.workers
+    if rows * dimension * 2 <= available_memory():
+        return 0
+    from echostill.platform import runtime
+
+    if plan:
+        cpus, _ = runtime.local_resources()
+    else:
+        runtime.connect(config.address)
+        cpus, _ = runtime.cluster_resources()
+    return max(int(cpus), 1)
+
+
+def _together(path: str | None, given: list[pa.Table | None], key: str) -> pa.Table | None:
+    """Join the images of a file with those from elsewhere; None where there are none."""
+    tables = [table for table in (_read(path, key) if path else None, *given) if table]
+    if not tables:
+        return None
+    names = ["image_id", "reason"]
+    for table in tables:
+        if "image_id" not in table.column_names:
+            raise UsageError(
+                f"{key}: a column 'image_id' is needed; there are: {', '.join(table.column_names)}."
+            )
+    columns = [
+        pa.table(
+            {
+                name: table[name].cast(pa.string())
+                if name in table.column_names
+                else pa.repeat(pa.scalar(""), table.num_rows)
+                for name in names
+            }
+        )
+        for table in tables
+    ]
+    return pa.concat_tables(columns).sort_by([(name, "ascending") for name in names])
+
+
+def _read(path: str, key: str) -> pa.Table:
+    folder, _, name = path.rpartition("/")
+    storage = Storage(folder or os.curdir)
+    if not storage.exists(name):
+        raise UsageError(f"{key}: no file '{path}'.")
+    data = storage.read(name)
+    try:
+        if name.endswith(".parquet"):
+            return decode_parquet(data)
+        # Ids may look like numbers; they are text.
+        types = {"image_id": pa.string(), "reason": pa.string()}
+        return pa_csv.read_csv(
+            pa.BufferReader(data), convert_options=pa_csv.ConvertOptions(column_types=types)
+        )
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"{key}: cannot read '{path}': {error}") from None

@@ -1,0 +1,198 @@
+"""What the service derives from the store's tables, and keeps beside the scores.
+
+Each file or folder carries the digest of the tables that it was made from in its name, and gets
+that name when it is whole: what is there can be used, and what belongs to replaced tables is never
+looked at. All of it may be deleted at any time; the next start makes it again.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from echostill.curation.service import children
+from echostill.curation.service.data.catalogue import build_catalogue
+from echostill.curation.service.data.columns import open_columns, write_columns
+from echostill.curation.service.data.neighbours import Report, build_neighbours
+from echostill.curation.service.data.projection import build_map
+from echostill.platform.errors import UsageError
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import MANIFEST, Table
+
+FORMAT = "1"  # part of every name: another layout gets another
+FOLDER = "service"  # inside scores/
+LOCK = "lock"
+KINDS = ("catalogue", "neighbours", "map")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The folder, and the names that belong to the tables as they are now.
+
+    Attributes:
+        folder: local.
+        key: of pool and scores.
+        scored: whether there are scores, and rows in them.
+    """
+
+    folder: Path
+    key: str
+    scored: bool
+
+    @property
+    def catalogue(self) -> Path:
+        """An Arrow file (``catalogue``)."""
+        return self.folder / f"catalogue-{self.key}.arrow"
+
+    @property
+    def neighbours(self) -> Path:
+        """A folder (``neighbours``)."""
+        return self.folder / f"neighbours-{self.key}"
+
+    @property
+    def map(self) -> Path:
+        """A NumPy file (``projection``)."""
+        return self.folder / f"map-{self.key}.npy"
+
+    def coreset(self, name: str, digest: str) -> Path:
+        """An Arrow file (``coresets``)."""
+        return self.folder / f"coreset-{name}-{digest[:16]}-{self.key}.arrow"
+
+    def missing(self) -> list[str]:
+        """Kinds that are still to be made."""
+        wanted = KINDS if self.scored else KINDS[:1]
+        return [kind for kind in wanted if not getattr(self, kind).exists()]
+
+
+def derived_folder(store: Store, folder: str | None = None) -> Path:
+    """Return where derived files lie: in ``scores/``, or in the user's cache for a remote store."""
+    if folder is not None:
+        return Path(folder).absolute()
+    if store.storage.is_local:
+        inside = store.scores().exists()
+        return Path((store.scores() if inside else store.storage).local_path(FOLDER))
+    name = hashlib.sha256(store.root.encode()).hexdigest()[:16]
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "echostill" / name
+
+
+def derived_of(store: Store, folder: Path) -> Derived:
+    """Name what belongs to the store's tables as they are now.
+
+    Raises:
+        UsageError: The store has no pool.
+    """
+    pool, scores = store.open_pool(), open_scores(store)
+    text = "\n".join([FORMAT, pool.digest, scores.digest if scores else ""])
+    scored = scores is not None and scores.rows > 0
+    return Derived(folder, hashlib.sha256(text.encode()).hexdigest()[:16], scored)
+
+
+def open_scores(store: Store) -> Table | None:
+    """Open the scores, where they are finished."""
+    return store.open_scores() if store.scores().exists(MANIFEST) else None
+
+
+def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = KINDS) -> Derived:
+    """Make what is missing, in the order in which it is of use; others wait for the same.
+
+    Args:
+        store: the store.
+        folder: of the derived files.
+        report: told the stage ("neighbours: adding") and the fraction of all.
+        kinds: what is needed; the catalogue always is.
+
+    Returns:
+        The names; what is needed is there.
+
+    Raises:
+        UsageError: The folder cannot be written, or the scores are of another pool.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write '{folder}' ({error.strerror}): name another place with --index-folder."
+        ) from None
+    with _alone(folder):
+        derived = derived_of(store, folder)
+        _sweep(derived)
+        if not derived.catalogue.exists():
+            report("catalogue", 0.0)
+            write_columns(derived.catalogue, build_catalogue(store.open_pool(), open_scores(store)))
+        scores = open_scores(store)
+        missing = [kind for kind in derived.missing() if kind in kinds]
+        if scores is None or not missing:
+            return derived
+        catalogue = open_columns(derived.catalogue)
+        ids = pa.concat_arrays(scores.read(["image_id"])["image_id"].chunks)
+        known = catalogue["image_id"].combine_chunks()
+        found = pc.index_in(ids.cast(pa.large_string()), value_set=known)
+        if found.null_count:
+            raise UsageError(
+                f"{found.null_count} scored images are not in the pool: the scores belong to "
+                "another pool. Run `echostill score` again."
+            )
+        rows = found.to_numpy()
+        if "neighbours" in missing:
+            partial = folder / f"neighbours-{derived.key}.tmp"
+            partial.mkdir()
+            build_neighbours(scores, rows, partial, _within(report, "neighbours", 0.05, 0.85))
+            partial.rename(derived.neighbours)
+        if "map" in missing:
+            size = catalogue.num_rows
+            build_map(scores, rows, size, derived.map, _within(report, "map", 0.85, 1.0))
+        return derived
+
+
+def _within(report: Report, name: str, low: float, high: float) -> Report:
+    return lambda stage, fraction: report(f"{name}: {stage}", low + (high - low) * fraction)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(derived: Derived) -> None:
+    """Delete what belongs to replaced tables, and what a killed build left behind."""
+    for entry in derived.folder.iterdir():
+        if entry.name == LOCK or (derived.key in entry.name and not entry.name.endswith(".tmp")):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def main(root: str, folder: str) -> None:
+    """Prepare in a child process of the service."""
+
+    def work(say: children.Say) -> None:
+        last = ("", -1.0)
+
+        def report(stage: str, fraction: float) -> None:
+            nonlocal last
+            if stage != last[0] or fraction - last[1] >= 0.01:
+                last = (stage, fraction)
+                say(stage=stage, fraction=round(fraction, 4))
+
+        prepare(Store(root), Path(folder), report)
+        say(done=True)
+
+    children.in_child(work)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(*sys.argv[1:])

@@ -1,0 +1,327 @@
+"""What the service knows about a store: mapped tables, refreshed when the store changes."""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+
+from echostill.curation.selection.pin_table import Pin, in_force, pins_storage, read_pins
+from echostill.curation.service import children
+from echostill.curation.service.data.catalogue import Catalogue
+from echostill.curation.service.data.coresets import Coreset, Entry, read_entry, write_coreset
+from echostill.curation.service.data.derived import Derived, derived_folder, derived_of, open_scores
+from echostill.curation.service.data.neighbours import NeighbourIndex
+from echostill.curation.service.data.thumbnails import Thumbnails
+from echostill.curation.service.problems import Problem, not_ready, unknown
+from echostill.platform.errors import EchostillError, nearest
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import MANIFEST, Table
+
+LOGGER = logging.getLogger("echostill.service")
+LOOK_EVERY = 2.0  # seconds between looks at the store
+DEFAULT_CORESET = "default"
+READY, BUILDING, FAILED, ABSENT = "ready", "building", "failed", "absent"
+
+
+@dataclass
+class Preparation:
+    """How far the derived files are."""
+
+    state: str = BUILDING
+    stage: str = ""
+    fraction: float = 0.0
+    message: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Pins and bans as they stand.
+
+    Attributes:
+        all: every act, oldest first.
+        acts: the act that counts, by image id.
+        pinned, banned: rows of the catalogue, ascending.
+    """
+
+    all: list[Pin] = field(default_factory=list)
+    acts: dict[str, Pin] = field(default_factory=dict)
+    pinned: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    banned: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+
+class State:
+    """A store, mapped. Reading it is safe in any thread; what changes is replaced as a whole."""
+
+    def __init__(self, root: str, folder: str | None = None) -> None:
+        """Open a store; :meth:`start` begins to map it.
+
+        Raises:
+            UsageError: There is no pool.
+        """
+        self.store = Store(root)
+        self.store.open_pool()
+        self.folder = derived_folder(self.store, folder)
+        self.preparation = Preparation()
+        self.entries: dict[str, Entry] = {}
+        self.pins = Pins()
+        self.neighbours: NeighbourIndex | None = None
+        self.places: np.ndarray | None = None  # (N, 2), the map
+        self._catalogue: Catalogue | None = None
+        self._thumbnails: Thumbnails | None = None
+        self._derived: Derived | None = None
+        self._coresets: dict[tuple[str, str], Coreset] = {}
+        self._seen: dict[str, tuple[Any, ...]] = {}
+        self._lock = threading.RLock()
+        self._mapping = threading.Lock()
+        self._stop = threading.Event()
+        self._child: Any = None
+        self._warmed = False
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Map what is there, and prepare the rest in the background."""
+        self.refresh()
+        for work in (self._watch, self._prepare, self._warm):
+            thread = threading.Thread(target=work, name=work.__name__, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def close(self) -> None:
+        """End the background work."""
+        self._stop.set()
+        if self._child is not None:
+            children.stop(self._child)
+        for thread in self._threads:
+            thread.join(timeout=children.PATIENCE * 2)
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything that the store allows can be answered, and without delay."""
+        derived = self._catalogue is not None and self.preparation.state in (READY, ABSENT)
+        name = self.default_name()
+        mapped = {key[0] for key in self._coresets}
+        return derived and (name is None or name in mapped or self._warmed)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue.
+
+        Raises:
+            Problem: It is still being made.
+        """
+        if self._catalogue is None:
+            if self.preparation.state == FAILED:
+                raise Problem(503, "not-ready", self.preparation.message)
+            raise not_ready("the catalogue of the pool is being made.", 2)
+        return self._catalogue
+
+    @property
+    def thumbnails(self) -> Thumbnails:
+        """The pool's pictures."""
+        _ = self.catalogue
+        assert self._thumbnails is not None
+        return self._thumbnails
+
+    def refresh(self) -> None:
+        """Look at the store: new coresets, pins, and derived files that are finished."""
+        with self._lock:
+            self._map_derived()
+            self._read_entries()
+            self._read_pins()
+
+    def entry(self, name: str) -> Entry:
+        """Return a finished coreset's description.
+
+        Raises:
+            Problem: There is none of that name; names the nearest.
+        """
+        found = self.entries.get(name)
+        if found is None:
+            self.refresh()
+            found = self.entries.get(name)
+        if found is None:
+            known = sorted(self.entries)
+            there = f" There are: {', '.join(known)}." if known else " There is none yet."
+            raise unknown("coreset", f"no coreset '{name}'.{nearest(name, known)}{there}")
+        return found
+
+    def default_name(self) -> str | None:
+        """Name of the coreset that answers when none is named: 'default', else the newest."""
+        if DEFAULT_CORESET in self.entries:
+            return DEFAULT_CORESET
+        newest = sorted(self.entries.values(), key=lambda entry: (entry.created, entry.name))
+        return newest[-1].name if newest else None
+
+    def coreset(self, name: str | None) -> Coreset:
+        """Return a mapped coreset; the first use of one takes a moment.
+
+        Raises:
+            Problem: There is none of that name, or none at all.
+        """
+        name = name or self.default_name()
+        if name is None:
+            raise unknown("coreset", "there is no coreset yet: pick one (`echostill select`).")
+        entry, catalogue = self.entry(name), self.catalogue
+        key = (name, entry.table.digest)
+        found = self._coresets.get(key)
+        if found is not None:
+            return found
+        with self._mapping:
+            if key not in self._coresets:
+                path = self.coreset_file(entry)
+                coreset = Coreset(entry, path, catalogue)
+                kept = {k: v for k, v in self._coresets.items() if k[0] != name}
+                self._coresets = {**kept, key: coreset}
+            return self._coresets[key]
+
+    def coreset_file(self, entry: Entry) -> Path:
+        """Return the mapped file of a coreset, writing it where it is missing."""
+        assert self._derived is not None
+        path = self._derived.coreset(entry.name, entry.table.digest)
+        if not path.exists():
+            write_coreset(path, entry.table, self.catalogue)
+            for old in self.folder.glob(f"coreset-{entry.name}-*-{self._derived.key}.arrow"):
+                # Names may contain each other; what follows the name is sixteen digits and the key.
+                if old != path and len(old.name) == len(path.name):
+                    old.unlink(missing_ok=True)
+        return path
+
+    @property
+    def derived(self) -> Derived:
+        """Names of the derived files that are in use."""
+        _ = self.catalogue
+        assert self._derived is not None
+        return self._derived
+
+    def _map_derived(self) -> None:
+        if self._derived is None or self._tables_changed():
+            derived = derived_of(self.store, self.folder)
+            if self._derived is not None and derived.key != self._derived.key:
+                LOGGER.warning("the store's tables were replaced: restart to answer from them")
+                return
+            self._derived = derived
+        derived = self._derived
+        if self._catalogue is None and derived.catalogue.exists():
+            self._thumbnails = Thumbnails(self.store.open_pool())
+            self._catalogue = Catalogue(derived.catalogue)
+        if self.neighbours is None and derived.neighbours.exists():
+            self.neighbours = NeighbourIndex(derived.neighbours)
+        if self.places is None and derived.map.exists():
+            self.places = np.load(derived.map, mmap_mode="r")
+        if not derived.missing():
+            self.preparation = Preparation(READY if derived.scored else ABSENT, "", 1.0, "")
+
+    def _tables_changed(self) -> bool:
+        return any(
+            [
+                self._changed("pool", self.store.pool().arrow_path(MANIFEST)),
+                self._changed("scores", self.store.scores().arrow_path(MANIFEST)),
+            ]
+        )
+
+    def _read_entries(self) -> None:
+        storage = self.store.storage.at("coresets")
+        selector = pafs.FileSelector(storage.arrow_path(""), allow_not_found=True)
+        folders = storage.filesystem.get_file_info(selector)
+        found: dict[str, Entry] = {}
+        for folder in folders:
+            if folder.type != pafs.FileType.Directory:
+                continue
+            name = folder.base_name
+            path = f"{folder.path}/{MANIFEST}"
+            mark = self._mark(path)
+            if mark is None:
+                continue
+            known = self.entries.get(name)
+            if known is not None and self._seen.get(f"coreset {name}") == mark:
+                found[name] = known
+                continue
+            try:
+                made = datetime.fromtimestamp(mark[0] / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+                table = Table.open(self.store.coreset(name), "select")
+                found[name] = read_entry(name, table, made)
+                self._seen[f"coreset {name}"] = mark
+            except (EchostillError, OSError, ValueError, KeyError) as error:
+                LOGGER.warning("coreset '%s' cannot be read: %s", name, error)
+        self.entries = found
+
+    def _read_pins(self) -> None:
+        if self._catalogue is None:
+            return
+        if not self._changed("pins", pins_storage(self.store).arrow_path(MANIFEST)):
+            return
+        every = read_pins(self.store)
+        acts = in_force(every)
+        rows: dict[str, list[int]] = {"pin": [], "ban": []}
+        for image_id, pin in acts.items():
+            row = self._catalogue.ids.find(image_id)
+            if row is not None:
+                rows[pin.action].append(row)
+        pinned, banned = (np.sort(np.array(rows[a], dtype=np.int64)) for a in ("pin", "ban"))
+        self.pins = Pins(every, acts, pinned, banned)
+
+    def _changed(self, name: str, path: str) -> bool:
+        mark = self._mark(path)
+        if self._seen.get(name) == mark:
+            return False
+        self._seen[name] = mark or ()
+        return mark is not None
+
+    def _mark(self, path: str) -> tuple[Any, ...] | None:
+        """What changes when a file is replaced: its time and size."""
+        info = self.store.storage.filesystem.get_file_info(path)
+        return (info.mtime_ns, info.size) if info.type == pafs.FileType.File else None
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK_EVERY):
+            try:
+                self.refresh()
+            except (EchostillError, OSError, ValueError) as error:
+                LOGGER.warning("cannot look at the store: %s", error)
+
+    def _warm(self) -> None:
+        """Map the default coreset before somebody asks for it."""
+        while self._catalogue is None:
+            if self._stop.wait(0.1):
+                return
+        try:
+            if self.entries:
+                self.coreset(None).warm()
+        except (Problem, EchostillError, OSError, ValueError) as error:
+            LOGGER.warning("the default coreset cannot be mapped: %s", error)
+        self._warmed = True
+
+    def _prepare(self) -> None:
+        """Have a child process make what is missing."""
+        assert self._derived is not None
+        if not self._derived.missing():
+            return
+        module = "echostill.curation.service.data.derived"
+        self._child = child = children.start(module, self.store.root, str(self.folder))
+        done, error = False, ""
+        for said in children.messages(child):
+            done, error = said.get("done", done), said.get("error", error)
+            if "stage" in said:
+                self.preparation = Preparation(BUILDING, said["stage"], said["fraction"])
+                self.refresh()
+        if self._stop.is_set():
+            return
+        if done:
+            self.refresh()
+        else:
+            text = error or f"preparing the store ended with {child.returncode}"
+            LOGGER.error("%s", text)
+            self.preparation = Preparation(FAILED, message=text)
+
+    def scores(self) -> Table | None:
+        """The scores table, where there is one."""
+        return open_scores(self.store)

@@ -1,0 +1,1 @@
+"""Picks in the background: a queue, and a process for each."""

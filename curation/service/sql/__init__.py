@@ -1,0 +1,1 @@
+"""SQL for callers: checked, and run in worker processes of their own."""

@@ -1,0 +1,1 @@
+"""The teacher cache: teacher outputs for a finite set of views."""

@@ -1,0 +1,142 @@
+"""Computing a teacher cache shard by shard, on the very views that training makes."""
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from echostill.distill.cache.teacher_cache import (
+    POOLED,
+    TOKENS,
+    CacheSpec,
+    layer_name,
+    quantise,
+    shard_name,
+)
+from echostill.platform.config import result_relevant
+from echostill.platform.masking.masks import (
+    MaskSettings,
+    apply_frequency,
+    apply_spatial,
+    draw_masks,
+)
+from echostill.platform.models import Encoder
+from echostill.platform.models.weights import Weights
+from echostill.platform.tables.fingerprint import Fingerprint, code_version
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.store import Store
+from echostill.platform.training.augment import AugmentSettings
+from echostill.platform.training.batches import view_batch
+from echostill.platform.training.staging import StagedImages, stage_images
+
+BATCH = 16  # views per pass of the teacher
+
+
+@dataclass(frozen=True)
+class CacheJob:
+    """What a cache is made of; picklable, so that a worker can build any shard."""
+
+    store: str
+    teacher: Weights
+    image_ids: tuple[str, ...]
+    spec: CacheSpec
+    view_seed: int
+    augment: AugmentSettings
+    masks: MaskSettings
+    image_size: int
+    pool_digest: str
+
+    def fingerprint(self) -> Fingerprint:
+        """Everything the cached numbers depend on."""
+        values = {
+            "teacher": self.teacher.model,
+            "layers": list(self.spec.layers),
+            "tokens": self.spec.tokens,
+            "views_per_image": self.spec.views,
+            "view_seed": self.view_seed,
+            "precision": self.spec.precision,
+            "image_size": self.image_size,
+            "augment": result_relevant(self.augment),
+            "masks": result_relevant(self.masks),
+        }
+        inputs = {"images": sha256("\n".join(self.image_ids).encode()), "pool": self.pool_digest}
+        return Fingerprint(values, code_version(), {"teacher": self.teacher.digest}, inputs)
+
+
+class CacheWorker:
+    """Computes shards of a cache; made once per process, so that the teacher loads once."""
+
+    def __init__(self, job: CacheJob) -> None:
+        self.job = job
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.teacher: Encoder = job.teacher.load().to(self.device)
+        pool = Store(job.store).open_pool()
+        self.images: StagedImages = stage_images(pool, job.store, job.image_size, job.image_ids)
+
+    def build(self, storage: Storage, index: int) -> dict[str, Any]:
+        """Compute a shard, write its files, then the record that declares it finished."""
+        spec = self.job.spec
+        first = index * spec.images_per_shard
+        rows = np.arange(first, min(first + spec.images_per_shard, spec.images))
+        outputs = self.outputs(
+            np.repeat(rows, spec.views), np.tile(np.arange(spec.views), len(rows))
+        )
+        entries = []
+        for name, values in outputs.items():
+            shaped = values.reshape(len(rows), spec.views, *values.shape[1:])
+            if name == POOLED:
+                entries.append(_write(storage, index, name, shaped))
+                continue
+            codes, ranges = quantise(shaped, spec.precision)
+            entries.append(_write(storage, index, name, codes))
+            if ranges is not None:
+                entries.append(_write(storage, index, f"{name}-ranges", ranges))
+        record = {"shard": index, "files": entries}
+        storage.write(f"done/{index:05d}.json", json.dumps(record, sort_keys=True).encode())
+        return record
+
+    def outputs(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+        """Teacher outputs by name, (n, 2, ...) float32, of image rows and their views."""
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(rows), BATCH):
+            piece = slice(start, start + BATCH)
+            for name, values in self._pass(rows[piece], views[piece]).items():
+                spatial, frequency = values.float().cpu().chunk(2)
+                parts.setdefault(name, []).append(torch.stack([spatial, frequency], 1).numpy())
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    @torch.inference_mode()
+    def _pass(self, rows: np.ndarray, views: np.ndarray) -> dict[str, Tensor]:
+        """One pass, on the very views that training makes of these images."""
+        job = self.job
+        batch = view_batch(self.images, rows, views, job.image_size, job.view_seed, job.augment).to(
+            self.device
+        )
+        masks = draw_masks(job.masks, job.view_seed, views, batch.image_ids, self.device)
+        both = torch.cat(
+            [
+                apply_spatial(batch.pixels, masks.spatial),
+                apply_frequency(batch.pixels, masks.frequency),
+            ]
+        )
+        out = self.teacher(both, job.spec.layers)
+        prefix = self.teacher.prefix_tokens
+        named = {POOLED: out.pooled}
+        for layer, tokens in zip(job.spec.layers, out.intermediate, strict=True):
+            named[layer_name(layer)] = tokens[:, prefix:]
+        if job.spec.tokens:
+            named[TOKENS] = out.tokens[:, prefix:]
+        return named
+
+
+def _write(storage: Storage, index: int, name: str, values: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(values))
+    data = buffer.getvalue()
+    file = f"{shard_name(index)}/{name}.npy"
+    storage.write(file, data)
+    return {"file": file, "bytes": len(data), "sha256": sha256(data)}

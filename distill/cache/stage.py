@@ -1,0 +1,337 @@
+"""Making the teacher cache: planned, refused when too large, built in shards, verified."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from echostill.distill.cache.building import CacheJob, CacheWorker
+from echostill.distill.cache.teacher_cache import (
+    POOLED,
+    SHARD_BYTES,
+    CachedWeights,
+    CacheSpec,
+    TeacherCache,
+    quantisation_error,
+    restore,
+    write_manifest,
+)
+from echostill.distill.distillation import DistillConfig, selected_ids
+from echostill.distill.groups import Run
+from echostill.distill.objective.core import DistillationObjective
+from echostill.platform import runtime
+from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
+from echostill.platform.models import Encoder, create_encoder
+from echostill.platform.models.weights import Weights, find_teacher
+from echostill.platform.progress import Progress
+from echostill.platform.seeding import stream
+from echostill.platform.tables.fingerprint import claim, difference
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Plan, Store, describe_bytes
+from echostill.platform.tables.table import MANIFEST
+from echostill.platform.training.staging import stage_images
+
+VERIFIED = 32  # views that --verify recomputes
+# Recomputing a view in another batch moves its numbers by float32 rounding, beyond quantisation.
+ROUNDING = 1e-4
+
+
+def cache_storage(config: DistillConfig) -> Storage:
+    """Folder of the cache.
+
+    Raises:
+        UsageError: The store is remote: a cache is read by memory mapping.
+    """
+    storage = Store(config.store).storage.at(f"teacher-cache/{config.cache_name}")
+    if not storage.is_local:
+        raise UsageError(
+            f"a teacher cache is memory-mapped and cannot lie in '{config.store}': use a store on "
+            "a local or shared disk, or cache: false."
+        )
+    return storage
+
+
+def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]) -> CacheJob:
+    """Say what the cache of a configuration holds.
+
+    Raises:
+        UsageError: Views never repeat, so that there is no finite set of them, no student follows
+            a teacher, or one follows what is not kept.
+    """
+    views = config.training.views_per_image
+    if views is None:
+        raise UsageError(
+            "a teacher cache needs a finite set of views: set training.views_per_image."
+        )
+    runs = [run for run in config.runs() if run.objective.distil]
+    if not runs:
+        raise UsageError("no student follows a teacher: there is nothing to cache.")
+    for run in runs:
+        _check_objective(run)
+    with torch.device("meta"):
+        encoder = create_encoder(teacher.model)
+        objectives = [_objective(run, encoder, config.decoder) for run in runs]
+    masks = {each.settings.masks or config.masks for each in objectives}
+    if len(masks) > 1:
+        raise UsageError(
+            "the students' masks differ, and a teacher cache holds the views of one: distil them "
+            "in turn, each with a cache_name, or use cache: false."
+        )
+    spec = CacheSpec(
+        layers=tuple(sorted({layer for each in objectives for layer in each.teacher_layers})),
+        tokens=any(
+            run.objective.level == "token" and run.objective.consistency == "last" for run in runs
+        ),
+        views=views,
+        precision=config.cache_precision,
+        images=len(image_ids),
+        patches=(encoder.image_size // encoder.patch_size) ** 2,
+        dim=encoder.dim,
+        shard_bytes=SHARD_BYTES,
+    )
+    store = Store(config.store)
+    return CacheJob(
+        store=store.root,
+        teacher=Weights(teacher.model, teacher.path, teacher.digest),
+        image_ids=tuple(sorted(image_ids)),
+        spec=spec,
+        view_seed=config.training.view_seed,
+        augment=config.training.augment,
+        masks=masks.pop().scaled_to(encoder.image_size, encoder.patch_size),
+        image_size=encoder.image_size,
+        pool_digest=store.open_pool().digest,
+    )
+
+
+def open_cache(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]) -> CachedWeights:
+    """Open the cache for training, in the place of the teacher's weights.
+
+    A cache that holds more layers than are asked for serves as well.
+
+    Raises:
+        UsageError: There is none, or it was made from another teacher, transform, mask or set of
+            images; says what differs.
+    """
+    job = cache_job(config, teacher, image_ids)
+    storage = cache_storage(config)
+    made = TeacherCache(storage.local_path()).manifest["fingerprint"]
+    wanted = job.fingerprint().as_dict()
+    for key in ("layers", "tokens"):
+        held, asked = made["configuration"][key], wanted["configuration"][key]
+        enough = set(asked) <= set(held) if isinstance(asked, list) else held or not asked
+        if enough:
+            wanted["configuration"][key] = held
+    changes = difference(made, wanted)
+    if changes:
+        raise UsageError(
+            f"the teacher cache '{storage.root}' was made from something else "
+            f"({'; '.join(changes)}). Make it anew with `echostill cache --overwrite`, give it "
+            "another name (cache_name), or train without it (cache: false)."
+        )
+    return CachedWeights(teacher.model, teacher.path, teacher.digest, storage.local_path())
+
+
+def make_cache(config: DistillConfig, *, overwrite: bool = False, force: bool = False) -> str:
+    """Compute the teacher's outputs for every view of every image of the coreset.
+
+    Args:
+        config: The distillation it is for.
+        overwrite: Replace a cache that was made from something else.
+        force: Build it even if it is larger than ``cache_limit_gb``.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        UsageError: It would be too large, or another cache is there already.
+    """
+    job, storage = _job(config), cache_storage(config)
+    if not force:
+        _check_size(job.spec, config.cache_limit_gb)
+    wanted = job.fingerprint()
+    claim(storage, wanted, "a teacher cache", overwrite)
+    spec = job.spec
+    what = (
+        f"{spec.images} images x {spec.views} views, {describe_bytes(spec.bytes)} in "
+        f"{spec.precision}: {storage.root}"
+    )
+    if storage.exists(MANIFEST):
+        return f"already done: {what}"
+    records = _finished(storage, spec)
+    resumed = len(records)
+    todo = [index for index in range(spec.shards) if index not in records]
+    _check_disk(storage, len(todo) * spec.images_per_shard * spec.bytes_per_image)
+    with Progress("cache", spec.shards, enabled=config.progress) as bar:
+        bar.update(resumed)
+        for record in _build(config, job, storage, todo):
+            records[record["shard"]] = record
+            bar.advance()
+    ordered = [records[index] for index in sorted(records)]
+    write_manifest(storage, spec, job.image_ids, ordered, wanted.as_dict())
+    earlier = f" ({resumed} of {spec.shards} shards finished earlier)" if resumed else ""
+    return f"{what}{earlier}"
+
+
+def plan_cache(config: DistillConfig) -> Plan:
+    """Say what :func:`make_cache` would do, and how large it would be."""
+    job, storage = _job(config), cache_storage(config)
+    spec = job.spec
+    out = Plan("cache")
+    out.add("teacher", f"{job.teacher.model}, {job.teacher.path}")
+    out.add("views", f"{spec.images} images x {spec.views} x 2 (hidden blocks, stopped bands)")
+    kept = ", ".join(spec.outputs)
+    out.add("kept", f"pooled, {kept}: {spec.patches} tokens of {spec.dim} in {spec.precision}")
+    limit = config.cache_limit_gb * 1e9
+    above = " ABOVE the limit" if spec.bytes > limit else ""
+    out.add("size", f"{describe_bytes(spec.bytes)}, limit {describe_bytes(limit)}{above}")
+    done = "yes" if storage.exists(MANIFEST) else f"{len(_finished(storage, spec))} shards"
+    out.add("already done", f"{done} of {spec.shards}" if done != "yes" else done)
+    out.add("result", storage.root)
+    return out
+
+
+def verify_cache(config: DistillConfig, views: int = VERIFIED) -> str:
+    """Recompute a sample of views with the live teacher and compare with what is kept.
+
+    Returns:
+        The largest differences, in words.
+
+    Raises:
+        UsageError: The cache is of another teacher, transform, mask or set of images.
+        EchostillError: A kept number is further from the teacher's than quantisation explains.
+    """
+    job = _job(config)
+    cache = TeacherCache(open_cache(config, job.teacher, job.image_ids).folder)
+    rows = stream(job.view_seed, "verify").choice(
+        job.spec.images * job.spec.views, min(views, job.spec.images * job.spec.views), False
+    )
+    places, numbers = np.divmod(np.sort(rows), job.spec.views)
+    worker = CacheWorker(job)
+    live = worker.outputs(places, numbers)
+    kept = cache.rows([job.image_ids[row] for row in places], numbers.tolist(), job.spec.outputs)
+    worst, largest = 0.0, 0.0
+    for name in (POOLED, *job.spec.outputs):
+        values = torch.from_numpy(live[name])
+        if name == POOLED:
+            difference_, allowed = (kept.pooled - values).abs(), torch.zeros(())
+        else:
+            ranges = kept.ranges[name]
+            difference_ = (restore(kept.tokens[name], ranges) - values).abs()
+            allowed = quantisation_error(values, ranges)
+        slack = ROUNDING * values.abs().amax(dim=-1, keepdim=True)
+        share = float((difference_ / (allowed + slack)).max())
+        worst, largest = max(worst, share), max(largest, float(difference_.max()))
+        if share > 1:
+            raise EchostillError(
+                f"the teacher cache '{cache.folder}' is wrong: {name} differs by up to "
+                f"{float(difference_.max()):.3g}, {share:.1f} times what {job.spec.precision} "
+                "explains. Delete that folder and make it anew with `echostill cache`."
+            )
+    return (
+        f"{len(rows)} views recomputed: largest difference {largest:.3g}, "
+        f"{worst:.0%} of what {job.spec.precision} allows"
+    )
+
+
+def _check_objective(run: Run) -> None:
+    """Refuse what a cache does not hold."""
+    objective = run.objective
+    if objective.matches_attention:
+        raise UsageError(
+            f"'{run.student}' follows the teacher's attention (attention_weight, "
+            "relation_weight), which a teacher cache does not hold: use cache: false."
+        )
+    if objective.views != "separated":
+        raise UsageError(
+            f"'{run.student}' has views '{objective.views}' and a teacher cache holds those of "
+            "'separated': use cache: false."
+        )
+
+
+def _objective(run: Run, teacher: Encoder, decoder: DecoderSettings) -> DistillationObjective:
+    """Build what a run optimises without its weights: it knows which teacher blocks it follows."""
+    student = MaskedImageModel(create_encoder(run.model), decoder)
+    return DistillationObjective(student, teacher, run.objective)
+
+
+def _job(config: DistillConfig) -> CacheJob:
+    ids = selected_ids(Store(config.store).open_coreset(config.coreset))
+    return cache_job(config, find_teacher(config), ids)
+
+
+def _build(
+    config: DistillConfig, job: CacheJob, storage: Storage, todo: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Build shards on Ray actors; yield each record as its shard finishes."""
+    if not todo:
+        return
+    import ray
+
+    # Staged once, before every worker asks for them.
+    stage_images(Store(job.store).open_pool(), job.store, job.image_size, job.image_ids)
+    runtime.connect(config.address)
+    cpus, gpus = runtime.cluster_resources()
+    where = runtime.plan_workers(config.training.worker_range[1], len(todo), cpus, gpus)
+
+    @ray.remote(num_cpus=where.cpus_per_worker, num_gpus=where.gpus_per_worker, max_restarts=3)
+    class Builder:
+        def __init__(self, threads: int) -> None:
+            torch.set_num_threads(threads)
+            self._worker = CacheWorker(job)
+
+        def build(self, index: int) -> dict[str, Any]:
+            return self._worker.build(storage, index)
+
+    threads = config.training.threads or max(int(cpus // where.workers), 1)
+    make: Any = Builder
+    actors = [make.remote(threads) for _ in range(where.workers)]
+    pool = ray.util.ActorPool(actors)
+    try:
+        yield from pool.map_unordered(
+            lambda actor, index: actor.build.options(max_task_retries=3).remote(index), list(todo)
+        )
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise EchostillError(
+            f"caching failed: {str(cause).strip().splitlines()[-1]} Finished shards are kept: the "
+            "same command continues."
+        ) from error
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _finished(storage: Storage, spec: CacheSpec) -> dict[int, dict[str, Any]]:
+    """Records of the shards whose files are still as large as they were written."""
+    records = {}
+    for name in storage.list("done"):
+        record = json.loads(storage.read(name))
+        whole = all(storage.size(entry["file"]) == entry["bytes"] for entry in record["files"])
+        if whole and record["shard"] < spec.shards:
+            records[int(record["shard"])] = record
+    return records
+
+
+def _check_size(spec: CacheSpec, limit_gb: float) -> None:
+    if spec.bytes > limit_gb * 1e9:
+        each = describe_bytes(spec.bytes_per_image / spec.views)
+        raise UsageError(
+            f"the teacher cache would take {describe_bytes(spec.bytes)} "
+            f"({spec.images} images x {spec.views} views x {each}), "
+            f"above cache_limit_gb {limit_gb:g}. Use fewer views or layers, cache_precision: int8, "
+            "the live teacher, or --force."
+        )
+
+
+def _check_disk(storage: Storage, needed: int) -> None:
+    folder = storage.local_path()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UsageError(
+            f"the teacher cache needs {describe_bytes(needed)} and '{folder}' has "
+            f"{describe_bytes(free)} free."
+        )

@@ -1,0 +1,1 @@
+"""The distillation objective and what it compares."""

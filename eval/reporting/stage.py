@@ -1,0 +1,120 @@
+"""The report stage: tables, runs and evaluation in, one HTML file out that needs nothing else."""
+
+import numpy as np
+from pydantic import Field
+
+from echostill.eval.reporting.coreset import CoresetSections, GallerySizes
+from echostill.eval.reporting.data import EVALUATION, Material, find_runs, gather, read_evaluation
+from echostill.eval.reporting.models import ModelSections
+from echostill.eval.reporting.page import KeyNumber, header, page
+from echostill.platform.config import ModelsConfig
+from echostill.platform.tables.fingerprint import claimed, code_version
+from echostill.platform.tables.store import Plan, Store, finish_run
+
+REPORT = "report.html"
+
+
+class ReportConfig(ModelsConfig):
+    """The report on a coreset, the students trained on it, and their evaluation."""
+
+    name: str = Field("default", description="Name of the evaluation, which is the report's too.")
+    coreset: str = Field("default", description="Name of the coreset.")
+    runs: tuple[str, ...] = Field(
+        (), description="Student runs to show; default every finished one."
+    )
+    gallery: int = Field(6, ge=1, le=24, description="Pictures in each gallery.")
+    clusters: int = Field(8, ge=1, le=24, description="Clusters that are shown in pictures.")
+    per_cluster: int = Field(8, ge=1, le=24, description="Pictures of each of these clusters.")
+    per_organ: int = Field(8, ge=1, le=24, description="Pictures of each organ.")
+    thumbnail: int = Field(128, ge=16, le=128, description="Longest side of a picture, pixels.")
+
+    @property
+    def sizes(self) -> GallerySizes:
+        """How many pictures are shown."""
+        return GallerySizes(
+            self.gallery, self.clusters, self.per_cluster, self.per_organ, self.thumbnail
+        )
+
+
+def report(config: ReportConfig, *, overwrite: bool = False) -> str:
+    """Write ``reports/<name>/report.html`` from what the store holds now.
+
+    A report is cheap, so it is written anew every time; ``overwrite`` changes nothing.
+
+    Returns:
+        What was done, in words.
+    """
+    store = Store(config.store)
+    material = gather(store, config.name, config.coreset, config.runs)
+    storage = store.report(config.name)
+    data = render(material, config.sizes).encode()
+    storage.write(REPORT, data)
+    finish_run(
+        storage,
+        stage="report",
+        files=[REPORT, EVALUATION],
+        fingerprint=claimed(storage),  # the evaluation's: the folder is its
+        extra={"inputs": material.digests},
+    )
+    runs = _plural(len(material.runs), "run")
+    return f"{len(data) / 1e6:.1f} MB, {runs}: {storage.locate(REPORT)}"
+
+
+def plan_report(config: ReportConfig) -> Plan:
+    """Say what :func:`report` would do."""
+    store = Store(config.store)
+    evaluation, _ = read_evaluation(store, config.name)
+    out = Plan("report")
+    out.add("coreset", f"{store.open_coreset(config.coreset).rows} rows, {config.coreset}")
+    out.add("runs", ", ".join(find_runs(store, config.runs)) or "none")
+    out.add("candidates", ", ".join(entry["label"] for entry in evaluation["candidates"]))
+    out.add("tasks", ", ".join(task["name"] for task in evaluation["tasks"]))
+    out.add("result", store.report(config.name).locate(REPORT))
+    return out
+
+
+def render(material: Material, sizes: GallerySizes) -> str:
+    """Return the page; the same material always gives the same text."""
+    chosen, models = CoresetSections(material, sizes), ModelSections(material)
+    title = f"Coreset and students: {material.name}"
+    top = header(title, models.results.headline(), _key_numbers(material, chosen, models))
+    return page(title, top, [*chosen.all(), *models.all()], code_version())
+
+
+def _key_numbers(
+    material: Material, chosen: CoresetSections, models: ModelSections
+) -> list[KeyNumber]:
+    scored, selected = len(chosen.rows.image_id), int(np.sum(chosen.rows.selected))
+    organs = len(chosen.organs)
+    numbers = [
+        KeyNumber(f"{material.pool.rows:,}", "Pool", f"images, {_plural(organs, 'organ')}"),
+        KeyNumber(
+            f"{selected:,}", "Coreset", f"{selected / max(scored, 1):.1%} of the scored pool"
+        ),
+        KeyNumber(f"{len(chosen.clusters.number):,}", "Clusters"),
+    ]
+    results = models.results
+    costs = {results.roles[cost["label"]]: cost for cost in reversed(results.costs)}
+    teacher = costs.get("teacher")
+    student = next((costs[r] for r in ("distilled", "MIM-only", "untrained") if r in costs), None)
+    if teacher:
+        numbers.append(KeyNumber(_millions(teacher["parameters"]), "Teacher", "parameters"))
+    if student:
+        share = (
+            f", {student['parameters'] / teacher['parameters']:.1%} of the teacher"
+            if teacher
+            else ""
+        )
+        count = _millions(student["parameters"])
+        numbers.append(KeyNumber(count, "Student", f"parameters{share}"))
+    tasks = f"{_plural(len(results.tasks), 'task')}, {_plural(len(results.seeds), 'seed')}"
+    numbers.append(KeyNumber(f"{len(results.candidates)}", "Candidates", tasks))
+    return numbers
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f}M" if count < 1e8 else f"{count / 1e6:.0f}M"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

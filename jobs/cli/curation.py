@@ -1,0 +1,387 @@
+"""Curation's commands: serve a store, ask it or a running service, explain, pin, check leaks."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from echostill.jobs.cli.options import CoresetOption, JsonOption, StoreOption
+from echostill.platform.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from echostill.curation.client import Client
+
+StoreNotUrlOption = Annotated[
+    str | None, typer.Option("--store", "-s", help="The store; default runs/default.")
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="A running service, asked in place of a store.")
+]
+TokenFileOption = Annotated[
+    str | None,
+    typer.Option("--token-file", help="File with the token; else the variable ECHOSTILL_TOKEN."),
+]
+AnyCoresetOption = Annotated[
+    str | None,
+    typer.Option("--coreset", help="Name of the coreset; 'default', or the newest, if left out."),
+]
+SelectedOption = Annotated[
+    str, typer.Option("--selected", help="true, false or any: which rows to keep.")
+]
+SHOWN_CHARACTERS = 60
+DEFAULT_STORE = "runs/default"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for name, command in COMMANDS.items():
+        app.command(name)(command)
+
+
+def serve_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8420,
+    token_file: Annotated[
+        str | None,
+        typer.Option("--token-file", help="Where the token lies; default beside the store."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", help="A further name by which callers address it."),
+    ] = None,
+    index_folder: Annotated[
+        str | None,
+        typer.Option("--index-folder", help="Where derived files lie; default with the scores."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster that picks coresets.")
+    ] = None,
+    ssl_keyfile: Annotated[str | None, typer.Option("--ssl-keyfile", help="For TLS.")] = None,
+    ssl_certfile: Annotated[str | None, typer.Option("--ssl-certfile", help="For TLS.")] = None,
+    no_access_log: Annotated[
+        bool, typer.Option("--no-access-log", help="Do not log requests.")
+    ] = False,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Make index and map, and do not serve.")
+    ] = False,
+) -> None:
+    """Serve a store: pick coresets, ask questions, look at images.
+
+    \b
+    Example:
+      echostill serve runs/quickstart
+    """
+    from echostill.curation.service import serving
+
+    if prepare_only:
+        print(serving.build_index(store, index_folder))
+        return
+    serving.serve(
+        store,
+        host=host,
+        port=port,
+        token_file=token_file,
+        allowed_hosts=tuple(allowed_host or ()),
+        index_folder=index_folder,
+        address=address,
+        ssl_keyfile=ssl_keyfile,
+        ssl_certfile=ssl_certfile,
+        access_log=not no_access_log,
+    )
+
+
+def query_command(
+    sql: Annotated[str, typer.Argument(help="One SELECT over the store's views.")],
+    store: StoreNotUrlOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+    coreset: AnyCoresetOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows at most.")] = 1000,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Ask a store, or a running service, in SQL: views pool, scores, coreset, samples, ...
+
+    \b
+    Example:
+      echostill query "select organ, count(*) from pool group by organ" --store runs/quickstart
+    """
+    from echostill.curation import local
+
+    root = _one_place(store, url)
+    if url is not None:
+        with _connected(url, token_file) as client:
+            table = client.sql(sql, coreset=coreset, limit=limit)
+    else:
+        table = local.query(root, sql, coreset=coreset, limit=limit)
+    if as_json:
+        print(json.dumps(table.to_pylist(), indent=1, default=str))
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(table.column_names)
+        writer.writerows(row.values() for row in table.to_pylist())
+    else:
+        print(_as_text(table))
+    if (table.schema.metadata or {}).get(b"truncated") == b"true":
+        print(f"only the first {limit} rows; more with --limit", file=sys.stderr)
+
+
+def neighbours_command(
+    image: Annotated[
+        str, typer.Argument(help="Image id, a unique prefix of one, its source, or a file.")
+    ],
+    store: StoreNotUrlOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+    coreset: AnyCoresetOption = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=200, help="How many.")] = 10,
+    selected: SelectedOption = "any",
+    other_groups: Annotated[
+        bool, typer.Option("--other-groups", help="Leave out images of the same group.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the images nearest to one of the pool, or to an image file.
+
+    \b
+    Example:
+      echostill neighbours 3f9a --store runs/quickstart
+    """
+    from echostill.curation import local
+
+    root = _one_place(store, url)
+    _check_selected(selected)
+    query: dict[str, Any] = {
+        "coreset": coreset,
+        "selected": selected,
+        "same_group": not other_groups,
+    }
+    if url is not None:
+        with _connected(url, token_file) as client:
+            items = client.neighbours(image, k, **query)
+    else:
+        items = local.neighbours(root, image, k, **query)
+    if as_json:
+        print(json.dumps(items, indent=1))
+        return
+    for item in items:
+        sample = item["sample"]
+        chosen = "selected" if sample["selected"] else ""
+        print(
+            f"{item['similarity']:.4f}  {sample['image_id']}  {sample['organ'] or '-':<12}"
+            f"{chosen:<10}{sample['source']}"
+        )
+
+
+def compare_command(
+    a: Annotated[str, typer.Argument(help="Name of a coreset.")],
+    b: Annotated[str, typer.Argument(help="Name of another one.")],
+    store: StoreNotUrlOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Ids listed with --json.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two coresets: what is in both, what entered, what left, what shifted.
+
+    \b
+    Example:
+      echostill compare default half --store runs/quickstart
+    """
+    from echostill.curation import local
+
+    root = _one_place(store, url)
+    if url is not None:
+        with _connected(url, token_file) as client:
+            found = client.compare(a, b, limit=limit)
+    else:
+        found = local.compare(root, a, b, limit=limit)
+    print(json.dumps(found, indent=1) if as_json else found["text"])
+
+
+def export_coreset_command(
+    name: Annotated[str, typer.Argument(help="Name of the coreset.")],
+    to: Annotated[str, typer.Argument(help="File: .parquet, .csv or .jsonl.")],
+    store: StoreNotUrlOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+    selected: SelectedOption = "true",
+) -> None:
+    """Write a coreset's rows, with source, organ and device, to one file.
+
+    \b
+    Example:
+      echostill export-coreset default chosen.csv --store runs/quickstart
+    """
+    from echostill.curation import local
+
+    root = _one_place(store, url)
+    _check_selected(selected)
+    if url is not None:
+        with _connected(url, token_file) as client:
+            size = client.export(name, to, selected=selected)
+    else:
+        size = local.export_coreset(root, name, to, selected=selected)
+    print(f"{to}: {size} bytes")
+
+
+def atlas_command(
+    to: Annotated[str, typer.Argument(help="File to write, .parquet.")],
+    store: StoreOption = DEFAULT_STORE,
+    coreset: AnyCoresetOption = None,
+    side: Annotated[
+        int, typer.Option("--side", min=0, max=1024, help="Pixels of the pictures; 0 for none.")
+    ] = 96,
+) -> None:
+    """Write the pool for embedding-atlas: map, pictures, metadata, scores, coreset.
+
+    \b
+    Example:
+      echostill atlas runs/atlas.parquet --store runs/quickstart
+    """
+    from echostill.curation import local
+
+    rows = local.export_atlas(store, to, coreset=coreset, side=side)
+    image = " --image image" if side else ""
+    print(f"{to}: {rows} images. Look at them with:")
+    print(f"  embedding-atlas {to} --x x --y y{image} --disable-projection")
+
+
+def pin_command(
+    image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why.")],
+    store: StoreOption = DEFAULT_STORE,
+    author: Annotated[
+        str | None, typer.Option("--author", help="Who; default the user's name.")
+    ] = None,
+    ban: Annotated[
+        bool, typer.Option("--ban", help="Never choose it, in place of always.")
+    ] = False,
+) -> None:
+    """Have the next selections take an image in any case, or never (--ban).
+
+    \b
+    Example:
+      echostill pin 3f9a --reason "typical four-chamber view" --store runs/quickstart
+    """
+    import getpass
+
+    from echostill.curation.selection.explain.explain import find_image
+    from echostill.curation.selection.pin_table import BAN, PIN, add_pin
+    from echostill.platform.tables.store import Store
+
+    opened = Store(store)
+    image_id = find_image(image, opened.open_pool().read(["image_id", "source"]))
+    who = author or getpass.getuser()
+    pin = add_pin(opened, BAN if ban else PIN, [image_id], author=who, reason=reason)
+    print(f"{pin.pin_id}: {image_id} {'banned' if ban else 'pinned'} by {who}")
+
+
+def why_command(
+    image: Annotated[str, typer.Argument(help="Image id, a unique prefix of one, or its source.")],
+    store: StoreOption = DEFAULT_STORE,
+    coreset: CoresetOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Say why an image is, or is not, in the coreset.
+
+    \b
+    Example:
+      echostill why 3f9a --store runs/quickstart
+    """
+    from echostill.curation import why
+
+    answer = why(store, coreset, image)
+    print(json.dumps(answer.as_dict(), indent=1) if as_json else answer.text)
+
+
+def leakcheck_command(
+    store: Annotated[str, typer.Argument(help="The store with the pool.")],
+    benchmarks: Annotated[
+        list[str], typer.Argument(help="Manifests (CSV, Parquet), image folders, or stores.")
+    ],
+    record: Annotated[
+        bool, typer.Option("--record", help="Exit 0 though there are leaks: they are recorded.")
+    ] = False,
+    near_distance: Annotated[
+        int | None,
+        typer.Option(
+            "--near-distance", min=0, max=64, help="Bits of 256 that two copies may differ in."
+        ),
+    ] = None,
+    semantic_epsilon: Annotated[
+        float | None,
+        typer.Option("--semantic-epsilon", min=1e-6, max=1, help="Largest 1 - cosine of features."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for benchmark images in a pool; a selection leaves out what is found. Exit 1 on leaks.
+
+    \b
+    Example:
+      echostill leakcheck runs/quickstart examples/quickstart/benchmark/liver.csv
+    """
+    from echostill.curation import LeakSettings, check_leaks
+
+    given = {"near_distance": near_distance, "semantic_epsilon": semantic_epsilon}
+    settings = LeakSettings().model_copy(update={k: v for k, v in given.items() if v is not None})
+    report = check_leaks(store, benchmarks, settings)
+    print(json.dumps(report.as_dict()) if as_json else report.describe())
+    if not report.clean and not record:
+        raise typer.Exit(1)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "serve": serve_command,
+    "query": query_command,
+    "neighbours": neighbours_command,
+    "compare": compare_command,
+    "export-coreset": export_coreset_command,
+    "atlas": atlas_command,
+    "pin": pin_command,
+    "why": why_command,
+    "leakcheck": leakcheck_command,
+}
+
+
+def _one_place(store: str | None, url: str | None) -> str:
+    if store is not None and url is not None:
+        raise UsageError("give --store or --url, not both.")
+    return store or DEFAULT_STORE
+
+
+def _check_selected(selected: str) -> None:
+    if selected not in ("true", "false", "any"):
+        raise UsageError(f"--selected is '{selected}'; expected true, false or any.")
+
+
+def _connected(url: str, token_file: str | None) -> "Client":
+    from echostill.curation.client import connect
+
+    return connect(url, token_file=token_file)
+
+
+def _as_text(table: "pa.Table") -> str:
+    rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
+    widths = [
+        max(len(cell) for cell in column) for column in zip(table.column_names, *rows, strict=True)
+    ]
+    lines = [table.column_names, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

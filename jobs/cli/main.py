@@ -1,0 +1,278 @@
+"""The command line: one command per stage, and the questions people ask of a store.
+
+Commands import the other folders when they run, so that ``echostill --help`` does not wait for Ray
+and torch.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from echostill.jobs.cli.curation import add_commands as add_curation_commands
+from echostill.jobs.cli.models import add_commands as add_model_commands
+from echostill.jobs.cli.options import ConfigFile, DryRun, JsonOption, Overrides, Overwrite
+from echostill.platform.config import STAGES
+from echostill.platform.errors import EchostillError
+from echostill.platform.progress import console
+
+SUMMARIES = {
+    "ingest": "Read images and DICOM cines into the pool: ids, groups, one decode, quarantine.",
+    "pretrain": "Pretrain a teacher with the USFM recipe (block and band-stop mask on one input).",
+    "score": "Train the proxy, then compute teacher features and gradient norms over the pool.",
+    "duplicates": "Find exact, near and semantic copies in the pool, and which of them stay.",
+    "select": "Pick the coreset: cluster, rank by distance and by gradient, fill the quotas.",
+    "distill": "Distil the teacher into the student on a coreset (or train it without a teacher).",
+    "evaluate": "Compare teacher and students on labelled benchmarks, split by group.",
+    "report": "Write the self-contained HTML report.",
+}
+EXAMPLES = {
+    "ingest": "echostill ingest store=runs/mine source=/data/ultrasound",
+    "pretrain": "echostill pretrain --config config.yaml training.steps=20000",
+    "score": "echostill score --config config.yaml workers=8",
+    "duplicates": "echostill duplicates --config config.yaml near_distance=16",
+    "select": "echostill select --config config.yaml budget=200000",
+    "distill": "echostill distill --config config.yaml training.workers=4",
+    "evaluate": "echostill evaluate --config config.yaml",
+    "report": "echostill report --config config.yaml",
+}
+
+app = typer.Typer(
+    name="echostill",
+    help="Turn an ultrasound pool into a small coreset, and a large teacher into a tiny student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+INTERRUPTED = 130  # how Typer reports Ctrl-C
+
+
+def _add_stage(name: str) -> None:
+    def command(
+        overrides: Overrides = None,
+        config: ConfigFile = None,
+        dry_run: DryRun = False,
+        overwrite: Overwrite = False,
+    ) -> None:
+        from echostill.jobs.stages import run_stage
+
+        print(run_stage(name, config, overrides or [], dry_run=dry_run, overwrite=overwrite))
+
+    text = f"{SUMMARIES[name]}\n\n\b\nExample:\n  {EXAMPLES[name]}"
+    app.command(name, help=text, short_help=SUMMARIES[name])(command)
+
+
+for _stage in STAGES:
+    _add_stage(_stage)
+
+
+@app.command("run")
+def run_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Pretrain a teacher instead of loading one.")
+    ] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run the main job: ingest, score, duplicates, select, distill, evaluate, report.
+
+    \b
+    Example:
+      echostill run --config examples/quickstart/config.yaml
+    """
+    from echostill.jobs.pipeline import run_pipeline
+
+    run_pipeline(
+        config, overrides or [], from_scratch=from_scratch, dry_run=dry_run, overwrite=overwrite
+    )
+
+
+@app.command("verify")
+def verify_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Re-read every manifest and table of a store: checksums, row accounting, fingerprints.
+
+    \b
+    Example:
+      echostill verify runs/quickstart
+    """
+    from echostill.platform.tables.verify import verify_store
+
+    result = verify_store(store)
+    print(json.dumps(result.as_dict(), indent=1) if as_json else result.describe())
+    if not result.sound:
+        raise typer.Exit(1)
+
+
+@app.command("retry-failed")
+def retry_failed_command(
+    stage: Annotated[str, typer.Argument(help="ingest or score.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+) -> None:
+    """Try the quarantined rows of a stage again, after files were mended or a decoder installed.
+
+    \b
+    Example:
+      echostill retry-failed ingest --config config.yaml
+    """
+    from echostill.jobs.stages import retry_stage
+
+    print(retry_stage(stage, config, overrides or []))
+
+
+@app.command("watch")
+def watch_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    follow: Annotated[
+        bool, typer.Option(help="Go on until the stages that run have ended.")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the events as JSON lines.")
+    ] = False,
+) -> None:
+    """Show what the stages of a store do: shards, pace, quarantine, estimated end.
+
+    \b
+    Example:
+      echostill watch runs/quickstart
+    """
+    from echostill.platform.shards.watch import watch
+
+    watch(store, follow=follow, as_json=as_json)
+
+
+@app.command("review")
+def review_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    approve: Annotated[
+        list[str] | None,
+        typer.Option("--approve", help="Image id (or the beginning of one), or a file of ids."),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why the frames are harmless.")] = "",
+    by: Annotated[
+        str | None, typer.Option("--by", help="Who approves; default this machine's user.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the frames that de-identification held back, or approve some of them.
+
+    \b
+    Example:
+      echostill review runs/mine
+      echostill review runs/mine --approve ids.txt --reason "scale marks, no text"
+    """
+    from echostill.curation.deidentification import review
+
+    if approve:
+        count = review.approve(store, approve, reason=reason, by=by)
+        print(f"{count} frame(s) approved: the next `echostill ingest` takes them in.")
+        return
+    rows = review.waiting(store)
+    print(json.dumps(rows, indent=1) if as_json else review.describe(store, rows))
+
+
+@app.command("names")
+def names_command(
+    hashes: Annotated[list[str], typer.Argument(help="Hashed names, as `source` has them.")],
+    config: ConfigFile = None,
+) -> None:
+    """Say which files stand behind hashed names; needs the key and the files of the ingest.
+
+    \b
+    Example:
+      echostill names 5b1d0c3e9a7f42168c0d5e6f7a8b9c0d --config config.yaml
+    """
+    from echostill.curation.ingestion.keys import reveal
+    from echostill.curation.ingestion.stage import IngestConfig
+    from echostill.platform.config import load
+    from echostill.platform.tables.store import Store
+
+    settings = load(IngestConfig, "ingest", config)
+    found = reveal(settings, Store(settings.store).pool(), hashes)
+    for name in hashes:
+        print(f"{name}  {found.get(name, 'not among the sources, or hashed with another key')}")
+
+
+@app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit_command(
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(help="A stage's name, or run.")],
+    address: Annotated[
+        str | None, typer.Option("--address", help="Address of the Ray dashboard.")
+    ] = None,
+    working_dir: Annotated[
+        str, typer.Option("--working-dir", help="Folder the job runs in.")
+    ] = ".",
+    submission_id: Annotated[
+        str | None, typer.Option("--submission-id", help="Id of the job; made when left out.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the logs.")] = False,
+) -> None:
+    """Submit a stage to a Ray cluster, stream its logs and exit as it exits.
+
+    \b
+    Example:
+      echostill submit select --address http://127.0.0.1:8265 --config config.yaml budget=20000
+    """
+    from echostill.jobs.submit import submit
+
+    code = submit(
+        stage,
+        context.args,
+        address=address,
+        working_dir=working_dir,
+        submission_id=submission_id,
+        wait=not no_wait,
+    )
+    raise typer.Exit(code)
+
+
+add_curation_commands(app)
+add_model_commands(app)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` ends a run as Ctrl-C does
+    code: int | str | None = 0
+    try:
+        app(args=list(arguments or sys.argv[1:]))
+    except SystemExit as end:
+        code = _interrupted() if end.code == INTERRUPTED else end.code
+    except EchostillError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = _interrupted()
+    except BrokenPipeError:
+        sys.stderr.close()
+    sys.exit(code)
+
+
+def _interrupted() -> int:
+    from echostill.platform.runtime import describe_loss, lost_process
+
+    died = lost_process()
+    if died is not None:
+        console.print(f"error: {describe_loss(died)}", markup=False, soft_wrap=True)
+        return 1
+    console.print("interrupted: what was finished is kept; the same command continues from there.")
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Sweeps: distillation over a grid of settings, compared on one page."""

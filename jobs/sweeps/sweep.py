@@ -1,0 +1,363 @@
+"""`echostill sweep`: distillation over a grid of settings on Ray Tune, compared on one page.
+
+Each run of the grid is an ordinary distillation run in the store and resumes as one. What the sweep
+adds beside it is its row of results, ``sweeps/<name>/rows/<run>.json``.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from echostill.distill.distillation import (
+    DistillConfig,
+    distill,
+    plan_distill,
+    weight_spread,
+)
+from echostill.eval.datasets import LabelledDataset, TaskSettings, load_dataset
+from echostill.eval.probes import (
+    knn_probe,
+    linear_probe,
+    linear_probe_segmentation,
+    pooled_features,
+    token_features,
+)
+from echostill.eval.splits import split_dataset
+from echostill.jobs.sweeps.comparison import compare, render
+from echostill.jobs.sweeps.grid import Run, Trial, expand
+from echostill.platform import runtime
+from echostill.platform.config import (
+    SHARED_KEYS,
+    StageConfig,
+    execution,
+    read_document,
+    stage_values,
+)
+from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.models.trained import open_run
+from echostill.platform.progress import Progress
+from echostill.platform.tables.fingerprint import Fingerprint, code_version
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.store import Plan, Store, finish_run, read_manifest
+from echostill.platform.training.ray import runs_at_once
+from echostill.platform.training.run import is_finished, read_history
+from echostill.platform.training.tracking import PARENT_VARIABLE, Tracker
+
+PAGE, TABLE = "comparison.html", "comparison.json"
+
+
+class SweepConfig(StageConfig):
+    """A grid of distillations."""
+
+    name: str = Field("sweep", pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the sweep.")
+    base: str | dict[str, Any] = Field(
+        description="What every run starts from: a distillation's configuration file, or its keys."
+    )
+    grid: dict[str, tuple[Any, ...]] = Field(
+        min_length=1, description="Values to try, by dotted key of the distillation."
+    )
+    task: TaskSettings | None = Field(
+        None, description="A benchmark that each student is probed on, frozen."
+    )
+    probe_seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    test_share: float = Field(0.4, gt=0, lt=1, description="Share of the task that is tested on.")
+    neighbours: int = Field(10, ge=1, description="Neighbours of the k-NN probe.")
+    at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
+
+
+def sweep(config: SweepConfig, *, overwrite: bool = False) -> str:
+    """Run what is not finished of the grid, probe every student, and write the comparison.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        UsageError: A key of the grid is no distillation setting, or a run of that name was made
+            from something else.
+        EchostillError: Some runs failed; the others are kept and compared.
+    """
+    store = Store(config.store)
+    storage = store.storage.at(f"sweeps/{config.name}")
+    trials = trials_of(config)
+    if config.task is not None:
+        load_dataset(config.task, 32)  # a wrong manifest is said now, not after the training
+    runs = [run for trial in trials for run in trial.runs]
+    _preflight(trials)
+    unfinished = [run for run in runs if not is_finished(store.run(run.name))]
+    finished = len(runs) - len(unfinished)
+    tracker = Tracker.start(
+        config.tracking,
+        config.store,
+        storage,
+        f"sweep-{config.name}",
+        {"grid": {key: str(values) for key, values in config.grid.items()}},
+    )
+    failures: dict[str, str] = {}
+    with _nested_under(tracker):
+        if unfinished:
+            failures = _train(config, storage, unfinished, tracker, overwrite=overwrite)
+        rows = {}
+        for run in runs:
+            if run.name not in failures:  # finished before, or by now: checked, and probed if not
+                rows[run.name] = finish_row(config, storage, run, overwrite=overwrite)
+    table = compare(trials, rows, failures, config)
+    _write(storage, config, trials, table, store, tracker, failed=bool(failures))
+    where = storage.locate(PAGE)
+    earlier = f" ({finished} finished earlier)" if finished else ""
+    said = f"{len(trials)} combinations, {len(runs)} runs{earlier}: {where}"
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise EchostillError(
+            f"{len(failures)} of {len(runs)} runs failed; the first, {name}: {reason} The others "
+            f"are kept and compared: {where}. The same command tries the failed ones again."
+        )
+    return said
+
+
+def plan_sweep(config: SweepConfig) -> Plan:
+    """Say what :func:`sweep` would do."""
+    store = Store(config.store)
+    trials = trials_of(config)
+    out = Plan("sweep")
+    for trial in trials:
+        done = sum(is_finished(store.run(run.name)) for run in trial.runs)
+        out.add(trial.digest, f"{trial.label}; {done} of {len(trial.runs)} run(s) done")
+    runs = [run for trial in trials for run in trial.runs]
+    at_once = _at_once(config, runs, *runtime.local_resources())
+    out.add("runs", f"{len(runs)}, {at_once} at once")
+    out.add("task", "none" if config.task is None else f"{config.task.name}, k-NN and linear probe")
+    out.add("result", store.storage.at(f"sweeps/{config.name}").locate(PAGE))
+    return out
+
+
+def trials_of(config: SweepConfig) -> list[Trial]:
+    """Build every trial; nothing runs before all of them are valid.
+
+    Raises:
+        UsageError: As :func:`expand`, or the base is missing.
+    """
+    if isinstance(config.base, str):
+        values = stage_values(DistillConfig, "distill", read_document(config.base))
+    else:
+        values = dict(config.base)
+    # What the sweep itself says of store, seed and the like stands above its base.
+    given = config.model_fields_set & set(SHARED_KEYS) & set(DistillConfig.model_fields)
+    values.update({key: getattr(config, key) for key in sorted(given)})
+    values.setdefault("store", config.store)
+    if values["store"] != config.store:
+        raise UsageError(
+            f"the sweep's store is '{config.store}' and its base's '{values['store']}': set store "
+            "in the sweep."
+        )
+    return expand(config.name, values, config.grid)
+
+
+def finish_row(
+    config: SweepConfig, storage: Storage, run: Run, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train a run if it is not finished, probe its student, and keep the row of results.
+
+    Raises:
+        UsageError: The run was made from another teacher, coreset or configuration.
+    """
+    distill(
+        run.config, overwrite=overwrite
+    )  # a finished run is only checked, and refused where it is another's
+    store = Store(run.config.store)
+    manifest = read_manifest(store.run(run.name))
+    assert manifest is not None
+    made = {"fingerprint": manifest["fingerprint"]["digest"], "probe": _probe_key(config)}
+    file = f"rows/{run.name}.json"
+    if storage.exists(file):
+        row: dict[str, Any] = json.loads(storage.read(file))
+        if row["made"] == made:
+            return row
+    history = read_history(store.run(run.name))
+    row = {
+        "made": made,
+        "run": run.name,
+        "seed": run.config.seeds[0],
+        "student": run.config.students[0].name,
+        "loss_first": history[0]["loss"],
+        "loss_last": history[-1]["loss"],
+        "reconstruction_last": history[-1].get("reconstruction"),
+        "weight_spread": weight_spread(history),
+        "curve": [[entry["step"], entry["loss"]] for entry in history],
+        "probe": _probe(config, store, run.name) if config.task is not None else {},
+    }
+    storage.write(file, json.dumps(row).encode())
+    return row
+
+
+def _preflight(trials: list[Trial]) -> None:
+    """Find out now what would fail in every run: a coreset, teacher or cache that is missing."""
+    seen = set()
+    for run in (run for trial in trials for run in trial.runs):
+        config = run.config
+        # A cache has to fit each run's own views and layers.
+        key = (config.coreset, config.teacher, run.name if config.cache else None)
+        if key not in seen:
+            seen.add(key)
+            plan_distill(config)
+
+
+def _probe(config: SweepConfig, store: Store, run: str) -> dict[str, list[float]]:
+    """Probe a student: the metric of each method, a value per seed of the split."""
+    assert config.task is not None
+    encoder = open_run(store, run).encoder
+    dataset = load_dataset(config.task, encoder.image_size)
+    found: dict[str, list[float]] = {}
+    if dataset.kind == "classification":
+        features = pooled_features(encoder, dataset.pixels)
+    else:
+        features = token_features(encoder, dataset.pixels)
+    for seed in config.probe_seeds:
+        for method, value in _probe_once(config, dataset, features, seed).items():
+            found.setdefault(method, []).append(value)
+    return found
+
+
+def _probe_once(
+    config: SweepConfig, dataset: LabelledDataset, features: np.ndarray, seed: int
+) -> dict[str, float]:
+    split = split_dataset(dataset, seed, config.test_share)
+    if dataset.kind == "segmentation":
+        metrics = linear_probe_segmentation(features, dataset, split, seed=seed).metrics
+        return {"linear probe": metrics["dice"]}
+    near = knn_probe(features, dataset, split, neighbours=config.neighbours).metrics
+    linear = linear_probe(features, dataset, split, seed=seed).metrics
+    return {
+        "k-NN": near["balanced_accuracy"],
+        "linear probe": linear["balanced_accuracy"],
+    }
+
+
+def _probe_key(config: SweepConfig) -> str:
+    """Digest of what a probe's numbers depend on, beside the run."""
+    if config.task is None:
+        return ""
+    settings = [config.task.model_dump(), config.probe_seeds, config.test_share, config.neighbours]
+    return sha256(json.dumps(settings, sort_keys=True).encode())[:16]
+
+
+def _at_once(config: SweepConfig, runs: list[Run], cpus: float, gpus: float) -> int:
+    return config.at_once or runs_at_once(runs[0].config.training, len(runs), cpus, gpus)
+
+
+def _train(
+    config: SweepConfig, storage: Storage, runs: list[Run], tracker: Tracker, *, overwrite: bool
+) -> dict[str, str]:
+    """Train runs as Tune trials, each of which starts Ray Train; return what failed, and why."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own tracking records the runs
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends a sweep as it ends any stage
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean here what they mean there
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    runtime.connect(config.address)
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    at_once = _at_once(config, runs, *runtime.cluster_resources())
+
+    def trainable(choice: dict[str, Any]) -> dict[str, Any]:
+        os.environ[PARENT_VARIABLE] = tracker.run_id
+        run = runs[choice["run"]]
+        own = run.config.model_copy(update={"at_once": at_once})
+        try:
+            row = finish_row(config, storage, Run(run.name, own), overwrite=overwrite)
+        except EchostillError as error:  # in words already: Tune would print where it was raised
+            return {"loss": math.inf, "failed": str(error)}
+        return {"loss": row["loss_last"]}
+
+    with Progress("sweep", len(runs), enabled=config.progress) as bar:
+
+        class Advance(tune.Callback):
+            def __reduce__(self) -> tuple[Any, tuple[()]]:
+                return tune.Callback, ()  # Tune keeps its callbacks on disk; a bar cannot be
+
+            def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+                bar.advance(note=runs[trial.config["run"]].name)
+
+            def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+                bar.advance(note=f"{runs[trial.config['run']].name} failed")
+
+        tuner = tune.Tuner(
+            # A trial waits for its Ray Train workers, which reserve the CPUs: it takes none itself.
+            tune.with_resources(trainable, {"cpu": 0, "memory": 1}),
+            param_space={"run": tune.grid_search(list(range(len(runs))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=at_once, metric="loss", mode="min", reuse_actors=False
+            ),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=storage.root, verbose=0, callbacks=[Advance()]
+            ),
+        )
+        results = tuner.fit()
+    storage.delete("tune")  # its bookkeeping: the runs are in the store
+    failures = {}
+    for result in results:
+        assert result.config is not None
+        reason = (result.metrics or {}).get("failed")
+        if result.error is not None:
+            reason = _reason(result.error)
+        if reason:
+            failures[runs[result.config["run"]].name] = str(reason)
+    return failures
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what Tune and Ray wrapped around the trial's own error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rpartition("Error: ")[2] if lines else type(error).__name__
+
+
+def _write(
+    storage: Storage,
+    config: SweepConfig,
+    trials: list[Trial],
+    table: dict[str, Any],
+    store: Store,
+    tracker: Tracker,
+    *,
+    failed: bool,
+) -> None:
+    storage.write(TABLE, json.dumps(table, indent=1).encode())
+    storage.write(PAGE, render(table, code_version()).encode())
+    values = {"grid": {key: list(values) for key, values in config.grid.items()}}
+    made = Fingerprint(
+        {**values, "trials": [trial.digest for trial in trials]},
+        code_version(),
+        {},
+        {row["run"]: row["made"]["fingerprint"] for row in table["rows"]},
+    )
+    storage.write("fingerprint.json", json.dumps(made.as_dict(), indent=1).encode())
+    finish_run(storage, stage="sweep", files=[TABLE, PAGE], fingerprint=made)
+    best = table["best"]
+    if best is not None:
+        tracker.metrics([{"step": 0, f"best {table['ranked_by']}": best["value"]}])
+    if storage.is_local:
+        for name in (TABLE, PAGE):
+            tracker.artifact(storage.local_path(name))
+    tracker.finish("FAILED" if failed else "FINISHED")
+
+
+@contextmanager
+def _nested_under(tracker: Tracker) -> Iterator[None]:
+    before = os.environ.get(PARENT_VARIABLE)
+    os.environ[PARENT_VARIABLE] = tracker.run_id
+    try:
+        yield
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    finally:
+        if before is None:
+            del os.environ[PARENT_VARIABLE]
+        else:
+            os.environ[PARENT_VARIABLE] = before

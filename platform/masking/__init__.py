@@ -1,0 +1,1 @@
+"""Masked image modelling: the two corruptions, the decoder and the training task."""

@@ -1,0 +1,190 @@
+"""Shards through Ray Data: a pool of actors, and where GPUs compute, tasks that decode before them.
+
+One shard is one row of a block, so a shard stays whole and an actor has one at a time. Each actor
+counts rows, quarantined rows and seconds for Prometheus (Ray's metrics endpoint, as
+``ray_echostill_rows_total`` and so on).
+"""
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from echostill.platform import runtime
+from echostill.platform.errors import EchostillError
+from echostill.platform.shards.outcome import Outcome
+
+if TYPE_CHECKING:
+    from echostill.platform.shards.stage import ShardedStage, ShardWorker
+
+AHEAD = 2  # shards sent to an actor: one it works on, one that is on its way
+
+
+def stream(
+    stage: "ShardedStage",
+    todo: dict[int, Any],
+    make_worker: Callable[[], "ShardWorker"],
+    plan: runtime.WorkerPlan,
+    decode: Callable[[Any], bytes] | None,
+    retry: bool,
+) -> Iterator[dict[str, Any]]:
+    """Run shards on the connected Ray; yield what is told of each as it is finished.
+
+    Args:
+        stage: The stage, which writes the shards.
+        todo: Payloads by shard.
+        make_worker: Makes a worker; called once in each worker process.
+        plan: Workers, decoders and what each reserves.
+        decode: Makes of a payload what the worker gets; runs in tasks of its own.
+        retry: Try the quarantined units of finished shards again.
+
+    Yields:
+        ``record``, ``worker`` (a name), ``seconds`` (by what took them) and ``ended``, the worker's
+        clock: what the driver hears of comes in bunches.
+
+    Raises:
+        EchostillError: A worker failed, or Ray did.
+    """
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = [{"shard": index, "payload": json.dumps(todo[index])} for index in todo]
+    shards = ray.data.from_items(items, override_num_blocks=len(items))
+    if decode is not None and plan.decoders:
+        shards = shards.map_batches(
+            _decode,
+            fn_kwargs={"decode": decode},
+            batch_size=1,
+            compute=ray.data.TaskPoolStrategy(size=plan.decoders),
+            num_cpus=1,
+        )
+    shards = shards.map_batches(
+        ShardActor,
+        fn_constructor_args=(stage, make_worker, plan.threads, retry),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            size=min(plan.workers, len(items)), max_tasks_in_flight_per_actor=AHEAD
+        ),
+        num_cpus=plan.cpus_per_worker,
+        num_gpus=plan.gpus_per_worker or None,
+    )
+    try:
+        for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
+            for text in batch["told"]:
+                yield json.loads(str(text))
+    except KeyboardInterrupt:
+        died = runtime.lost_process()
+        if died is None:
+            raise
+        raise EchostillError(f"{stage.name}: {runtime.describe_loss(died)}") from None
+    except (ray.exceptions.RayError, SystemError) as error:
+        raise EchostillError(
+            f"{stage.name}: a worker failed: {_cause(error)}. Finished shards are kept: "
+            "the same command continues."
+        ) from error
+
+
+def _decode(batch: dict[str, Any], decode: Callable[[Any], bytes]) -> dict[str, Any]:
+    """The task that decodes a shard ahead of the actor that computes it."""
+    index, payload = int(batch["shard"][0]), json.loads(str(batch["payload"][0]))
+    started = time.perf_counter()
+    data = decode(payload)
+    seconds = time.perf_counter() - started
+    return {"shard": [index], "payload": [data], "decode": [seconds]}
+
+
+class ShardActor:
+    """The Ray Data actor: one worker, fed one shard at a time."""
+
+    def __init__(
+        self,
+        stage: "ShardedStage",
+        make_worker: Callable[[], "ShardWorker"],
+        threads: int,
+        retry: bool,
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._stage, self._worker, self._retry = stage, make_worker(), retry
+        self._name = uuid.uuid4().hex[:6]
+        self._metrics = Metrics(stage.name)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Finish the shards of a block: there is one in each."""
+        told = []
+        for row, index in enumerate(batch["shard"]):
+            given = batch["payload"][row]
+            payload = given if isinstance(given, bytes) else json.loads(str(given))
+            seconds = {"decode": float(batch["decode"][row])} if "decode" in batch else {}
+            told.append(json.dumps(self._finish(int(index), payload, seconds)))
+        return {"told": told}
+
+    def _finish(self, index: int, payload: Any, seconds: dict[str, float]) -> dict[str, Any]:
+        earlier = self._stage.record(index)
+        if earlier is not None and not self._retry:
+            # An actor that was lost had written this shard, and its answer was lost with it.
+            return {"record": earlier, "worker": self._name, "seconds": {}, "ended": time.time()}
+        with self._stage.attempt(index):
+            started, worked = time.perf_counter(), time.process_time()
+            if earlier is None:
+                outcome = self._worker.process(payload)
+                seconds |= outcome.seconds
+                computed = time.perf_counter()
+                record = self._stage.write(index, outcome)
+            else:
+                before = self._stage.read(earlier)
+                outcome = self._again(payload, before)
+                computed = time.perf_counter()
+                same = outcome.same_tables(before)
+                record = earlier if same else self._stage.write(index, outcome)
+            written, ended = time.perf_counter(), round(time.time(), 3)
+        seconds |= {"work": computed - started, "write": written - computed}
+        seconds["processor"] = time.process_time() - worked  # over all threads, writing too
+        self._metrics.count(outcome, seconds)
+        rounded = {name: round(value, 4) for name, value in seconds.items()}
+        return {"record": record, "worker": self._name, "seconds": rounded, "ended": ended}
+
+    def _again(self, payload: Any, before: Outcome) -> Outcome:
+        """Do the units in quarantine again; a shard that is one unit, as a whole."""
+        if before.units is None:
+            return self._worker.process(payload)
+        failed = before.failed_units
+        return before.replaced(failed, self._worker.process_units(payload, failed))
+
+
+class Metrics:
+    """What a worker counts, in Ray's metrics; Prometheus reads them at each node's agent."""
+
+    def __init__(self, stage: str) -> None:
+        """Register the metrics of a stage."""
+        from ray.util.metrics import Counter, Gauge
+
+        tags = {"stage": stage}
+        self.rows = Counter("echostill_rows", "Rows written to tables.", ("stage",))
+        self.quarantined = Counter("echostill_quarantined", "Rows quarantined.", ("stage",))
+        self.seconds = Counter("echostill_seconds", "Seconds by phase.", ("stage", "phase"))
+        self.pace = Gauge("echostill_rows_per_second", "Pace of the last shard.", ("stage",))
+        for metric in (self.rows, self.quarantined, self.seconds, self.pace):
+            metric.set_default_tags(tags)
+
+    def count(self, outcome: Outcome, seconds: dict[str, float]) -> None:
+        """Count a finished shard."""
+        rows, held = outcome.rows.num_rows, outcome.quarantined.num_rows
+        for metric, value in ((self.rows, rows), (self.quarantined, held)):
+            if value:
+                metric.inc(value)
+        for phase, value in seconds.items():
+            if value > 0:
+                self.seconds.inc(value, tags={"phase": phase})
+        self.pace.set((rows + held) / max(seconds["work"] + seconds["write"], 1e-9))
+
+
+def _cause(error: BaseException) -> str:
+    """The worker's own error out of what Ray wraps around it, a remote traceback with advice."""
+    lines = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt)\w*: .+$", str(error), re.MULTILINE)
+    own = [line for line in lines if not line.startswith(("ray.", "UserCodeException"))]
+    return own[-1].strip().rstrip(".") if own else type(error).__name__

@@ -1,0 +1,1 @@
+"""Tables and the store: Parquet parts with manifests, fingerprints, one filesystem layer."""

@@ -1,0 +1,173 @@
+"""The store: one folder or URI that holds every table, run and report of a project."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from echostill.platform.config import StageConfig, result_relevant
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table
+
+
+class Store:
+    """Names of the tables and runs inside a store."""
+
+    def __init__(self, root: str) -> None:
+        """Open a store.
+
+        Raises:
+            UsageError: A relative path inside a submitted Ray job, whose folder is thrown away.
+        """
+        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        if in_job and "://" not in root and not os.path.isabs(root):
+            raise UsageError(
+                f"store '{root}' is relative, and a submitted job's folder is thrown away: give an "
+                "absolute path that every node sees, or an s3:// or gs:// URI."
+            )
+        self.storage = Storage(root)
+
+    @property
+    def root(self) -> str:
+        """Absolute path or URI, with its options; opens the same store again."""
+        return self.storage.uri
+
+    def pool(self) -> Storage:
+        """The pool table."""
+        return self.storage.at("pool")
+
+    def scores(self) -> Storage:
+        """The scores table."""
+        return self.storage.at("scores")
+
+    def duplicates(self) -> Storage:
+        """The table of copies inside the pool."""
+        return self.storage.at("duplicates")
+
+    def leaks(self) -> Storage:
+        """The table of pool images that are copies of benchmark images."""
+        return self.storage.at("leaks")
+
+    def coreset(self, name: str) -> Storage:
+        """A coreset table."""
+        return self.storage.at(f"coresets/{name}")
+
+    def run(self, name: str) -> Storage:
+        """A training run."""
+        return self.storage.at(f"runs/{name}")
+
+    def report(self, name: str) -> Storage:
+        """An evaluation and its report."""
+        return self.storage.at(f"reports/{name}")
+
+    def quarantine(self, stage: str) -> Storage:
+        """The quarantine of a stage."""
+        return self.storage.at(f"quarantine/{stage}")
+
+    def events(self) -> Storage:
+        """The event logs, one per stage."""
+        return self.storage.at("events")
+
+    def open_pool(self) -> Table:
+        """Open the pool; a UsageError says how to make one."""
+        return Table.open(self.pool(), "ingest")
+
+    def open_scores(self) -> Table:
+        """Open the scores; a UsageError says how to make them."""
+        return Table.open(self.scores(), "score")
+
+    def open_coreset(self, name: str) -> Table:
+        """Open a coreset; a UsageError names the nearest existing one."""
+        storage = self.coreset(name)
+        if not storage.exists(MANIFEST):
+            known = sorted({entry.split("/")[1] for entry in self._manifests("coresets")})
+            if known:
+                raise UsageError(
+                    f"no coreset '{name}' in '{self.root}'.{nearest(name, known)} "
+                    f"There are: {', '.join(known)}."
+                )
+        return Table.open(storage, "select")
+
+    def made_from(self, digest: str) -> list[str]:
+        """Return the tables and runs that were made from a table of that digest."""
+        names = []
+        for name in self.storage.list(recursive=True):
+            folder, _, file = name.rpartition("/")
+            if file == FINGERPRINT:
+                inputs = json.loads(self.storage.read(name)).get("inputs", {})
+                names += [folder] if digest in inputs.values() else []
+        return names
+
+    def run_names(self) -> list[str]:
+        """Names of the finished training runs."""
+        return sorted({entry.split("/")[1] for entry in self._manifests("runs")})
+
+    def _manifests(self, folder: str) -> list[str]:
+        names = self.storage.list(folder, recursive=True)
+        return [name for name in names if name.count("/") == 2 and name.endswith(f"/{MANIFEST}")]
+
+
+def finish_run(
+    storage: Storage,
+    *,
+    stage: str,
+    files: list[str],
+    fingerprint: Fingerprint,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Declare a run finished: its manifest names its files with their checksums."""
+    entries = []
+    for name in files:
+        data = storage.read(name)
+        entries.append({"file": name, "bytes": len(data), "sha256": sha256(data)})
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "stage": stage,
+        "files": entries,
+        "fingerprint": fingerprint.as_dict(),
+        **(extra or {}),
+    }
+    storage.write(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+
+
+def read_manifest(storage: Storage) -> dict[str, Any] | None:
+    """Return a run's manifest, or None where it is not finished."""
+    if not storage.exists(MANIFEST):
+        return None
+    manifest: dict[str, Any] = json.loads(storage.read(MANIFEST))
+    return manifest
+
+
+def save_configuration(storage: Storage, config: StageConfig) -> None:
+    """Keep the resolved configuration beside a result."""
+    text = json.dumps(result_relevant(config), indent=1, sort_keys=True)
+    storage.write("configuration.json", text.encode())
+
+
+@dataclass
+class Plan:
+    """What a stage would do, for ``--dry-run``: labelled lines in words."""
+
+    stage: str
+    lines: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, label: str, text: str) -> None:
+        """Add a line."""
+        self.lines.append((label, text))
+
+    def describe(self) -> str:
+        """Return the plan as text."""
+        width = max((len(label) for label, _ in self.lines), default=0)
+        body = "\n".join(f"  {label:<{width}}  {text}" for label, text in self.lines)
+        return f"{self.stage}\n{body}"
+
+
+def describe_bytes(count: float) -> str:
+    """Return a size in words, e.g. ``3.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,190 @@
+"""Re-reading a store: is everything that claims to be finished what its manifest says?"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.tables.fingerprint import FINGERPRINT, difference
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import MANIFEST, decode_parquet
+
+
+@dataclass
+class Verification:
+    """What was looked at and what was found wrong."""
+
+    store: str
+    checked: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "store": self.store,
+            "sound": self.sound,
+            "checked": self.checked,
+            "problems": self.problems,
+        }
+
+    def describe(self) -> str:
+        """Say it in words."""
+        lines = [f"ok       {line}" for line in self.checked]
+        lines += [f"PROBLEM  {line}" for line in self.problems]
+        verdict = "sound" if self.sound else f"{len(self.problems)} problem(s)"
+        return "\n".join([*lines, f"{self.store}: {verdict}"])
+
+
+def verify_store(root: str) -> Verification:
+    """Check every manifest of a store: checksums, rows, schemas, fingerprints, accounting.
+
+    Raises:
+        UsageError: There is no such store, or nothing in it is finished.
+    """
+    store = Store(root)
+    result = Verification(root)
+    names = store.storage.list(recursive=True)
+    manifests = [name for name in names if name == MANIFEST or name.endswith(f"/{MANIFEST}")]
+    if not manifests:
+        parent, _, last = store.root.rpartition("/")
+        siblings = _siblings(parent)
+        raise UsageError(
+            f"no finished table in '{root}': is it a store?{nearest(last, siblings)} "
+            "`echostill run` makes one."
+        )
+    for name in manifests:
+        folder = name.rpartition("/")[0]
+        _verify_folder(store.storage.at(folder) if folder else store.storage, folder, result)
+    _verify_links(store, result)
+    return result
+
+
+def _siblings(parent: str) -> list[str]:
+    storage = Storage(parent or "/")
+    if not storage.is_local or not storage.exists():
+        return []
+    import os
+
+    return os.listdir(storage.local_path())
+
+
+def _verify_folder(storage: Storage, folder: str, result: Verification) -> None:
+    found = len(result.problems)
+    try:
+        manifest = json.loads(storage.read(MANIFEST))
+    except ValueError:
+        result.problems.append(f"{folder}: the manifest is not JSON")
+        return
+    entries = manifest.get("parts", []) + manifest.get("files", [])
+    for entry in entries:
+        where = f"{folder}/{entry['file']}"
+        if storage.size(entry["file"]) is None:
+            result.problems.append(f"{where}: missing")
+            continue
+        data = storage.read(entry["file"])
+        if sha256(data) != entry["sha256"]:
+            result.problems.append(f"{where}: the checksum is not the manifest's")
+        elif "rows" in entry:
+            _verify_part(data, entry, manifest, where, result)
+    if "parts" in manifest:
+        rows = sum(entry["rows"] for entry in manifest["parts"])
+        if rows != manifest["rows"]:
+            result.problems.append(f"{folder}: parts hold {rows} rows, not {manifest['rows']}")
+    if storage.exists(FINGERPRINT):
+        claimed = json.loads(storage.read(FINGERPRINT))
+        if claimed["digest"] != manifest["fingerprint"]["digest"]:
+            changes = "; ".join(difference(claimed, manifest["fingerprint"]))
+            result.problems.append(f"{folder}: fingerprint and manifest differ ({changes})")
+    if len(result.problems) == found:
+        what = f"{manifest['rows']} rows" if "rows" in manifest else f"{len(entries)} files"
+        result.checked.append(f"{folder}: {what}, {len(entries)} checksum(s)")
+
+
+def _verify_part(
+    data: bytes, entry: dict[str, Any], manifest: dict[str, Any], where: str, result: Verification
+) -> None:
+    try:
+        table = decode_parquet(data)
+    except (pa.ArrowInvalid, OSError) as error:
+        result.problems.append(f"{where}: not readable as Parquet ({error})")
+        return
+    if table.num_rows != entry["rows"]:
+        result.problems.append(f"{where}: {table.num_rows} rows, the manifest says {entry['rows']}")
+    schema = [[field.name, str(field.type)] for field in table.schema]
+    if schema != manifest["schema"]:
+        result.problems.append(f"{where}: the columns are not the manifest's")
+
+
+def _verify_links(store: Store, result: Verification) -> None:
+    """Check what holds between tables: accounting, unique ids, the same rows in each."""
+    ids: dict[str, list[str]] = {}
+    for name, storage in (("pool", store.pool()), ("scores", store.scores())):
+        if not storage.exists(MANIFEST):
+            continue
+        manifest = json.loads(storage.read(MANIFEST))
+        held = _rows(store.quarantine(manifest["stage"]))
+        if manifest["rows"] + held != manifest["rows_in"]:
+            result.problems.append(
+                f"{name}: {manifest['rows_in']} rows in, but {manifest['rows']} out "
+                f"and {held} quarantined"
+            )
+        ids[name] = _ids(storage, manifest)
+        if len(set(ids[name])) != len(ids[name]):
+            result.problems.append(f"{name}: image ids are not unique")
+        result.checked.append(
+            f"{name}: {manifest['rows_in']} rows in = {manifest['rows']} out + {held} quarantined"
+        )
+    if "pool" in ids and "scores" in ids:
+        held_ids = _quarantined_ids(store.quarantine("score"))
+        if sorted(ids["pool"]) != sorted([*ids["scores"], *held_ids]):
+            result.problems.append("scores: its rows are not the pool's")
+    for entry in store.storage.list("coresets", recursive=True):
+        if not entry.endswith(f"/{MANIFEST}"):
+            continue
+        name = entry.split("/")[1]
+        storage = store.coreset(name)
+        manifest = json.loads(storage.read(MANIFEST))
+        if "scores" in ids and sorted(_ids(storage, manifest)) != sorted(ids["scores"]):
+            result.problems.append(f"coresets/{name}: its rows are not the scores'")
+        chosen = sum(
+            decode_parquet(storage.read(part["file"]), ["selected"])["selected"]
+            .to_pylist()
+            .count(True)
+            for part in manifest["parts"]
+        )
+        if chosen != manifest.get("budget", chosen):
+            result.problems.append(
+                f"coresets/{name}: {chosen} selected, the budget is {manifest['budget']}"
+            )
+        result.checked.append(f"coresets/{name}: {chosen} of {manifest['rows']} selected")
+
+
+def _rows(storage: Storage) -> int:
+    return int(json.loads(storage.read(MANIFEST))["rows"]) if storage.exists(MANIFEST) else 0
+
+
+def _ids(storage: Storage, manifest: dict[str, Any]) -> list[str]:
+    found: list[str] = []
+    for part in manifest["parts"]:
+        if storage.exists(part["file"]):
+            data = storage.read(part["file"])
+            found += decode_parquet(data, ["image_id"])["image_id"].to_pylist()
+    return found
+
+
+def _quarantined_ids(storage: Storage) -> list[str]:
+    if not storage.exists(MANIFEST):
+        return []
+    found: list[str] = []
+    for part in json.loads(storage.read(MANIFEST))["parts"]:
+        data = storage.read(part["file"])
+        found += decode_parquet(data, ["id"])["id"].to_pylist()
+    return found

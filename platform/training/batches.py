@@ -1,0 +1,186 @@
+"""Batches of a training run: drawn, read and augmented in a thread ahead of their use.
+
+Which images and which views of them a batch holds is a function of (seed, epoch, image id, view)
+alone, so that any batch can be made again: see :func:`replay`.
+"""
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.training.augment import AugmentSettings, augment
+from echostill.platform.training.sampling import Draw, draw, draw_weighted, worker_share
+from echostill.platform.training.settings import TrainingSettings
+from echostill.platform.training.staging import StagedImages
+
+if TYPE_CHECKING:
+    from echostill.platform.training.loop import Place
+
+
+@dataclass
+class Batch:
+    """Images of a step on one worker."""
+
+    pixels: Tensor  # (B, 3, S, S) float in [0, 1], augmented
+    image_ids: list[str]
+    epochs: np.ndarray  # (B,) int64, the epoch each image belongs to, or its view where they repeat
+    draws: Any = None  # what the task drew for these images, see ``TrainingTask.draw``
+    step: int = 0  # counted from 0
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its pixels on a device."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+
+
+def whole_draw(images: StagedImages, settings: TrainingSettings, seed: int, step: int) -> Draw:
+    """Return the images of the global batch of a step, over all workers."""
+    seen = step * settings.batch_size
+    if settings.balance == "weighted":
+        weights = np.array([settings.organ_weights.get(organ, 1.0) for organ in images.organs])
+        return draw_weighted(seed, weights, seen, settings.batch_size)
+    strata = images.organ_codes if settings.balance == "organ" else None
+    return draw(seed, len(images), seen, settings.batch_size, strata)
+
+
+def make_batch(
+    images: StagedImages,
+    settings: TrainingSettings,
+    seed: int,
+    image_size: int,
+    step: int,
+    place: "Place",
+) -> Batch:
+    """Draw, read and augment this worker's share of the batch of a step."""
+    share = worker_share(whole_draw(images, settings, seed, step), place.rank, place.size)
+    return replace(assemble(images, share, settings, seed, image_size), step=step)
+
+
+def assemble(
+    images: StagedImages, drawn: Draw, settings: TrainingSettings, seed: int, image_size: int
+) -> Batch:
+    """Read and augment drawn images, as a run with these settings and this seed sees them."""
+    views = settings.views(drawn.epochs)
+    seed = settings.seed_of_views(seed)
+    return view_batch(images, drawn.rows, views, image_size, seed, settings.augment)
+
+
+def view_batch(
+    images: StagedImages,
+    rows: np.ndarray,
+    views: np.ndarray,
+    image_size: int,
+    seed: int,
+    settings: AugmentSettings,
+) -> Batch:
+    """Read images by row and augment them: each view depends on (seed, view, image id) alone."""
+    pixels = torch.from_numpy(images.pixels[rows].astype(np.float32) / 255)
+    ids = [images.image_ids[row] for row in rows]
+    pixels = augment(pixels, ids, views, image_size, seed, settings)
+    return Batch(pixels.expand(-1, 3, -1, -1), ids, views)
+
+
+def replay(
+    images: StagedImages,
+    settings: TrainingSettings,
+    seed: int,
+    image_size: int,
+    image_ids: Sequence[str],
+    epochs: Sequence[int],
+) -> Batch:
+    """Make the views again that training saw of some images in some epochs.
+
+    Args:
+        images: Staged images of the run.
+        settings: Settings of the run.
+        seed: Seed of the run.
+        image_size: Input side of the run's model in pixels.
+        image_ids: The images, as a saved batch names them.
+        epochs: The epoch of each, or its view where they repeat.
+
+    Raises:
+        UsageError: An image is not among the staged ones.
+    """
+    place = {image_id: row for row, image_id in enumerate(images.image_ids)}
+    for image_id in image_ids:
+        if image_id not in place:
+            hint = nearest(image_id, images.image_ids)
+            raise UsageError(f"image '{image_id}' is not one of the run's images.{hint}")
+    rows = np.array([place[image_id] for image_id in image_ids], dtype=np.int64)
+    drawn = Draw(rows, np.asarray(epochs, dtype=np.int64))
+    return assemble(images, drawn, settings, seed, image_size)
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into parts of equal size, give or take one; alone, the batch itself."""
+    if parts == 1:
+        return [batch]
+    edges = [len(batch) * part // parts for part in range(parts + 1)]
+    return [
+        Batch(
+            batch.pixels[start:end],
+            batch.image_ids[start:end],
+            batch.epochs[start:end],
+            None if batch.draws is None else batch.draws.rows(start, end),
+            batch.step,
+        )
+        for start, end in itertools.pairwise(edges)
+    ]
+
+
+@dataclass
+class Waiting:
+    """How long the trainer waited for batches, in seconds."""
+
+    seconds: float = 0.0
+
+
+def prefetch(
+    make: Callable[[int], Batch], steps: range, depth: int = 2, waiting: Waiting | None = None
+) -> Iterator[Batch]:
+    """Make batches in a thread, a few ahead of their use."""
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+    stop = threading.Event()
+    waiting = waiting or Waiting()
+
+    def put(item: Batch | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in steps:
+                if stop.is_set():
+                    return
+                put(make(step))
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="echostill-batches")
+    thread.start()
+    try:
+        for _ in steps:
+            started = time.perf_counter()
+            item = ready.get()
+            waiting.seconds += time.perf_counter() - started
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,324 @@
+"""The training loop shared by pretraining, the proxy and distillation.
+
+A :class:`TrainingTask` owns its models and its loss. The loop owns the optimiser, the schedule, the
+order of the images and the checkpoint; it knows nothing of Ray (see ``ray_training``).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from echostill.platform.errors import EchostillError
+from echostill.platform.training.batches import (
+    Batch,
+    Waiting,
+    cut,
+    make_batch,
+    prefetch,
+    whole_draw,
+)
+from echostill.platform.training.collective import in_batch_order, over_workers
+from echostill.platform.training.optimisation import (
+    SKIPPED_STEPS,
+    MovingAverage,
+    autocast,
+    clip_gradients,
+    computing_type,
+    deterministic,
+    parameter_groups,
+    set_rate,
+)
+from echostill.platform.training.settings import TrainingSettings
+from echostill.platform.training.staging import StagedImages
+
+
+class TrainingTask(nn.Module):
+    """A model with its loss.
+
+    A step calls :meth:`prepare` once with all parts of a worker's batch, then ``forward`` with each
+    part, so that what belongs to the whole batch does not depend on how it is cut.
+    """
+
+    image_size: int
+
+    def draw(self, batch: Batch) -> Any:
+        """Draw what the task needs for a batch beside crops, in the batches' thread.
+
+        What it returns has ``rows(start, end)``; None where there is nothing to draw.
+        """
+        return None
+
+    def prepare(self, batches: Sequence[Batch]) -> list[Any]:
+        """Compute what has to be known of the whole batch, without gradients, for each part."""
+        return [None] * len(batches)
+
+    def forward(self, batch: Batch, prepared: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch.
+
+        Returns:
+            The mean loss and named values for the log: scalars, which are averaged over the global
+            batch, or (B,) values of each image, which :meth:`summarise` makes something of.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def summarise(
+        self, images: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], totals: "Totals"
+    ) -> dict[str, float]:
+        """Make scalars of the values of each image of the global batch, on every worker.
+
+        Args:
+            images: What ``forward`` returned per image, (B,) each, in the order of the batch.
+            groups: The organ and the device of each image, where they are known.
+            totals: Sums over the whole run, to add to.
+        """
+        return {}
+
+    def compiled(self) -> list[nn.Module]:
+        """Return the modules that ``torch.compile`` should compile, where it is asked for."""
+        return [self]
+
+    def members(self) -> dict[str, nn.Module]:
+        """Name the modules that are trained side by side; each is clipped alone.
+
+        The names of a member's logged values begin with its key.
+        """
+        return {"": self}
+
+
+class Totals(dict[str, list[float]]):
+    """Named sums over the logged steps of a run: how many values, and their sum."""
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Add values to a sum."""
+        known = self.setdefault(name, [0.0, 0.0])
+        known[0] += len(values)
+        known[1] += float(values.double().sum())
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each sum."""
+        return {name: total / count for name, (count, total) in self.items() if count}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands: its rank, how many there are, its device."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass
+class TrainingState:
+    """Everything a restart needs, beside the task's own weights."""
+
+    step: int = 0
+    optimiser: dict[str, Any] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    average: dict[str, Tensor] | None = None  # the averaged weights
+    scaler: dict[str, Any] | None = None  # of float16 gradients
+    totals: Totals = field(default_factory=Totals)
+
+
+class NonFiniteLossError(EchostillError):
+    """The loss or its gradient stopped being a finite number.
+
+    Starting again from the last checkpoint would end the same way, so a run is not restarted.
+    """
+
+    def __init__(self, message: str, batch: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.batch = batch
+
+    def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[str, dict[str, Any]]]:
+        return NonFiniteLossError, (str(self), self.batch)
+
+
+def train(
+    task: TrainingTask,
+    model: nn.Module,
+    images: StagedImages,
+    settings: TrainingSettings,
+    seed: int,
+    state: TrainingState,
+    place: Place,
+    on_checkpoint: Callable[[TrainingState], None],
+    *,
+    leaving: Callable[[], bool] = lambda: False,
+    waiting: Waiting | None = None,
+) -> TrainingState:
+    """Train until ``settings.steps``, from wherever ``state`` stands.
+
+    Args:
+        task: The task, for its image size and parameters.
+        model: What is called with a batch: the task itself, or its data-parallel wrapper.
+        images: Staged training images.
+        settings: Optimiser, schedule, pace.
+        seed: Seed of order, crops and masks.
+        state: Start of this run, or what a checkpoint held.
+        place: This worker's rank and device.
+        on_checkpoint: Called on every worker after each checkpoint step.
+        leaving: Asked on every worker at each logged step: whether a node is about to be taken
+            away, so that a checkpoint should be written now. All workers must get the same answer.
+        waiting: Counts the time this worker waits for batches.
+
+    Raises:
+        NonFiniteLossError: The loss stopped being a finite number; names the images of that batch.
+    """
+    if settings.deterministic:
+        deterministic()
+    optimiser = torch.optim.AdamW(
+        parameter_groups(task, settings.weight_decay, settings.layer_decay),
+        lr=1.0,
+        betas=settings.betas,
+    )
+    if state.optimiser is not None:
+        optimiser.load_state_dict(state.optimiser)
+    average = MovingAverage(task, settings.ema) if settings.ema else None
+    if average is not None and state.average is not None:
+        average.load(state.average)
+    kind = computing_type(settings.precision, place.device)
+    scaler = torch.amp.GradScaler(place.device.type, enabled=kind == torch.float16)
+    if state.scaler is not None:
+        scaler.load_state_dict(state.scaler)
+    members = {
+        name: [p for p in member.parameters() if p.requires_grad]
+        for name, member in task.members().items()
+    }
+    stops = set(settings.checkpoint_steps())
+    skipped, saved = 0, False
+    task.train()
+    todo = range(state.step, settings.steps)
+
+    def make(step: int) -> Batch:
+        batch = make_batch(images, settings, seed, task.image_size, step, place)
+        batch.draws = task.draw(batch)
+        return batch
+
+    batches = prefetch(make, todo, waiting=waiting)
+    for step, batch in zip(todo, batches, strict=True):
+        set_rate(optimiser, settings.rate_at(step))
+        parts = cut(batch.to(place.device), _parts(settings, place))
+        with autocast(place.device, kind):
+            prepared = task.prepare(parts)
+        outputs = []
+        for number, (part, known) in enumerate(zip(parts, prepared, strict=True), start=1):
+            with _gradients_stay(model, number < len(parts)):
+                with autocast(place.device, kind):
+                    loss, metrics = model(part, known)
+                # The data-parallel mean weighs every worker alike: correct for unequal shares of
+                # the batch. A loss that is no number must spoil the gradients of all workers, so
+                # that they stop at the same step.
+                share = len(part) * place.size / settings.batch_size
+                finite = torch.isfinite(loss.detach())
+                scaler.scale(loss * torch.where(finite, share, math.nan)).backward()
+            outputs.append((share, loss.detach(), metrics))
+        scaler.unscale_(optimiser)
+        norms = {n: clip_gradients(p, settings.gradient_clip) for n, p in members.items()}
+        if not torch.isfinite(torch.stack(list(norms.values()))).all():
+            skipped += 1
+            if not scaler.is_enabled() or skipped > SKIPPED_STEPS:
+                raise _not_finite(step, seed, place, batch, outputs)
+        else:
+            skipped = 0
+        scaler.step(optimiser)
+        scaler.update()
+        optimiser.zero_grad(set_to_none=True)
+        state.step = step + 1
+        if average is not None:
+            average.update(state.step)
+        logged = state.step % settings.log_every == 0 or state.step in stops or step == 0
+        if logged:
+            row = _measure(task, images, settings, seed, step, place, outputs, state.totals)
+            row |= {"step": state.step, "learning_rate": settings.rate_at(step)}
+            row |= {f"{name}gradient_norm": float(norm) for name, norm in norms.items()}
+            row["epoch"] = state.step * settings.batch_size / len(images)
+            if state.step in stops:
+                row |= state.totals.means()
+            state.history.append(row)
+        warned = logged and not saved and leaving()
+        if state.step in stops or warned:
+            saved = saved or warned
+            state.optimiser = optimiser.state_dict()
+            state.average = average.values if average is not None else None
+            state.scaler = scaler.state_dict() if scaler.is_enabled() else None
+            on_checkpoint(state)
+    return state
+
+
+def _parts(settings: TrainingSettings, place: Place) -> int:
+    """Into how many parts every worker cuts its share; the same on all, and none is empty."""
+    if settings.micro_batch is None:
+        return 1
+    largest, smallest = -(-settings.batch_size // place.size), settings.batch_size // place.size
+    return min(-(-largest // settings.micro_batch), smallest)
+
+
+def _gradients_stay(model: nn.Module, stay: bool) -> AbstractContextManager[Any]:
+    """Put off the exchange of gradients between workers until the last part of a batch."""
+    if stay and isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
+
+
+Outputs = Sequence[tuple[float, Tensor, Mapping[str, Tensor]]]
+
+
+def _measure(
+    task: TrainingTask,
+    images: StagedImages,
+    settings: TrainingSettings,
+    seed: int,
+    step: int,
+    place: Place,
+    outputs: Outputs,
+    totals: Totals,
+) -> dict[str, float]:
+    """Bring the logged values of all parts and workers together: those of the global batch."""
+    row: dict[str, float] = {}
+    scalars = {"loss": sum((share * loss for share, loss, _ in outputs), torch.zeros(()))}
+    each: dict[str, Tensor] = {}
+    for name, value in outputs[0][2].items():
+        if value.ndim:
+            each[name] = in_batch_order(torch.cat([metrics[name] for _, _, metrics in outputs]))
+        else:
+            scalars[name] = sum(
+                (share * metrics[name] for share, _, metrics in outputs), torch.zeros(())
+            )
+    for name, value in scalars.items():
+        row[name] = float(over_workers(value, "sum")) / place.size
+    if each:
+        rows = whole_draw(images, settings, seed, step).rows
+        groups = {"organ": [images.organs[row] for row in rows]}
+        if images.devices:
+            groups["device"] = [images.devices[row] for row in rows]
+        row |= task.summarise(each, groups, totals)
+    return row
+
+
+def _not_finite(
+    step: int, seed: int, place: Place, batch: Batch, outputs: Outputs
+) -> NonFiniteLossError:
+    losses = [float(loss) for _, loss, _ in outputs]
+    broken = [loss for loss in losses if not math.isfinite(loss)]
+    what = f"the loss became {broken[0]}" if broken else "the gradient is not finite"
+    message = (
+        f"{what} at step {step + 1}; images of that batch: {', '.join(batch.image_ids[:8])}... "
+        "Lower training.learning_rate or look at them."
+    )
+    record = {
+        "message": message,
+        "step": step + 1,
+        "seed": seed,
+        "worker": place.rank,
+        "workers": place.size,
+        "losses": [str(loss) for loss in losses],
+        "image_ids": batch.image_ids,
+        "epochs": [int(epoch) for epoch in batch.epochs],
+    }
+    return NonFiniteLossError(message, record)

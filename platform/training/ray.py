@@ -1,0 +1,276 @@
+"""Running a training task on Ray Train: workers, checkpoints, restarts.
+
+A run's name carries its fingerprint, because Ray Train continues whatever it finds under a name.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from echostill.platform import runtime
+from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.progress import Progress
+from echostill.platform.tables.storage import Storage
+from echostill.platform.training import parallel
+from echostill.platform.training.batches import Waiting
+from echostill.platform.training.loop import (
+    NonFiniteLossError,
+    Place,
+    Totals,
+    TrainingSettings,
+    TrainingState,
+    TrainingTask,
+    train,
+)
+from echostill.platform.training.staging import StagedImages
+from echostill.platform.training.tracking import Tracker, TrackingCallback
+
+STATE_FILE = "state.pt"
+BAD_BATCH = "bad-batch"
+RESTARTS = 3
+
+
+class TrainingJob(Protocol):
+    """What a run trains: built anew on every worker. Must be picklable."""
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """Optimiser, schedule, pace."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of order, crops, masks and initial weights."""
+        ...
+
+    def build(self) -> tuple[TrainingTask, StagedImages]:
+        """Build the task and open the images."""
+        ...
+
+    def task(self) -> TrainingTask:
+        """Build the task alone, its weights set by the seed."""
+        ...
+
+    def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
+        """Called on the first worker at every checkpoint, for what a job keeps besides."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished training: its final weights and the logged metrics."""
+
+    weights: dict[str, Any]
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Where logged rows go: what a run takes of them, and its record."""
+
+    rows: Callable[[Sequence[dict[str, float]]], list[dict[str, float]]]
+    tracker: Tracker
+
+
+def plan(
+    settings: TrainingSettings, cpus: float, gpus: float, at_once: int = 1
+) -> runtime.WorkerPlan:
+    """Plan the workers of a training run: one GPU each where there are any, else shared CPUs.
+
+    Args:
+        settings: Names the workers, and the threads where they are fixed.
+        cpus: CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        at_once: Runs that share the cluster.
+    """
+    fewest, most = settings.worker_range
+    workers = most * at_once
+    threads = settings.threads or max(int(cpus // workers), 1)
+    # An elastic run may start before the nodes that it hopes for: its fewest workers must fit.
+    gpu = 1.0 if gpus >= fewest * at_once else 0.0
+    share = 1.0 if gpu else float(min(threads, max(int(cpus // workers), 1)))
+    if cpus < workers and fewest == most:
+        share = int(cpus / workers * 100) / 100
+    return runtime.WorkerPlan(most, share, threads, gpu)
+
+
+def runs_at_once(settings: TrainingSettings, runs: int, cpus: float, gpus: float) -> int:
+    """How many runs to train side by side: small models gain more from that than from threads."""
+    most = settings.worker_range[1]
+    units = gpus if gpus >= most else cpus
+    return max(min(runs, int(units // (most * (settings.threads or 1)))), 1)
+
+
+def run_training(
+    job: TrainingJob,
+    storage: Storage,
+    digest: str,
+    logged: Sequence[Logged],
+    bar: Progress,
+    at_once: int = 1,
+) -> TrainedRun:
+    """Train on the connected Ray, continuing from the last checkpoint where there is one.
+
+    Args:
+        job: What to train.
+        storage: Folder of the run; checkpoints go to ``train/`` in it.
+        digest: Of what the training depends on.
+        logged: Where metrics are recorded.
+        bar: Progress of this run, or of several.
+        at_once: Runs that share the cluster.
+
+    Raises:
+        EchostillError: Training failed; checkpoints are kept and the same command continues.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    settings = job.settings
+    where = plan(settings, *runtime.cluster_resources(), at_once)
+    if settings.sharding == "full" and settings.worker_range[1] == 1:
+        raise UsageError("sharding 'full' spreads a model over workers: give training.workers.")
+    resources = {"CPU": where.cpus_per_worker}
+    if where.gpus_per_worker:
+        resources["GPU"] = where.gpus_per_worker
+    name = storage.root.rpartition("/")[2]
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "threads": where.threads, "storage": storage},
+        torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=bool(where.gpus_per_worker),
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=settings.resize_seconds,
+        ),
+        run_config=RunConfig(
+            name=f"run-{digest[:16]}",
+            storage_path=storage.locate("train"),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
+            # Nodes that are taken away announced do not count as failures, however often.
+            failure_config=FailureConfig(max_failures=RESTARTS, max_preemption_failures=-1),
+            callbacks=[
+                TrackingCallback([(one.rows, one.tracker) for one in logged], bar.channel(name))
+            ],
+        ),
+    )
+    storage.delete(BAD_BATCH)
+    try:
+        result = trainer.fit()
+    except Exception as error:  # Ray wraps whatever a worker raised
+        raise EchostillError(_reason(error)) from error
+    bad = storage.list(BAD_BATCH)
+    if bad:
+        told = json.loads(storage.read(bad[0]))["message"]
+        raise EchostillError(f"training failed: {told} Written down: '{storage.locate(bad[0])}'.")
+    if result.checkpoint is None:
+        raise EchostillError(f"training in '{storage.root}' ended without a checkpoint.")
+    with result.checkpoint.as_directory() as folder:
+        saved = _load(Path(folder) / STATE_FILE)
+    return TrainedRun({**saved["task"], **(saved.get("average") or {})}, saved["history"])
+
+
+def _reason(error: BaseException) -> str:
+    causes = getattr(error, "worker_failures", None) or {}
+    root: BaseException = next(iter(causes.values()), error)
+    while root.__cause__ is not None:
+        root = root.__cause__
+    lines = [line for line in str(root).strip().splitlines() if line.strip()]
+    text = lines[-1].strip() if lines else type(root).__name__
+    return f"training failed: {text} Checkpoints are kept: the same command continues."
+
+
+def _load(path: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    saved["history"] = json.loads(saved["history"])
+    return saved
+
+
+def _restore(task: TrainingTask) -> TrainingState:
+    """Load the last checkpoint into the task, where there is one, and return where it stood."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return TrainingState()
+    with checkpoint.as_directory() as folder:
+        saved = _load(Path(folder) / STATE_FILE)
+    task.load_state_dict(saved["task"])
+    return TrainingState(
+        saved["step"],
+        saved["optimiser"],
+        saved["history"],
+        saved["average"],
+        saved["scaler"],
+        Totals(saved["totals"]),
+    )
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The function each Ray Train worker runs."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    job: TrainingJob = config["job"]
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    place = Place(context.get_world_rank(), context.get_world_size(), get_device())
+    torch.manual_seed(job.seed)
+    task, images = job.build()
+    state = _restore(task)
+    model = parallel.wrap(task, job.settings, place)
+    parallel.shard_state(task, job.settings, state)
+    reported = len(state.history)
+    waiting = Waiting()
+    clock = time.perf_counter(), state.step
+
+    def usage(step: int) -> dict[str, float]:
+        seconds = max(time.perf_counter() - clock[0], 1e-9)
+        return {
+            **runtime.process_usage(),
+            "images_per_second": (step - clock[1]) * job.settings.batch_size / seconds,
+            "data_wait_share": waiting.seconds / seconds,
+        }
+
+    def on_checkpoint(current: TrainingState) -> None:
+        nonlocal reported
+        saved = parallel.whole_state(task, current)  # on every worker: shards are gathered
+        rows, reported = current.history[reported:], len(current.history)
+        metrics = {"rows": rows, "step": current.step, "usage": usage(current.step)}
+        if place.rank != 0:
+            ray.train.report(metrics)
+            return
+        job.on_checkpoint(saved["task"], current)
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(saved, os.path.join(folder, STATE_FILE))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    try:
+        train(
+            task,
+            model,
+            images,
+            job.settings,
+            job.seed,
+            state,
+            place,
+            on_checkpoint,
+            leaving=lambda: ray.train.get_preemption_info() is not None,
+            waiting=waiting,
+        )
+    except NonFiniteLossError as error:
+        # Raised on all workers at the same step. A worker that raises is started again, to the same
+        # end: so it ends in order, and the driver raises.
+        name = f"{BAD_BATCH}/step-{error.batch['step']}-worker-{place.rank}.json"
+        config["storage"].write(name, json.dumps(error.batch, indent=1).encode())
+        ray.train.report({"rows": [], "step": state.step, "usage": {}})

@@ -1,0 +1,205 @@
+"""Training runs from claim to manifest: shared by pretraining, the proxy and distillation."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from echostill.platform import runtime
+from echostill.platform.config import StageConfig
+from echostill.platform.errors import EchostillError
+from echostill.platform.models import Encoder
+from echostill.platform.progress import Progress
+from echostill.platform.tables.fingerprint import Fingerprint, claim
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.store import finish_run, read_manifest, save_configuration
+from echostill.platform.training.loop import TrainingTask
+from echostill.platform.training.ray import BAD_BATCH, Logged, TrainingJob, run_training
+from echostill.platform.training.tracking import Tracker
+
+WEIGHTS = "model.safetensors"
+METRICS = "metrics.jsonl"
+GROUP = "group.json"  # names of the runs that are trained together with this one
+COMMON = ("step", "learning_rate", "epoch")  # logged for all members of a group alike
+
+# Writes a run's files into a local folder, given the trained task, and returns the model to record.
+Export = Callable[[TrainingTask, Path], Encoder | None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of a training: alone, or one of several that are trained together."""
+
+    prefix: str  # of the names of its logged values
+    storage: Storage  # its folder, whose last part is its name
+    wanted: Fingerprint
+    config: StageConfig
+    export: Export
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.storage.root.rpartition("/")[2]
+
+    def rows(self, history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+        """Return its own logged values, under their plain names."""
+        if not self.prefix:
+            return list(history)
+        return [
+            {
+                key.removeprefix(self.prefix): value
+                for key, value in row.items()
+                if key in COMMON or key.startswith(self.prefix)
+            }
+            for row in history
+        ]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: where it is and what it logged."""
+
+    storage: Storage
+    history: list[dict[str, float]]
+    was_finished: bool
+
+    def losses(self) -> str:
+        """Say how the loss moved."""
+        return f"loss {self.history[0]['loss']:.4f} -> {self.history[-1]['loss']:.4f}"
+
+
+def is_finished(storage: Storage) -> bool:
+    """Return whether a run is finished."""
+    return read_manifest(storage) is not None
+
+
+def read_history(storage: Storage) -> list[dict[str, float]]:
+    """Return the metrics that a finished run logged, a mapping per logged step."""
+    return [json.loads(line) for line in storage.read(METRICS).decode().splitlines()]
+
+
+def train_run(
+    job: TrainingJob,
+    storage: Storage,
+    wanted: Fingerprint,
+    config: StageConfig,
+    *,
+    stage: str,
+    export: Export,
+    overwrite: bool,
+) -> RunResult:
+    """Train a job, continuing where an earlier attempt stopped, and export what it made.
+
+    Args:
+        job: What to train.
+        storage: The run's folder; its last part is the run's name.
+        wanted: What the run depends on.
+        config: Configuration of the stage, kept beside the run and recorded in MLflow.
+        stage: Name of the stage.
+        export: Writes the run's files.
+        overwrite: Replace a run with another fingerprint.
+    """
+    member = Member("", storage, wanted, config, export)
+    return train_together(job, [member], stage=stage, overwrite=overwrite)[0]
+
+
+def train_together(
+    job: TrainingJob,
+    members: Sequence[Member],
+    *,
+    stage: str,
+    overwrite: bool,
+    bar: Progress | None = None,
+    at_once: int = 1,
+) -> list[RunResult]:
+    """Train a job whose task holds one or several runs, and export each.
+
+    Checkpoints of a group lie in its first member's folder until every member is exported.
+
+    Args:
+        job: What to train.
+        members: The runs, in the order in which the group was begun.
+        stage: Name of the stage.
+        overwrite: Replace runs with another fingerprint.
+        bar: Progress shared with other runs; one of its own where None.
+        at_once: Trainings that share the cluster.
+    """
+    for member in members:
+        claim(member.storage, member.wanted, "a run", overwrite)
+    finished = [is_finished(member.storage) for member in members]
+    if not all(finished):
+        _train(job, members, finished, stage=stage, bar=bar, at_once=at_once)
+    return [
+        RunResult(member.storage, read_history(member.storage), done)
+        for member, done in zip(members, finished, strict=True)
+    ]
+
+
+def _train(
+    job: TrainingJob,
+    members: Sequence[Member],
+    finished: Sequence[bool],
+    *,
+    stage: str,
+    bar: Progress | None,
+    at_once: int,
+) -> None:
+    config = members[0].config
+    for member in members:
+        save_configuration(member.storage, member.config)
+        if len(members) > 1:
+            names = json.dumps([one.name for one in members])
+            member.storage.write(GROUP, names.encode())
+    job.build()  # stages the images once, before workers ask for them
+    runtime.connect(config.address)
+    open_members = [m for m, done in zip(members, finished, strict=True) if not done]
+    trackers = [
+        Tracker.start(
+            config.tracking, config.store, member.storage, member.name, member.wanted.configuration
+        )
+        for member in open_members
+    ]
+    logged = [Logged(m.rows, tracker) for m, tracker in zip(open_members, trackers, strict=True)]
+    digests = [member.wanted.digest for member in members]
+    digest = digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode())
+    owner = members[0].storage
+    try:
+        if bar is None:
+            with Progress(stage, job.settings.steps, enabled=config.progress) as own:
+                run = run_training(job, owner, digest, logged, own, at_once)
+        else:
+            run = run_training(job, owner, digest, logged, bar, at_once)
+    except EchostillError:
+        for tracker in trackers:
+            tracker.finish("FAILED")
+        raise
+    task = job.task()
+    task.load_state_dict(run.weights)
+    task.eval()
+    for member, tracker in zip(open_members, trackers, strict=True):
+        _export(member, tracker, task, run.history, stage)
+    owner.delete("train")  # checkpoints serve resuming alone
+
+
+def _export(
+    member: Member,
+    tracker: Tracker,
+    task: TrainingTask,
+    history: list[dict[str, float]],
+    stage: str,
+) -> None:
+    storage = member.storage
+    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in member.rows(history))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / METRICS).write_text(lines)
+        model = member.export(task, Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            storage.write(path.name, path.read_bytes())
+            tracker.artifact(str(path))
+    if model is not None:
+        tracker.model(model, member.name)
+    kept = ("fingerprint.json", "manifest.json", "mlflow.json", "configuration.json", GROUP)
+    files = [file for file in storage.list() if file not in kept and not file.startswith(BAD_BATCH)]
+    finish_run(storage, stage=stage, files=files, fingerprint=member.wanted)
+    tracker.finish()

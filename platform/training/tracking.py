@@ -1,0 +1,220 @@
+"""The record of runs in MLflow: one MLflow run per run, whatever restarts happen.
+
+The MLflow run id is kept beside the run, so that a restart continues the same record.
+"""
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train import UserCallback
+from torch import Tensor, nn
+
+from echostill.platform.errors import UsageError
+from echostill.platform.models import Encoder
+from echostill.platform.progress import Channel
+from echostill.platform.tables.fingerprint import flatten
+from echostill.platform.tables.storage import Storage
+
+RUN_FILE = "mlflow.json"
+EXPERIMENT = "echostill"
+MAX_PARAMETERS = 100  # MLflow's limit per call
+PARENT_VARIABLE = "ECHOSTILL_MLFLOW_PARENT"  # id of the run that new runs are nested under
+
+
+def default_uri(store: str) -> str:
+    """The tracking URI used where none is given: an sqlite file in the store."""
+    storage = Storage(store)
+    if not storage.is_local:
+        raise UsageError(
+            f"the store '{store}' is remote, and MLflow's sqlite file cannot live there: "
+            "give tracking=http://SERVER:5000 (an MLflow server)."
+        )
+    os.makedirs(storage.local_path(), exist_ok=True)
+    return f"sqlite:///{storage.local_path('mlflow.db')}"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """Writes one run's record. Picklable: it holds the URI and the id, not a connection."""
+
+    uri: str
+    run_id: str
+
+    @classmethod
+    def start(
+        cls, uri: str | None, store: str, storage: Storage, name: str, parameters: dict[str, Any]
+    ) -> "Tracker":
+        """Open the run's record, making it when the run is new.
+
+        Args:
+            uri: Tracking URI, or None for the store's own sqlite file.
+            store: The store.
+            storage: The run's folder, where the record's id is kept.
+            name: Name shown in MLflow.
+            parameters: Nested configuration; flattened to dotted keys.
+        """
+        resolved = uri or default_uri(store)
+        client = _client(resolved)
+        if storage.exists(RUN_FILE):
+            known = json.loads(storage.read(RUN_FILE))
+            if known["uri"] == resolved:
+                with suppress(Exception):  # a deleted record is made anew below
+                    client.get_run(known["run_id"])
+                    client.update_run(known["run_id"], status="RUNNING")
+                    return cls(resolved, known["run_id"])
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            location = None
+            if resolved.startswith("sqlite"):
+                location = f"file://{Storage(store).local_path('mlartifacts')}"
+            experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        tags = {"store": store}
+        if parent := os.environ.get(PARENT_VARIABLE):
+            tags["mlflow.parentRunId"] = parent
+        run = client.create_run(experiment_id, run_name=name, tags=tags)
+        tracker = cls(resolved, run.info.run_id)
+        storage.write(RUN_FILE, json.dumps({"uri": resolved, "run_id": tracker.run_id}).encode())
+        tracker.parameters(parameters)
+        return tracker
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        """Record parameters, flattened to dotted keys."""
+        from mlflow.entities import Param
+
+        items = [Param(key, str(value)[:500]) for key, value in flatten(values).items()]
+        for start in range(0, len(items), MAX_PARAMETERS):
+            _client(self.uri).log_batch(self.run_id, params=items[start : start + MAX_PARAMETERS])
+
+    def metrics(self, rows: list[dict[str, float]]) -> None:
+        """Record rows of metrics; each row names its step."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        items = [
+            Metric(_metric_name(key), float(value), now, int(row["step"]))
+            for row in rows
+            for key, value in row.items()
+            if key != "step"
+        ]
+        for start in range(0, len(items), 1000):
+            _client(self.uri).log_batch(self.run_id, metrics=items[start : start + 1000])
+
+    def artifact(self, path: str, folder: str | None = None) -> None:
+        """Record a local file."""
+        _client(self.uri).log_artifact(self.run_id, path, folder)
+
+    def model(self, encoder: Encoder, name: str) -> None:
+        """Record an encoder that gives pooled features, with its signature, and register it.
+
+        It is kept as an exported graph (``torch.export``): loading it runs no pickled code and
+        needs none of ours. A server without a model registry keeps the model with the run alone.
+        """
+        import mlflow.pytorch
+        import numpy as np
+        import torch
+        from mlflow.exceptions import MlflowException
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        size, single = encoder.image_size, np.dtype("float32")
+        signature = ModelSignature(
+            Schema([TensorSpec(single, (-1, 3, size, size))]),
+            Schema([TensorSpec(single, (-1, encoder.dim))]),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "model")
+            mlflow.pytorch.save_model(
+                PooledFeatures(encoder),
+                path,
+                signature=signature,
+                # A batch of two: of one, the graph would take its size for fixed.
+                input_example=np.zeros((2, 3, size, size), dtype=np.float32),
+                serialization_format="pt2",
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+            )
+            client = _client(self.uri)
+            client.log_artifacts(self.run_id, path, "model")
+        registered = f"{EXPERIMENT}-{name}"
+        try:
+            with suppress(MlflowException):  # it is registered already
+                client.create_registered_model(registered)
+            source = f"{client.get_run(self.run_id).info.artifact_uri}/model"
+            client.create_model_version(registered, source, run_id=self.run_id)
+        except MlflowException as error:
+            logging.getLogger(__name__).warning("the model is not registered: %s", error)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Close the record with a status."""
+        _client(self.uri).set_terminated(self.run_id, status)
+
+
+def _metric_name(name: str) -> str:
+    """Replace what MLflow refuses in a name; organs and devices come from the data."""
+    return re.sub(r"[^\w\-. /:]", "_", name)
+
+
+def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    from mlflow.tracking import MlflowClient
+
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):  # its set-up chatter
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri)
+
+
+class PooledFeatures(nn.Module):
+    """An encoder as a function of pixels alone: (B, 3, S, S) in [0, 1] to (B, D)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the pooled features."""
+        pooled: Tensor = self.encoder(pixels).pooled
+        return pooled
+
+
+Rows = Callable[[Sequence[dict[str, float]]], list[dict[str, float]]]
+
+
+class TrackingCallback(UserCallback):
+    """Runs on Ray Train's controller: passes each report on to MLflow and to the progress bar."""
+
+    def __init__(self, logged: Sequence[tuple[Rows, Tracker]], channel: Channel) -> None:
+        """Watch a training.
+
+        Args:
+            logged: For each run of it, what it takes of the logged rows, and its record.
+            channel: Far end of the progress bar.
+        """
+        self._logged, self._channel = logged, channel
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Record the first worker's new rows of metrics, and what every worker uses."""
+        first = metrics[0]
+        usage: dict[str, float] = {"step": first["step"]}
+        for rank, report in enumerate(metrics):
+            usage |= {f"system/worker_{rank}/{key}": v for key, v in report["usage"].items()}
+        usage["system/workers"] = len(metrics)
+        for rows, tracker in self._logged:
+            try:
+                tracker.metrics([*rows(first["rows"]), usage])
+            except Exception as error:  # a record that cannot be reached must not end a training
+                logging.getLogger(__name__).warning("MLflow did not take the metrics: %s", error)
+        note = f"loss {first['rows'][-1]['loss']:.4f}" if first["rows"] else ""
+        self._channel.send(int(first["step"]), note)

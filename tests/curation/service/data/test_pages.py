@@ -1,0 +1,125 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echostill.curation.service.data.pages import (
+    NUMBERS,
+    SORTS,
+    Finder,
+    Question,
+    bounds,
+    check_sort,
+    page,
+    read_cursor,
+    write_cursor,
+)
+from echostill.curation.service.problems import Problem
+
+
+@pytest.fixture(scope="module")
+def coreset(state):
+    return state.coreset("default")
+
+
+@pytest.fixture(scope="module")
+def everything(coreset, state):
+    """All samples with all columns that may be filtered, in the order of ids."""
+    samples = coreset.samples(np.arange(len(coreset)))
+    for sample in samples:
+        sample |= state.catalogue.image(sample["row"])
+        sample |= {
+            name: value
+            for name, value in state.catalogue.scores(sample["row"]).items()
+            if name != "gradient"
+        }
+    return samples
+
+
+QUESTIONS = st.builds(
+    Question,
+    selected=st.sampled_from(["true", "false", "any"]),
+    organ=st.lists(st.sampled_from(["liver", "heart", "", "none"]), max_size=2).map(tuple),
+    device=st.lists(st.sampled_from(["CX50", ""]), max_size=1).map(tuple),
+    group_id=st.lists(st.sampled_from(["clip3", "clip4", "no"]), max_size=2).map(tuple),
+    cluster=st.lists(st.integers(-1, 9), max_size=3).map(tuple),
+    source=st.sampled_from(["", "ward 1", "scan_00", "%", "nowhere"]),
+    least=st.lists(st.tuples(st.sampled_from(NUMBERS), st.floats(-1, 60)), max_size=1).map(tuple),
+    most=st.lists(st.tuples(st.sampled_from(NUMBERS), st.floats(-1, 60)), max_size=1).map(tuple),
+    sort=st.builds(str.__add__, st.sampled_from(["", "-"]), st.sampled_from(SORTS)),
+)
+
+
+def kept(sample, question):
+    return (
+        (question.selected == "any" or sample["selected"] == (question.selected == "true"))
+        and (not question.organ or sample["organ"] in question.organ)
+        and (not question.device or sample["device"] in question.device)
+        and (not question.group_id or sample["group_id"] in question.group_id)
+        and (not question.cluster or sample["cluster"] in question.cluster)
+        and question.source in sample["source"]
+        and all(sample[name] >= bound for name, bound in question.least)
+        and all(sample[name] <= bound for name, bound in question.most)
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(question=QUESTIONS)
+def test_pages_hold_what_a_filter_of_plain_rows_holds(coreset, everything, question):
+    expected = [sample for sample in everything if kept(sample, question)]
+    name = question.sort.removeprefix("-")
+    if name == "image_id":
+        expected = expected[::-1] if question.sort.startswith("-") else expected
+    else:
+        sign = -1 if question.sort.startswith("-") else 1
+        expected.sort(key=lambda sample: sign * sample[name])
+    finder, found, cursor = Finder(), [], None
+    while True:
+        answer = page(coreset, finder, question, 50, cursor)
+        assert answer["total"] == len(expected)
+        found += answer["items"]
+        cursor = answer["next"]
+        if cursor is None:
+            break
+    assert [item["image_id"] for item in found] == [item["image_id"] for item in expected]
+
+
+def test_answers_are_kept_within_their_bytes(coreset):
+    finder = Finder(kept_bytes=3000)
+    for organ in ("liver", "heart", "lung"):
+        for sort in ("distance", "-distance"):
+            finder.find(coreset, Question(selected="any", organ=(organ,), sort=sort))
+    assert sum(held.nbytes for held in finder._kept.values()) <= 3000
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "!!!", "WzFd", "bnVsbA", "W1tbW10", write_cursor(-1, "d"), "é", "A" * 500]
+)
+def test_other_texts_are_no_cursors(cursor):
+    with pytest.raises(Problem) as caught:
+        read_cursor(cursor, "d")
+    assert caught.value.status == 400
+
+
+def test_a_cursor_of_another_question_is_stale(coreset):
+    finder = Finder()
+    first = page(coreset, finder, Question(sort="distance"), 10, None)
+    with pytest.raises(Problem) as caught:
+        page(coreset, finder, Question(sort="gradient"), 10, first["next"])
+    assert (caught.value.status, caught.value.kind) == (409, "stale-cursor")
+
+
+@pytest.mark.parametrize("text", ["distance", "distance:", "distance:nan", "distance:inf", "x:1"])
+def test_bounds_that_are_none(text):
+    with pytest.raises(Problem) as caught:
+        bounds([text])
+    assert caught.value.status == 400
+
+
+def test_a_misspelt_column_is_named():
+    with pytest.raises(Problem, match="Did you mean 'distance'"):
+        check_sort("-distence")
+    assert bounds(["distance:1e-3"]) == (("distance", 1e-3),)
+    assert not math.isnan(bounds(["mean:0"])[0][1])

@@ -1,0 +1,326 @@
+"""The cache against the live teacher: the same loss to quantisation error; never stale."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.sources import IngestSettings, read_source
+from echostill.distill.cache.building import CacheWorker
+from echostill.distill.cache.stage import (
+    cache_job,
+    cache_storage,
+    make_cache,
+    open_cache,
+    plan_cache,
+    verify_cache,
+)
+from echostill.distill.cache.teacher_cache import write_manifest
+from echostill.distill.distillation import (
+    DistillationJob,
+    DistillConfig,
+    StudentSettings,
+    distill,
+    plan_distill,
+)
+from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.platform.config import TeacherSettings
+from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.masking.masks import MaskSettings, SpatialMask
+from echostill.platform.models import create_encoder, save_weights
+from echostill.platform.models.weights import find_teacher
+from echostill.platform.tables.fingerprint import claim
+from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import write_table
+from echostill.platform.tables.verify import verify_store
+from echostill.platform.training.augment import AugmentSettings
+from echostill.platform.training.batches import cut, make_batch
+from echostill.platform.training.loop import Place, TrainingSettings
+from echostill.platform.training.staging import stage_images
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLE = ROOT / "examples" / "quickstart"
+TEACHER = str(SAMPLE / "teacher" / "usfm-micro.safetensors")
+TRAINING = TrainingSettings(
+    steps=4, batch_size=4, learning_rate=0.01, checkpoints=2, log_every=1, views_per_image=2
+)
+IMAGES = 10
+# What the loss may move by, relative. float16 rounds tokens by 2^-11 at most, int8 by 1/510 of a
+# channel's range; both err without direction, and the loss is a mean over thousands of tokens.
+AGREES = {"float16": 2e-5, "int8": 5e-4}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store = Store(str(tmp_path_factory.mktemp("caching") / "store"))
+    settings = IngestSettings(source=str(SAMPLE / "pool" / "manifest.csv"))
+    rows = [read_source(source, settings)[0] for source in list_sources(settings)[::90][:IMAGES]]
+    pool = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
+    chosen = [{"image_id": row["image_id"], "selected": True} for row in rows]
+    counts = {"rows_in": IMAGES, "quarantined": 0}
+    write_table(store.pool(), pool, stage="ingest", fingerprint={"digest": "0"}, extra=counts)
+    coreset = pa.Table.from_pylist(chosen, schema=CORESET_SCHEMA)
+    write_table(store.coreset("default"), coreset, stage="select", fingerprint={"digest": "0"})
+    return store
+
+
+def config(store, **changes):
+    values = {
+        "store": store.root,
+        "teacher": TeacherSettings(model="usfm-micro", weights=TEACHER),
+        "student": "tinyusfm-micro",
+        "training": TRAINING,
+        "progress": False,
+        "cache": True,
+        **changes,
+    }
+    return DistillConfig(**values)
+
+
+def ids(store):
+    return tuple(store.open_pool().read(["image_id"])["image_id"].to_pylist())
+
+
+def build(settings, store):
+    """Make a cache in this process, as the actors do."""
+    job = cache_job(settings, find_teacher(settings), ids(store))
+    storage = cache_storage(settings)
+    claim(storage, job.fingerprint(), "a teacher cache", False)
+    worker = CacheWorker(job)
+    records = [worker.build(storage, index) for index in range(job.spec.shards)]
+    write_manifest(storage, job.spec, job.image_ids, records, job.fingerprint().as_dict())
+    return open_cache(settings, find_teacher(settings), ids(store))
+
+
+@pytest.fixture(scope="module")
+def caches(store):
+    """One cache per precision, with the final tokens as well."""
+    token = StudentSettings(name="token", objective=ObjectiveSettings(level="token"))
+    return {
+        precision: build(
+            config(
+                store,
+                cache_name=precision,
+                cache_precision=precision,
+                students=(StudentSettings(), token),
+            ),
+            store,
+        )
+        for precision in AGREES
+    }
+
+
+def task(store, teacher, seed=0, **objectives):
+    students = tuple(
+        StudentSettings(name=name, objective=ObjectiveSettings(**objective))
+        for name, objective in objectives.items()
+    )
+    settings = config(store, students=students, seed=seed)
+    return DistillationJob(
+        store=store.root,
+        runs=tuple(settings.runs()),
+        teacher=teacher,
+        image_ids=ids(store),
+        settings=TRAINING,
+        decoder=settings.decoder,
+        masks=settings.masks,
+        seed=seed,
+    ).task()
+
+
+@pytest.mark.parametrize("precision", list(AGREES))
+@pytest.mark.parametrize("level", ["sample", "token"])
+def test_cached_and_live_give_the_same_loss_and_gradients(store, caches, precision, level):
+    images = stage_images(store.open_pool(), store.root, 128)
+    objectives = {"one": {"level": level}}
+    live = task(store, find_teacher(config(store)), seed=7, **objectives).train()
+    cached = task(store, caches[precision], seed=7, **objectives).train()
+    for step in range(5):  # over the end of the finite set: views repeat
+        batch = make_batch(images, TRAINING, 7, 128, step, Place())
+        losses = []
+        for each in (live, cached):
+            each.zero_grad()
+            loss, parts = each(batch)
+            loss.backward()
+            losses.append((float(loss.detach()), parts))
+        (wanted, before), (found, after) = losses
+        assert found == pytest.approx(wanted, rel=AGREES[precision])
+        # Pooled features are kept whole, so sample weights agree to rounding.
+        tolerance = 1e-5 if level == "sample" else 20 * AGREES[precision]
+        for name in ("weight", "consistency"):
+            torch.testing.assert_close(after[name], before[name], rtol=tolerance, atol=tolerance)
+        own, other = (
+            torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])
+            for each in (live, cached)
+        )
+        assert float((own - other).norm() / own.norm()) < 20 * AGREES[precision]
+
+
+def test_students_that_share_a_cache_each_get_their_own_layers_of_each_part(store, caches):
+    """Two students, other layers, and a batch cut in two: as with the live teacher."""
+    objectives = {
+        "plain": {"teacher_layers": (2, 6), "layers": (1, 2)},
+        "each": {"level": "token", "consistency": "each"},
+    }
+    images = stage_images(store.open_pool(), store.root, 128)
+    live = task(store, find_teacher(config(store)), **objectives).train()
+    cached = task(store, caches["float16"], **objectives).train()
+    assert live.layers == cached.layers == (2, 4, 6)
+    assert len(cached.compiled()) == len(live.compiled()) - 1  # the students alone
+    parts = cut(make_batch(images, TRAINING, 0, 128, 0, Place()), 2)
+    for part, wanted, found in zip(parts, live.prepare(parts), cached.prepare(parts), strict=True):
+        for one, other in zip(wanted.signals, found.signals, strict=True):
+            assert len(one.targets) == len(other.targets)
+            for target, restored in zip(one.targets, other.targets, strict=True):
+                torch.testing.assert_close(restored, target, rtol=0.01, atol=0.01)
+            torch.testing.assert_close(other.weight, one.weight, rtol=1e-3, atol=1e-3)
+        before, after = (
+            one(part, own)[0].detach() for one, own in ((live, wanted), (cached, found))
+        )
+        assert float(after) == pytest.approx(float(before), rel=AGREES["float16"])
+
+
+def test_the_views_repeat_and_are_those_of_every_seed(store):
+    images = stage_images(store.open_pool(), store.root, 128)
+    seen = {}
+    for seed in (0, 1):
+        for step in range(10):
+            batch = make_batch(images, TRAINING, seed, 128, step, Place())
+            for image_id, view, pixels in zip(
+                batch.image_ids, batch.epochs, batch.pixels, strict=True
+            ):
+                assert 0 <= view < 2
+                first = seen.setdefault((image_id, int(view)), pixels)
+                torch.testing.assert_close(first, pixels)
+    assert len(seen) == 2 * IMAGES
+    one = ids(store)[0]
+    assert not torch.equal(seen[one, 0], seen[one, 1])
+
+
+def test_a_verified_cache_and_one_that_was_tampered_with(store, tmp_path):
+    settings = config(store, cache_name="verified", cache_precision="int8")
+    cache = build(settings, store)
+    said = verify_cache(settings, views=8)
+    assert "8 views recomputed" in said
+    assert verify_store(store.root).sound
+    path = next(Path(cache.folder).glob("part-*/layer-06.npy"))
+    codes = np.load(path)
+    np.save(path, 255 - codes)
+    with pytest.raises(EchostillError, match="is wrong: layer-06"):
+        verify_cache(settings, views=8)
+    assert not verify_store(store.root).sound
+    np.save(path, codes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"masks": MaskSettings(spatial=SpatialMask(ratio=0.5))}, r"masks\.spatial\.ratio: 0\.6"),
+        (
+            {
+                "training": TRAINING.model_copy(
+                    update={"augment": AugmentSettings(crop_scale=(0.2, 1.0))}
+                )
+            },
+            r"augment\.crop_scale: \[0\.4, 1\.0\] -> \[0\.2, 1\.0\]",
+        ),
+        (
+            {"training": TRAINING.model_copy(update={"views_per_image": 3})},
+            "views_per_image: 2 -> 3",
+        ),
+        ({"training": TRAINING.model_copy(update={"view_seed": 5})}, "view_seed: 0 -> 5"),
+        ({"cache_precision": "float16"}, "precision: int8 -> float16"),
+        (
+            {"students": (StudentSettings(objective=ObjectiveSettings(teacher_layers=(1, 2, 3))),)},
+            "layers",
+        ),
+    ],
+)
+def test_a_changed_transform_or_mask_is_refused_with_the_difference(store, caches, changes, words):
+    same = {"cache_name": "int8", "cache_precision": "int8"}
+    teacher = find_teacher(config(store))
+    assert open_cache(config(store, **same), teacher, ids(store)).folder == caches["int8"].folder
+    with pytest.raises(UsageError, match=words) as caught:
+        open_cache(config(store, **{**same, **changes}), teacher, ids(store))
+    assert "made from something else" in str(caught.value)
+    with pytest.raises(UsageError, match=words):  # and is not silently overwritten either
+        make_cache(config(store, **{**same, **changes, "cache_name": "verified"}))
+
+
+def test_another_teacher_or_coreset_is_refused(store, caches, tmp_path):
+    settings = config(store, cache_name="int8", cache_precision="int8")
+    torch.manual_seed(5)
+    save_weights(create_encoder("usfm-micro"), tmp_path / "other.safetensors", {})
+    other = TeacherSettings(model="usfm-micro", weights=str(tmp_path / "other.safetensors"))
+    changed = settings.model_copy(update={"teacher": other})
+    with pytest.raises(UsageError, match=r"weights\.teacher: \w+ -> \w+"):
+        distill(changed)
+    with pytest.raises(UsageError, match=r"weights\.teacher"):
+        plan_distill(changed)
+    with pytest.raises(UsageError, match=r"inputs\.images"):
+        open_cache(settings, find_teacher(settings), ids(store)[1:])
+
+
+def test_what_cannot_be_cached_is_said(store, tmp_path):
+    endless = TRAINING.model_copy(update={"views_per_image": None})
+    with pytest.raises(UsageError, match="views_per_image"):
+        make_cache(config(store, training=endless))
+    alone = (StudentSettings(objective=ObjectiveSettings(preset="mim-only")),)
+    with pytest.raises(UsageError, match="nothing to cache"):
+        make_cache(config(store, students=alone))
+    for objective, words in (
+        (ObjectiveSettings(attention_weight=1.0), "attention"),
+        (ObjectiveSettings(relation_weight=1.0), "attention"),
+        (ObjectiveSettings(views="spatial", weighting="fixed"), "views 'spatial'"),
+        (ObjectiveSettings(views="joint", weighting="fixed"), "views 'joint'"),
+        (ObjectiveSettings(teacher_layers=(1, 2, 7)), "names block 7"),
+    ):
+        students = (StudentSettings(name="odd", objective=objective),)
+        for call in (make_cache, distill, plan_distill):
+            with pytest.raises(UsageError, match=words):
+                call(config(store, students=students))
+    other = ObjectiveSettings(masks=MaskSettings(spatial=SpatialMask(ratio=0.5)))
+    students = (StudentSettings(), StudentSettings(name="odd", objective=other))
+    with pytest.raises(UsageError, match="masks differ"):
+        make_cache(config(store, students=students))
+    with pytest.raises(UsageError, match=r"above cache_limit_gb 0\.001.*--force"):
+        make_cache(config(store, cache_limit_gb=0.001))
+    with pytest.raises(UsageError, match="does not exist"):
+        distill(config(store, cache_name="none"))
+
+
+def test_the_plan_estimates_the_size(store, caches):
+    said = plan_cache(config(store, cache_limit_gb=0.001)).describe()
+    held = sum(path.stat().st_size for path in Path(caches["float16"].folder).glob("part-*/*.npy"))
+    for words in ("10 images x 2 x 2", "layer-02, layer-04, layer-06", "ABOVE the limit"):
+        assert words in said
+    job = cache_job(
+        config(store, students=(StudentSettings(objective=ObjectiveSettings(level="token")),)),
+        find_teacher(config(store)),
+        ids(store),
+    )
+    assert job.spec.bytes == pytest.approx(held, rel=0.01)
+
+
+def test_made_on_ray_in_shards_and_resumed(store, ray_cluster, monkeypatch):
+    """The command's way: two shards, one of which was made before a crash."""
+    settings = config(store, cache_name="ray", cache_precision="int8")
+    size = cache_job(settings, find_teacher(settings), ids(store)).spec.bytes_per_image
+    monkeypatch.setattr("echostill.distill.cache.stage.SHARD_BYTES", 5 * size)
+    job = cache_job(settings, find_teacher(settings), ids(store))
+    assert job.spec.shards == 2
+    storage = cache_storage(settings)
+    claim(storage, job.fingerprint(), "a teacher cache", False)
+    CacheWorker(job).build(storage, 1)
+    kept = Path(storage.local_path("part-00001/pooled.npy"))
+    before = kept.stat().st_mtime_ns
+    said = make_cache(settings)
+    assert "10 images x 2 views" in said
+    assert "1 of 2 shards finished earlier" in said
+    assert kept.stat().st_mtime_ns == before
+    assert make_cache(settings).startswith("already done")
+    verify_cache(settings, views=20)

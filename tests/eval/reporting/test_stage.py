@@ -1,0 +1,459 @@
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from echostill.curation.scoring.stage import ScoreConfig
+from echostill.curation.selection.stage import SelectConfig
+from echostill.distill.distillation import DistillConfig
+from echostill.eval.reporting.data import Accounting, Material, gather, without_paths
+from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
+from echostill.eval.reporting.labels import DEFAULTS, labelled_values
+from echostill.eval.reporting.pool import accounts, quality_flags
+from echostill.eval.reporting.results import Results, tally
+from echostill.eval.reporting.stage import ReportConfig, plan_report, render, report
+from echostill.platform.config import result_relevant
+from echostill.platform.errors import UsageError
+from echostill.platform.imaging.images import encode_png
+from echostill.platform.tables.fingerprint import Fingerprint, claim
+from echostill.platform.tables.schemas import (
+    CORESET_SCHEMA,
+    POOL_SCHEMA,
+    QUALITY_ISSUES,
+    QUARANTINE_SCHEMA,
+    scores_schema,
+)
+from echostill.platform.tables.store import Store, finish_run, save_configuration
+from echostill.platform.tables.table import write_table
+
+IMAGES = 60
+HOSTILE = "<script>alert('x')</script>&\"$x$"
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
+
+
+def ranks(values):
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable") + 1
+
+
+def make_coreset(rng, ids):
+    cluster = np.sort(rng.integers(0, 4, IMAGES))
+    distance, gradient = rng.random(IMAGES), rng.random(IMAGES)
+    columns = {name: np.zeros(IMAGES, dtype=np.int64) for name in CORESET_SCHEMA.names}
+    for number in range(4):
+        own = np.flatnonzero(cluster == number)
+        columns["cluster_size"][own] = len(own)
+        columns["quota"][own] = round(len(own) / 3)
+        columns["distance_rank"][own] = ranks(distance[own])
+        columns["gradient_rank"][own] = ranks(-gradient[own])
+        fused = (columns["distance_rank"][own] + columns["gradient_rank"][own]) / 2
+        columns["cluster_rank"][own] = ranks(fused)
+    size = columns["cluster_size"]
+    dual = (columns["distance_rank"] + columns["gradient_rank"]) / 2 / size
+    selected = columns["cluster_rank"] <= columns["quota"]
+    columns |= {
+        "image_id": ids,
+        "group_id": [f"group {i // 2}" for i in range(IMAGES)],
+        "cluster": cluster,
+        "distance": distance,
+        "gradient": gradient,
+        "dual_rank": dual,
+        "selected": selected,
+        "reason": ["selected: why" if s else f"not selected: {HOSTILE}" for s in selected],
+    }
+    arrays = [pa.array(columns[f.name]).cast(f.type) for f in CORESET_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=CORESET_SCHEMA)
+
+
+def make_pool(rng, ids):
+    rows = []
+    for index, image_id in enumerate(ids):
+        pixels = rng.integers(0, 255, (40, 48), dtype=np.uint8)
+        rows.append(
+            {
+                "image_id": image_id,
+                "group_id": f"group {index // 2}",
+                "source": f"folder/{HOSTILE}_{index}.png",
+                "organ": ["liver", HOSTILE, ""][index % 3],
+                "device": "" if index % 2 else "probe $5",
+                "label": "",
+                "frame": 0,
+                "image": encode_png(pixels),
+                "width": 48,
+                "height": 40,
+                "original_width": 480 + index,
+                "original_height": 400,
+                "colour": False,
+                "content_hash": image_id,
+                "mean": 0.5,
+                "contrast": 0.2,
+                "blank": index < 3,
+                "dark": None,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
+
+
+def make_run(store, name, objective, weight_std, coreset):
+    storage = store.run(name)
+    config = DistillConfig.model_validate_json(
+        json.dumps({"students": [{"name": name.rpartition("-")[0], "objective": objective}]})
+    )
+    save_configuration(storage, config)
+    rows = []
+    for step in (1, 10, 20):
+        row = {
+            "step": step,
+            "epoch": step / 10,
+            "loss": 1 / step,
+            "reconstruction_spatial": 0.5 / step,
+            "reconstruction_frequency": 0.2 / step,
+            "learning_rate": 1e-3,
+            "gradient_norm": 0.3,
+        }
+        if weight_std is not None:
+            row |= {"distillation": 2 / step, "weight_mean": 0.8, "weight_std": weight_std}
+            row |= {"consistency_mean": 0.6, "consistency_std": 0.2}
+            row |= {"weight_error_correlation": -0.4 + step / 100}
+            organs = {f"weight_by_organ/organ {n}": n / 20 for n in range(14)}
+            row |= {**organs, "weight_by_device/not stated": 0.75}
+        rows.append(row)
+    storage.write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
+    storage.write("reconstructions.png", encode_png(np.full((30, 50, 3), 90, dtype=np.uint8)))
+    files = ["metrics.jsonl", "reconstructions.png"]
+    made = Fingerprint({}, "0", {}, {"coreset": coreset})
+    finish_run(storage, stage="distill", files=files, fingerprint=made)
+
+
+def make_evaluation(seeds=(0, 1, 2)):
+    means = {"teacher": 0.9, "distilled student": 0.8, "MIM-only student": 0.7}
+    means["untrained student"] = 0.5
+    candidates, results = [], []
+    for label, mean in means.items():
+        run = {"distilled student": "distilled-0", "MIM-only student": "MIM-only-0"}.get(label)
+        scale = 10.0 if label == "teacher" else 1.0
+        candidates.append(
+            {
+                "label": label,
+                "model": "usfm-micro" if label == "teacher" else "tinyusfm-micro",
+                "runs": [run] if run else [],
+                "parameters": int(1e5 * scale),
+                "gflops": 0.1 * scale,
+                "gflops_paper": 0.08 * scale,
+                "latency_ms": 2.0 * scale,
+                "images_per_second": 500 / scale,
+                "threads": 1,
+            }
+        )
+        for seed in seeds:
+            off = 0.01 * (seed - 1)
+            accuracy = {"balanced_accuracy": mean + off, "macro_f1": mean, "auc": mean}
+            # On the head every candidate is as good as any other.
+            head = {"dice": 0.6 + off, "hd95": 100 * (1 - mean)}
+            for task, method, metrics in (
+                ("liver <b>", "k-NN", accuracy),
+                ("liver <b>", "fine-tuned", accuracy),
+                ("head", "fine-tuned", head),
+            ):
+                results.append(
+                    {
+                        "candidate": label,
+                        "task": task,
+                        "method": method,
+                        "seed": seed,
+                        "run": run or "",
+                        "metrics": metrics,
+                    }
+                )
+    tasks = [
+        {"name": "liver <b>", "kind": "classification", "classes": ["benign", HOSTILE]},
+        {"name": "head", "kind": "segmentation", "classes": ["head"]},
+    ]
+    for task in tasks:
+        task |= {"images": 30, "groups": 20}
+    return {
+        "tasks": tasks,
+        "seeds": list(seeds),
+        "finetune_steps": 40,
+        "candidates": candidates,
+        "results": results,
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    ids = [f"{i:032x}" for i in range(IMAGES)]
+    empty: dict = {}
+    counted = {"rows_in": IMAGES + 3, "quarantined": 3}
+    write_table(store.pool(), make_pool(rng, ids), stage="ingest", fingerprint=empty,
+                rows_per_part=25, extra=counted)  # fmt: skip
+    held = [
+        {
+            "stage": "ingest",
+            "id": f"{i}",
+            "source": f"{HOSTILE}.png",
+            "error_class": "DecodeError",
+            "message": f"is damaged: '{store.root}/secret/place/file.png' {HOSTILE}",
+        }
+        for i in range(3)
+    ]
+    write_table(store.quarantine("ingest"), pa.Table.from_pylist(held, schema=QUARANTINE_SCHEMA),
+                stage="ingest", fingerprint=empty)  # fmt: skip
+    schema = scores_schema(4, 3)
+    rows = [
+        {
+            "image_id": image_id,
+            "feature": np.full(4, 0.5, dtype=np.float16),
+            "gradient_mean": 1.0,
+            "gradient_std": 0.1,
+            "gradient": rng.random(3).tolist(),
+            "reconstruction_error": 0.1,
+        }
+        for image_id in reversed(ids)
+    ]
+    write_table(store.scores(), pa.Table.from_pylist(rows, schema=schema), stage="score",
+                fingerprint=empty)  # fmt: skip
+    save_configuration(store.scores(), ScoreConfig())
+    write_table(store.coreset("default"), make_coreset(rng, ids), stage="select",
+                fingerprint=empty)  # fmt: skip
+    save_configuration(store.coreset("default"), SelectConfig())
+    digest = store.open_coreset("default").digest
+    make_run(store, "distilled-0", {"preset": "tinyusfm"}, 0.01, digest)
+    make_run(store, "MIM-only-0", {"preset": "mim-only"}, None, "another")
+    claim(store.report("default"), Fingerprint({}, "0", {}, {}), "an evaluation", overwrite=False)
+    store.report("default").write("evaluation.json", json.dumps(make_evaluation()).encode())
+    return store
+
+
+@pytest.fixture(scope="module")
+def material(store) -> Material:
+    return gather(store, "default", "default", ())
+
+
+@pytest.fixture(scope="module")
+def page(store) -> str:
+    report(ReportConfig(store=store.root))
+    return store.report("default").read("report.html").decode()
+
+
+class Walk(HTMLParser):
+    """Collects what a browser would see, and checks that elements close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.elements, self.ids, self.targets = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.elements.append((tag, values))
+        if "id" in values:
+            self.ids.append(values["id"])
+        self.targets += [v[1:] for k, v in attributes if k.endswith("href") and v[0] == "#"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def walk(page) -> Walk:
+    walk = Walk()
+    walk.feed(page)
+    assert walk.open == []
+    return walk
+
+
+def test_page_is_self_contained(page, walk, store):
+    assert len(page) < 4e6
+    assert store.root not in page
+    assert "secret/place" not in page
+    for tag, values in walk.elements:
+        assert tag not in {"script", "link", "iframe", "object"}
+        for name in ("src", "href", "xlink:href"):
+            if name in values:
+                assert values[name].startswith(("data:image/", "#"))
+    outside = re.findall(r"url\((?!#)", page) + re.findall(r"@import", page)
+    assert outside == []
+
+
+def test_data_is_escaped(page):
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "&lt;script&gt;alert(" in page
+
+
+def test_ids_are_unique_and_links_meet_one(walk):
+    assert len(walk.ids) == len(set(walk.ids))
+    assert set(walk.targets) <= set(walk.ids)
+
+
+def test_pictures_and_tables_are_described(walk):
+    tags = [tag for tag, _ in walk.elements]
+    assert all(values.get("alt") for tag, values in walk.elements if tag == "img")
+    drawn = [values for tag, values in walk.elements if tag == "svg"]
+    assert len(drawn) >= 10
+    assert all(values["role"] == "img" and values["aria-label"] for values in drawn)
+    assert tags.count("table") == tags.count("caption")
+    assert tags.count("h1") == 1
+    assert tags.count("h2") == tags.count("section") == 9
+
+
+def test_colours_follow_the_page(page):
+    drawn = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    assert "var(--accent)" in drawn
+    assert set(re.findall(r"(?:fill|stroke): (#\w+)", drawn)) == set()
+
+
+def test_same_store_gives_the_same_bytes(material, page):
+    assert render(material, ReportConfig().sizes) == page
+
+
+def test_accounting_and_warnings(page):
+    assert "<strong>63</strong> rows in = <strong>60</strong> rows out + <strong>3</strong>" in page
+    assert "inert weight: the consistency weight" in page
+    assert "organ 0 0.000, organ 1 0.050" in page
+    assert "organ 5 0.250, …, organ 8 0.400" in page
+    assert "not stated 0.750" in page
+    assert "-0.30" in page
+    assert "MIM-only-0 was trained on another coreset" in page
+
+
+def test_rows_that_do_not_add_up_are_told(material):
+    broken = dataclasses.replace(material, accounting=[Accounting("ingest", 70, 60, 3)])
+    told = "".join(str(piece) for piece in accounts(broken))
+    assert "do not add up: +7 rows" in told
+
+
+def test_quality_flags_are_counted(material, page):
+    told = "".join(str(piece) for piece in quality_flags(material))
+    assert ">3<" in told.split("blank")[1].split("</tr>")[0]
+    assert ">0<" in told.split("dark")[1].split("</tr>")[0]
+    assert all(str(piece) in page for piece in quality_flags(material))
+    bare = dataclasses.replace(material, images=material.images.drop_columns(QUALITY_ISSUES))
+    assert quality_flags(bare) == []
+
+
+def test_headline_says_what_the_numbers_say(material):
+    results = Results(material.evaluation, frozenset({"distilled-0"}))
+    assert results.candidates == [
+        "teacher", "distilled student", "MIM-only student", "untrained student",
+    ]  # fmt: skip
+    assert results.headline() == (
+        "Fine-tuned, the distilled student beats the untrained student on liver <b> (balanced "
+        "accuracy 0.800 ± 0.010 vs 0.500 ± 0.010); it stays within the spread of the untrained "
+        "student on head (Dice 0.600 ± 0.010 vs 0.600 ± 0.010). Over all 3 pairs of task and "
+        "method: better in 2, within the spread in 1."
+    )
+    assert tally(results.compare("untrained student", "teacher")).endswith(
+        "within the spread in 1, worse in 2."
+    )
+
+
+def test_lower_distance_is_better(material):
+    results = Results(material.evaluation, frozenset({"distilled-0"}))
+    compared = results.compare("distilled student", "untrained student", primary=False)
+    distance = next(c for c in compared if c.metric.key == "hd95")
+    assert distance.gain == pytest.approx(30)
+    assert distance.verdict == "better"
+
+
+def test_one_seed_has_no_spread():
+    results = Results(make_evaluation(seeds=(0,)), frozenset({"distilled-0"}))
+    assert "±" not in results.headline()
+    assert "one seed no spread can be stated" in results.headline()
+
+
+def test_galleries_are_what_they_claim(material):
+    rows = Rows.of(material.coreset)
+    found = {gallery.title: gallery.positions for gallery in galleries(rows, 3)}
+    assert rows.selected[found["Chosen first"]].all()
+    assert rows.dual_rank[found["Chosen first"][0]] == rows.dual_rank[rows.selected].min()
+    inside, outside = found["Just in"], found["Just out"]
+    assert (rows.cluster[inside] == rows.cluster[outside]).all()
+    assert (rows.cluster_rank[inside] + 1 == rows.cluster_rank[outside]).all()
+    assert not rows.selected[found["Rejected by distance"]].any()
+    assert (rows.distance_place > rows.gradient_place)[found["Rejected by distance"]].all()
+    assert (rows.distance_place < rows.gradient_place)[found["Rejected by gradient"]].all()
+    clusters = clusters_of(rows)
+    assert clusters.size.sum() == IMAGES
+    assert clusters.selected.sum() == rows.selected.sum()
+
+
+def test_gradients_follow_the_coreset_order(store, material):
+    scores = store.open_scores().read(["image_id", "gradient"]).to_pylist()
+    wanted = {row["image_id"]: row["gradient"] for row in scores}
+    for place, image_id in enumerate(material.coreset["image_id"].to_pylist()):
+        np.testing.assert_array_equal(material.gradient[place], np.float32(wanted[image_id]))
+
+
+def test_labels_name_the_defaults_of_the_stages():
+    score, select, distill = (
+        result_relevant(config()) for config in (ScoreConfig, SelectConfig, DistillConfig)
+    )
+    for item in labelled_values(score, select, distill):
+        assert "not recorded" not in item.value, item.default.name
+        assert not item.differs, f"{item.default.name}: {item.value}, not {item.default.value}"
+        assert item.default.reason.endswith(".")
+    assert {item.label for item in DEFAULTS} == {"C", "I"}
+
+
+def test_labels_show_the_value_used():
+    select = result_relevant(SelectConfig(alpha=0.25))
+    values = {item.default.name: item for item in labelled_values({}, select, {})}
+    fusion = values["Fusion: weight of the distance rank"]
+    assert (fusion.value, fusion.differs) == ("0.25", True)
+    assert values["Teacher"].value == "not recorded"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("cannot read '/home/someone/pool/a.png'", "cannot read 'a.png'"),
+        (r"C:\scans\pool\a.png", "a.png"),
+        ("~/pool/a.png is empty", "a.png is empty"),
+        ("liver/a.png is empty", "liver/a.png is empty"),
+        ("s3://bucket/pool/a.png", "s3://bucket/pool/a.png"),
+        ("1/2 of the rows, and/or more", "1/2 of the rows, and/or more"),
+        ({"weights": ["/srv/w.pth", 1, None]}, {"weights": ["w.pth", 1, None]}),
+    ],
+)
+def test_absolute_paths_are_shortened(given, kept):
+    assert without_paths(given) == kept
+
+
+def test_report_writes_a_manifest_and_says_where(store):
+    said = report(ReportConfig(store=store.root, runs=("distilled-0",)), overwrite=True)
+    manifest = json.loads(store.report("default").read("manifest.json"))
+    assert said.endswith("report.html")
+    assert ", 1 run: " in said
+    assert [entry["file"] for entry in manifest["files"]] == ["report.html", "evaluation.json"]
+    assert "pool" in manifest["inputs"]
+    assert "run MIM-only-0" not in manifest["inputs"]
+
+
+def test_plan_names_what_will_be_shown(store):
+    told = plan_report(ReportConfig(store=store.root)).describe()
+    assert "distilled-0" in told
+    assert "untrained student" in told
+
+
+def test_missing_inputs_are_named(store, tmp_path):
+    with pytest.raises(UsageError, match=r"Run echostill evaluate first"):
+        report(ReportConfig(store=str(tmp_path)))
+    with pytest.raises(UsageError, match=r"Did you mean 'default'\?"):
+        report(ReportConfig(store=store.root, name="defualt"))
+    with pytest.raises(UsageError, match=r"Did you mean 'distilled-0'\?"):
+        report(ReportConfig(store=store.root, runs=("distiled-0",)))
+    with pytest.raises(UsageError, match="no coreset 'other'"):
+        report(ReportConfig(store=store.root, coreset="other"))

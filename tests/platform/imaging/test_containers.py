@@ -1,0 +1,96 @@
+import gzip
+import io
+import tarfile
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from echostill.platform.imaging.containers import container_of, open_clip
+from echostill.platform.imaging.files import SourceFile
+from echostill.platform.imaging.images import DecodeError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16), dtype=np.uint8)
+
+
+def image(kind):
+    sink = io.BytesIO()
+    Image.fromarray(PIXELS).save(sink, kind)
+    return sink.getvalue()
+
+
+def archive():
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as file:
+        file.addfile(tarfile.TarInfo("a"))
+    return sink.getvalue()
+
+
+def volume():
+    return nibabel.Nifti1Image(PIXELS[..., None], np.eye(4)).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        *((image(kind), "image") for kind in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")),
+        (archive(), "archive"),
+        (gzip.compress(archive()), "archive"),
+        (volume(), "nifti"),
+        (gzip.compress(volume()), "nifti"),
+        (b"NDims = 2\nDimSize = 2 2\nElementDataFile = LOCAL\n", "meta"),
+        (b"\0\0\0\x18ftypisom", "video"),
+        (b"\0\0\0\x18ftypavif", ""),
+        (b"RIFF\0\0\0\0AVI LIST", "video"),
+        (b"RIFF\0\0\0\0WAVEfmt ", ""),
+        (b"plain text", ""),
+        (b"", ""),
+        (gzip.compress(b"plain text"), ""),
+        (b"\x1f\x8b" + b"\xff" * 20, ""),
+    ],
+)
+def test_content_tells_the_container_whatever_the_name(data, kind):
+    for name in ("a", "a.xyz"):
+        assert container_of(data, name) == kind
+    if kind:
+        assert container_of(data, "a.dcm") == container_of(data, "a.png") == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("A.DCM", "dicom"), ("a.mp4", "video"), ("a.nii.gz", "nifti"), ("a.mhd", "meta")],
+)
+def test_the_name_tells_where_content_is_mute(name, kind):
+    assert container_of(b"mute", name) == kind
+
+
+def test_dicom_by_content(dicom):
+    data = dicom(PIXELS[None])
+    assert container_of(data, "a.png") == "dicom"
+    assert container_of(data[132:], "IM0001") == "dicom"
+
+
+def test_every_container_opens_under_a_lying_name(dicom):
+    for data in (image("PNG"), volume(), gzip.compress(volume()), dicom(PIXELS[None])):
+        clip = open_clip(SourceFile("lies.mp4", data=data))
+        (frame,) = clip.decode([0])
+        assert frame.pixels.shape in ((12, 16), (16, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.png", b"", "is empty"),
+        ("a", b"text", "is in no known format"),
+        ("a.png", b"text", "not an image in a known format"),
+        ("a.mp4", b"text", "truncated video"),
+        ("a.nii", b"text", "no readable NIfTI"),
+        ("a.mha", b"text", "no MetaImage"),
+        ("a.dcm", b"text", "not a readable DICOM file"),
+        ("a.tar", archive(), "archive inside an archive"),
+    ],
+)
+def test_what_is_not_read_is_said(name, data, said):
+    with pytest.raises(DecodeError, match=said):
+        open_clip(SourceFile(name, data=data))

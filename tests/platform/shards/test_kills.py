@@ -1,0 +1,31 @@
+"""Three kills at random moments, of the driver, an actor and the raylet, through both stages.
+
+The harness is benchmarks/kill_stages.py, which does twenty of every kind.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HARNESS = Path(__file__).resolve().parents[3] / "benchmarks" / "kill_stages.py"
+
+
+def test_after_kills_the_tables_are_those_of_an_undisturbed_run(tmp_path):
+    arguments = ["--kills", "3", "--kinds", "driver,actor,raylet", "--images", "48"]
+    done = subprocess.run(
+        [sys.executable, str(HARNESS), *arguments, "--per-shard", "8", "--seed", "1", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["kills"] == {"actor": 1, "driver": 1, "raylet": 1}
+    assert result["files_differing"] == []
+    assert result["files_compared"] > 20
+    assert result["silent_ends"] == []
+    assert result["resumed"] == 2
+    assert result["shards_repeated"] <= result["shards_repeated_allowed"] == 5
+    assert done.returncode == 0

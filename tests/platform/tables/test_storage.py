@@ -1,0 +1,176 @@
+"""One layer over a folder and over a real S3 server: the same answers from both."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from echostill.curation import IngestConfig, SelectConfig, select
+from echostill.curation.ingestion.stage import _prepare
+from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.imaging.images import encode_png
+from echostill.platform.shards.events import read_events
+from echostill.platform.tables.schemas import scores_schema
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import encode_parquet, write_table
+from echostill.platform.tables.verify import verify_store
+
+FILES, PER_SHARD = 20, 2
+
+
+@pytest.fixture
+def bucket(object_store, monkeypatch):
+    for name, value in object_store.items():
+        monkeypatch.setenv(name, value)
+    return "s3://hospital"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_folder_and_a_bucket_answer_alike(remote, request, tmp_path):
+    root = f"{request.getfixturevalue('bucket')}/alike" if remote else str(tmp_path / "alike")
+    storage = Storage(root)
+    assert storage.is_local is not remote
+    assert not storage.exists()
+    assert storage.list() == []
+    assert storage.size("a") is None
+    with pytest.raises(FileNotFoundError):
+        storage.read("a")
+    storage.delete("a")
+    big = np.random.default_rng(0).bytes(12_000_000)  # more than one part of an upload
+    for name, data in {"a": b"first", "deep/er/b": big, "deep/c": b""}.items():
+        storage.write(name, data)
+    storage.write("a", b"second")
+    assert storage.read("a") == b"second"
+    assert storage.read("deep/er/b") == big
+    assert storage.list() == ["a"]
+    assert storage.list(recursive=True) == ["a", "deep/c", "deep/er/b"]
+    assert storage.sizes("deep") == {"deep/c": 0, "deep/er/b": len(big)}
+    assert storage.sizes("deep", recursive=False) == {"deep/c": 0}
+    assert storage.exists("deep")
+    assert storage.exists("deep/c")
+    inner = pickle.loads(pickle.dumps(storage.at("deep")))
+    assert inner.list() == ["c"]
+    storage.delete("deep")
+    assert storage.list(recursive=True) == ["a"]
+    if remote:
+        with pytest.raises(UsageError, match="is not a local folder"):
+            storage.append("log", b"line\n")
+    else:
+        storage.append("log", b"line\n")
+        storage.append("log", b"line\n")
+        assert storage.read("log") == b"line\nline\n"
+
+
+def test_an_upload_is_nothing_until_it_ends(bucket):
+    storage = Storage(f"{bucket}/partial")
+    stream = storage.filesystem.open_output_stream(storage.arrow_path("part"))
+    stream.write(b"0" * 11_000_000)
+    assert not storage.exists("part")
+    assert storage.list() == []
+    stream.close()
+    assert storage.size("part") == 11_000_000
+
+
+def test_what_cannot_be_reached_is_said(bucket, object_store):
+    with pytest.raises(UsageError, match="cannot write 's3://no-such-bucket/x/a'"):
+        Storage("s3://no-such-bucket/x").write("a", b"data")
+    with pytest.raises(EchostillError, match="cannot look at 's3://hospital/x/a'"):
+        Storage("s3://hospital/x?endpoint_override=http://127.0.0.1:1").exists("a")
+    port = object_store["AWS_ENDPOINT_URL"]
+    there = Storage(f"{bucket}/options?endpoint_override={port}&region=us-east-1")
+    there.at("inner").write("a", b"data")
+    assert Storage(there.at("inner").uri).read("a") == b"data"
+    assert there.locate("inner/a") == f"{bucket}/options/inner/a"
+
+
+def command(name, *arguments):
+    return [sys.executable, "-m", "echostill.jobs.cli.main", name, *arguments]
+
+
+def test_a_bucket_is_ingested_into_a_bucket_through_a_kill(bucket, tmp_path):
+    """Killed with some shards finished; resumed, the pool is what the worker gives on its own."""
+    incoming, store = Storage(f"{bucket}/incoming"), Store(f"{bucket}/store")
+    rng = np.random.default_rng(0)
+    for number in range(FILES):
+        data = encode_png(rng.integers(0, 255, (700, 900), dtype=np.uint8))
+        incoming.write(f"ward/{number:02d}.png", data[:500] if number == 13 else data)
+    settings = [f"store={store.root}", f"source={incoming.root}", f"files_per_shard={PER_SHARD}"]
+    settings.append("deidentify.pixels=off")
+    ingest = command("ingest", *settings, "workers=1", "max_error_rate=0.5")
+    with subprocess.Popen(ingest, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        deadline = time.monotonic() + 300
+        while not store.pool().list("done") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+    assert 0 < len(store.pool().list("done")) < FILES // PER_SHARD
+    assert not store.pool().exists("manifest.json")
+    again = subprocess.run(ingest, capture_output=True, text=True, timeout=400, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{FILES} rows in = {FILES - 1} rows out + 1 quarantined" in again.stdout
+    assert "finished earlier" in again.stdout
+    assert verify_store(store.root).sound
+
+    config = IngestConfig(
+        store=store.root,
+        source=incoming.root,
+        files_per_shard=PER_SHARD,
+        deidentify={"pixels": "off"},
+    )
+    ready = _prepare(config, overwrite=False)
+    parts = store.open_pool().manifest["parts"]
+    for part, shard in zip(parts, ready.shards, strict=True):
+        rows = ready.make_worker(config)().process(shard).rows
+        assert store.pool().read(part["file"]) == encode_parquet(rows)
+
+    logged = read_events(store.events(), "ingest")
+    kinds = [event["event"] for event in logged]
+    assert kinds.count("started") == 2
+    assert kinds[-1] == "finished"
+    resumed = next(event for event in logged if event["event"] == "resumed")
+    assert len(resumed["repeated"]) <= 1
+    told = subprocess.run(
+        command("watch", store.root), capture_output=True, text=True, timeout=200, check=True
+    )
+    assert len(told.stdout.splitlines()) == len(logged)
+
+    choose(store, rng)
+
+
+def choose(store, rng):
+    """Select into the bucket, from scores that are written there as a stage would."""
+    ids = store.open_pool().read(["image_id"])["image_id"].to_pylist()
+    features = rng.normal(size=(len(ids), 8))
+    rows = [
+        {
+            "image_id": image_id,
+            "feature": (feature / np.linalg.norm(feature)).astype(np.float16),
+            "gradient_mean": value,
+            "gradient_std": 0.1,
+            "gradient": [value, value, value],
+            "reconstruction_error": 0.5,
+        }
+        for image_id, feature, value in zip(ids, features, rng.random(len(ids)), strict=True)
+    ]
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(rows, schema=scores_schema(8, 3))
+    extra = {"rows_in": len(ids), "quarantined": 0}
+    write_table(store.scores(), table, stage="score", fingerprint={"digest": "x"}, extra=extra)
+    select(SelectConfig(store=store.root, budget=5, clusters=2))
+    selected = store.open_coreset("default").read(["selected"])["selected"].to_pylist()
+    assert (len(selected), sum(selected)) == (len(ids), 5)
+
+
+def test_names_are_atomic_on_a_disk(tmp_path):
+    storage = Storage(str(tmp_path))
+    storage.write("a", b"old")
+    with pytest.raises(TypeError):
+        storage.write("a", "not bytes")
+    assert storage.read("a") == b"old"
+    assert os.listdir(tmp_path) == ["a"]

@@ -1,0 +1,94 @@
+"""One record per run, in an sqlite file and on a real MLflow server."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+
+from echostill.platform.models import create_encoder
+from echostill.platform.tables.storage import Storage
+from echostill.platform.training.tracking import Tracker
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """`mlflow server` on the loopback device, its runs in sqlite."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    address = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command += ["--port", address.rpartition(":")[2]]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2)
+                break
+            except (urllib.error.URLError, OSError):
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.3)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "server"])
+def test_a_run_has_one_record_whatever_restarts(kind, request, tmp_path):
+    uri = None if kind == "sqlite" else request.getfixturevalue("server")
+    store, storage = str(tmp_path), Storage(str(tmp_path / "runs" / "student-0"))
+    many = {"training": {f"key{number}": number for number in range(130)}}
+    tracker = Tracker.start(uri, store, storage, "student-0", many)
+    tracker.metrics([{"step": 1, "loss": 2.0, "weight_by_organ/liver & bile": 0.5}])
+    tracker.finish("FAILED")
+    for step in (2, 3, 4):  # three restarts
+        again = Tracker.start(uri, store, storage, "student-0", many)
+        assert again == tracker
+        again.metrics([{"step": step, "loss": 2.0 - step / 10}])
+    kept = tmp_path / "metrics.jsonl"
+    kept.write_text("{}")
+    again.artifact(str(kept))
+    encoder = create_encoder("tinyusfm-micro", image_size=32)
+    again.model(encoder, "student-0")
+    again.finish()
+
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(again.uri)
+    experiment = client.get_experiment_by_name("echostill")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.run_id for run in runs] == [tracker.run_id]
+    assert runs[0].info.status == "FINISHED"
+    assert len(runs[0].data.params) == 130
+    assert len(client.get_metric_history(tracker.run_id, "loss")) == 4
+    assert runs[0].data.metrics["weight_by_organ/liver _ bile"] == 0.5
+    names = {artifact.path for artifact in client.list_artifacts(tracker.run_id)}
+    assert names == {"metrics.jsonl", "model"}
+    (version,) = client.search_model_versions("name='echostill-student-0'")
+    assert version.run_id == tracker.run_id
+    path = mlflow.artifacts.download_artifacts(
+        run_id=tracker.run_id, artifact_path="model", tracking_uri=again.uri
+    )
+    loaded = mlflow.pyfunc.load_model(path)
+    assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
+    pixels = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(pixels)).pooled.numpy()
+    np.testing.assert_allclose(loaded.predict(pixels), expected, rtol=1e-4, atol=1e-5)
