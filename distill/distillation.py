@@ -17,15 +17,16 @@ from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.reconstructions import draw_reconstructions
 from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.distill.task import DistillationTask
-from echostill.platform import runtime
+from echostill.platform import runtime, stages
 from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder, save_weights
 from echostill.platform.models.weights import Weights, find_initial, find_teacher
 from echostill.platform.progress import Progress, console
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Fingerprint, fingerprint
-from echostill.platform.tables.store import Plan, Store
+from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import Table
 from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
 from echostill.platform.training.ray import plan, runs_at_once
@@ -137,11 +138,13 @@ class DistillationJob:
         """Nothing is kept besides the checkpoint."""
 
 
-def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
+@logged(stages.DISTILL)
+def distill(config: DistillConfig, *, overwrite: bool = False) -> StageResult:
     """Train every student of the configuration, one run per seed.
 
     Returns:
-        What was done, in words. Each run's student is ``runs/<name>-<seed>/model.safetensors``.
+        Counts of images, steps and runs. Each run's student is
+        ``runs/<name>-<seed>/model.safetensors``.
     """
     store = Store(config.store)
     coreset = store.open_coreset(config.coreset)
@@ -167,7 +170,14 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> str:
         )
     done = {name: result for found in results for name, result in found.items()}
     lines = [_summary(run, done[run.name]) for run in runs]
-    return f"{len(ids)} images, {config.training.steps} steps; " + "; ".join(lines)
+    return StageResult(
+        "distill",
+        tuple(f"runs/{run.name}" for run in runs),
+        store.storage.at("runs").root,
+        {"images": len(ids), "steps": config.training.steps, "runs": len(runs)},
+        f"{len(ids)} images, {config.training.steps} steps; " + "; ".join(lines),
+        all(result.was_finished for result in done.values()),
+    )
 
 
 Results = dict[str, RunResult]
@@ -316,3 +326,6 @@ def _summary(run: Run, result: RunResult) -> str:
     state = "already done, " if result.was_finished else ""
     told = "" if spread is None else f", weight spread {spread:.3f}"
     return f"{name}: {state}{result.losses()}{told}"
+
+
+STAGE = Stage(stages.DISTILL, DistillConfig, distill, plan_distill)

@@ -4,15 +4,16 @@ from pathlib import Path
 
 from pydantic import Field
 
-from echostill.platform import runtime
+from echostill.platform import runtime, stages
 from echostill.platform.config import StageConfig
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, ReconstructionSettings
 from echostill.platform.masking.mim_training import MaskedImageJob, MaskedImageTask
 from echostill.platform.models import Encoder, save_weights
 from echostill.platform.models.weights import Weights, find_initial
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import fingerprint
-from echostill.platform.tables.store import Plan, Store
+from echostill.platform.tables.store import Store
 from echostill.platform.training.loop import TrainingSettings, TrainingTask
 from echostill.platform.training.ray import plan
 from echostill.platform.training.run import WEIGHTS, is_finished, train_run
@@ -32,11 +33,12 @@ class PretrainConfig(StageConfig):
     )
 
 
-def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> str:
+@logged(stages.PRETRAIN)
+def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> StageResult:
     """Pretrain a teacher on the whole pool and export it in the published key layout.
 
     Returns:
-        What was done, in words. The weights are ``runs/<name>/model.safetensors`` in the store.
+        Counts of images and steps. The weights are ``runs/<name>/model.safetensors`` in the store.
     """
     store = Store(config.store)
     pool = store.open_pool()
@@ -57,9 +59,15 @@ def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> str:
         overwrite=overwrite,
     )
     state = "already done" if result.was_finished else "trained"
-    return (
+    where = result.storage.locate(WEIGHTS)
+    return StageResult(
+        "pretrain",
+        (f"runs/{config.name}",),
+        where,
+        {"images": pool.rows, "steps": config.training.steps},
         f"{state}: {config.model} on {pool.rows} images, {config.training.steps} steps, "
-        f"{result.losses()}: {result.storage.locate(WEIGHTS)}"
+        f"{result.losses()}: {where}",
+        result.was_finished,
     )
 
 
@@ -98,3 +106,6 @@ def _job(config: PretrainConfig, initial: Weights | None) -> MaskedImageJob:
         seed=config.seed,
         initial=initial,
     )
+
+
+STAGE = Stage(stages.PRETRAIN, PretrainConfig, pretrain, plan_pretrain)

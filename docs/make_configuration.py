@@ -15,13 +15,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from echostill.eval.reporting.labels import LABELS, labelled_values
-from echostill.jobs.stages import REGISTRY
+from echostill.jobs.stages import find_stage
 from echostill.platform.config import (
     SHARED_KEYS,
     StageConfig,
     TeacherSettings,
     result_relevant,
 )
+from echostill.platform.stages import STAGES
 
 FOLDER = Path(__file__).parent
 
@@ -94,7 +95,7 @@ the values of its run. [method.md](method.md) explains the method,
 
 def render_defaults() -> str:
     """Return the page of labelled defaults, with the values that an empty configuration gives."""
-    configs = [result_relevant(REGISTRY[n].load()[0]()) for n in ("score", "select", "distill")]
+    configs = [result_relevant(find_stage(n).config()) for n in ("score", "select", "distill")]
     lines = [DEFAULTS_INTRODUCTION]
     topic = ""
     for item in labelled_values(*configs):
@@ -117,8 +118,8 @@ def render_configuration() -> str:
     """Return the page of all keys."""
     sections = [INTRODUCTION, _shared()]
     nested: dict[str, type[BaseModel]] = {}
-    for stage, entry in REGISTRY.items():
-        config = entry.load()[0]
+    for stage in STAGES:
+        config = find_stage(stage).config
         own = {name: f for name, f in config.model_fields.items() if name not in SHARED_KEYS}
         lines = [f"## {stage}", "", _first_line(config), "", *_table(own, nested)]
         used = [f"`{key}`" for key in SHARED_KEYS if key in config.model_fields]
@@ -138,7 +139,7 @@ def render_configuration() -> str:
 def _shared() -> str:
     fields = dict(StageConfig.model_fields)
     # Of the shared keys these two belong to the stages with models; any of those tells them.
-    models = REGISTRY["distill"].load()[0].model_fields
+    models = find_stage("distill").config.model_fields
     fields |= {key: models[key] for key in SHARED_KEYS if key not in fields}
     nested: dict[str, type[BaseModel]] = {}
     lines = ["## Shared keys", "", *_table(fields, nested), "", "### TeacherSettings", ""]

@@ -23,15 +23,16 @@ from echostill.eval.probes import (
     token_features,
 )
 from echostill.eval.splits import split_dataset
-from echostill.platform import runtime
+from echostill.platform import runtime, stages
 from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.models import Encoder, create_encoder
 from echostill.platform.models.weights import Weights, find_teacher, find_weights
 from echostill.platform.progress import Progress
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import claim, fingerprint
 from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.store import Plan, Store, read_manifest, save_configuration
+from echostill.platform.tables.store import Store, read_manifest, save_configuration
 from echostill.platform.training.run import WEIGHTS
 from echostill.platform.training.tracking import Tracker
 
@@ -93,11 +94,13 @@ class Unit:
         return create_encoder(self.model)
 
 
-def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> str:
+@logged(stages.EVALUATE)
+def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     """Evaluate every candidate on every task with every seed.
 
     Returns:
-        What was done, in words. The results are ``reports/<name>/evaluation.json`` in the store.
+        Counts of evaluations, tasks and seeds. The results are in the store's
+        ``reports/<name>/evaluation.json``.
     """
     store = Store(config.store)
     storage = store.report(config.name)
@@ -116,7 +119,8 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> str:
     )
     claim(storage, wanted, "an evaluation", overwrite)
     if storage.exists(RESULT):
-        return f"already done: {storage.locate(RESULT)}"
+        sentence = f"already done: {storage.locate(RESULT)}"
+        return _result(config, storage, len(units), sentence, already_done=True)
     save_configuration(storage, config)
     todo = [unit for unit in units if not storage.exists(unit.file)]
     if todo:
@@ -133,7 +137,26 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> str:
     }
     _track(config, storage, evaluation)
     storage.write(RESULT, json.dumps(evaluation, indent=1).encode())
-    return f"{len(units)} evaluations on {len(config.tasks)} tasks: {storage.locate(RESULT)}"
+    sentence = f"{len(units)} evaluations on {len(config.tasks)} tasks: {storage.locate(RESULT)}"
+    return _result(config, storage, len(units), sentence)
+
+
+def _result(
+    config: EvaluateConfig,
+    storage: Storage,
+    units: int,
+    sentence: str,
+    *,
+    already_done: bool = False,
+) -> StageResult:
+    return StageResult(
+        "evaluate",
+        (f"reports/{config.name}",),
+        storage.locate(RESULT),
+        {"evaluations": units, "tasks": len(config.tasks), "seeds": len(config.seeds)},
+        sentence,
+        already_done,
+    )
 
 
 def plan_evaluate(config: EvaluateConfig) -> Plan:
@@ -323,3 +346,6 @@ def _track(config: EvaluateConfig, storage: Storage, evaluation: dict[str, Any])
     means = {key: sum(values) / len(values) for key, values in sums.items()}
     tracker.metrics([{"step": 0, **means}])
     tracker.finish()
+
+
+STAGE = Stage(stages.EVALUATE, EvaluateConfig, evaluate, plan_evaluate)

@@ -6,7 +6,7 @@ from typing import Any
 
 from echostill.eval.datasets import read_manifest
 from echostill.eval.evaluation import EvaluateConfig
-from echostill.jobs.stages import REGISTRY
+from echostill.jobs.stages import find_stage
 from echostill.platform.config import (
     ModelsConfig,
     StageConfig,
@@ -18,9 +18,7 @@ from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder
 from echostill.platform.models.weights import find_teacher
 from echostill.platform.progress import console
-from echostill.platform.tables.store import Store
-
-ORDER = ("ingest", "score", "duplicates", "select", "distill", "evaluate", "report")
+from echostill.platform.stages import IN_RUN, STAGES
 
 
 def resolve_stages(
@@ -34,14 +32,14 @@ def resolve_stages(
         from_scratch: Pretrain a teacher in place of loading ``teacher.weights``.
     """
     document: dict[str, Any] = apply_overrides(read_document(config_file), overrides, None)
-    names = list(ORDER)
+    names = IN_RUN
     if from_scratch:
         teacher = dict(document.get("teacher") or {})
         document["teacher"] = {**teacher, "weights": None}
-        names.insert(1, "pretrain")
+        names = tuple(name for name in STAGES if name in (*IN_RUN, "pretrain"))
     # A section must be there for the shared keys to be told from a stage's own.
     document.setdefault("ingest", {})
-    return {name: resolve(REGISTRY[name].load()[0], name, document) for name in names}
+    return {name: resolve(find_stage(name).config, name, document) for name in names}
 
 
 def _preflight(configs: dict[str, StageConfig], from_scratch: bool) -> None:
@@ -70,16 +68,14 @@ def run_pipeline(
     if dry_run:
         for name, config in configs.items():
             try:
-                print(REGISTRY[name].load()[2](config).describe())
+                print(find_stage(name).plan(config).describe())
             except UsageError as error:  # what an earlier stage would make is not there yet
                 print(f"{name}\n  waits for an earlier stage: {error}")
         return
     started = time.monotonic()
     for name, config in configs.items():
         begun = time.monotonic()
-        summary = REGISTRY[name].load()[1](config, overwrite=overwrite)
+        result = find_stage(name).run(config, overwrite=overwrite)
         console.print(f"[bold]{name:>10}[/bold]  {time.monotonic() - begun:6.1f} s  ", end="")
-        console.print(summary, markup=False, soft_wrap=True)
-    report = configs["report"]
-    where = Store(report.store).report(getattr(report, "name", "default")).locate("report.html")
-    print(f"done in {time.monotonic() - started:.0f} s; the report: {where}")
+        console.print(str(result), markup=False, soft_wrap=True)
+    print(f"done in {time.monotonic() - started:.0f} s; the report: {result.where}")

@@ -1,53 +1,39 @@
-"""The stages by name: what the command line, the pipeline and submitted jobs call."""
+"""The stages as code: found by name, imported when used, run and retried in one way."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
-from echostill.platform.config import StageConfig, load
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.shards.events import EventLog
-from echostill.platform.tables.store import Plan, Store
+from echostill.platform.stage import Stage, StageResult
+from echostill.platform.stages import BESIDE, STAGES
 
-
-@dataclass(frozen=True)
-class Stage:
-    """Where a stage's configuration, plan and call are found."""
-
-    module: str
-    config: str
-    call: str
-
-    def load(self) -> tuple[type[StageConfig], Callable[..., Any], Callable[..., Plan]]:
-        """Import the stage's folder and return its configuration class, its call and its plan."""
-        module = import_module(self.module)
-        return (
-            getattr(module, self.config),
-            getattr(module, self.call),
-            getattr(module, f"plan_{self.call}"),
-        )
-
-    def load_retry(self) -> Callable[..., str] | None:
-        """Return the call that tries the stage's quarantine again; None where it has none."""
-        call: Callable[..., str] | None = getattr(
-            import_module(self.module), f"retry_{self.call}", None
-        )
-        return call
-
-
-REGISTRY = {
-    "ingest": Stage("echostill.curation.ingestion.stage", "IngestConfig", "ingest"),
-    "pretrain": Stage("echostill.distill.pretraining", "PretrainConfig", "pretrain"),
-    "score": Stage("echostill.curation.scoring.stage", "ScoreConfig", "score"),
-    "duplicates": Stage("echostill.curation.copies.stage", "DuplicatesConfig", "find_duplicates"),
-    "select": Stage("echostill.curation.selection.stage", "SelectConfig", "select"),
-    "distill": Stage("echostill.distill.distillation", "DistillConfig", "distill"),
-    "evaluate": Stage("echostill.eval.evaluation", "EvaluateConfig", "evaluate"),
-    "report": Stage("echostill.eval.reporting.stage", "ReportConfig", "report"),
+# Each module ends with the stage's record, STAGE.
+HOMES = {
+    "ingest": "echostill.curation.ingestion.stage",
+    "pretrain": "echostill.distill.pretraining",
+    "score": "echostill.curation.scoring.stage",
+    "duplicates": "echostill.curation.copies.stage",
+    "select": "echostill.curation.selection.stage",
+    "distill": "echostill.distill.distillation",
+    "evaluate": "echostill.eval.evaluation",
+    "report": "echostill.eval.reporting.stage",
+    "cache": "echostill.distill.cache.stage",
+    "sweep": "echostill.jobs.sweeps.sweep",
 }
+
+
+def find_stage(name: str) -> Stage:
+    """Import a stage by its name.
+
+    Raises:
+        UsageError: There is no such stage; names the nearest.
+    """
+    known = [*STAGES, *BESIDE]
+    if name not in known:
+        raise UsageError(f"no stage '{name}'.{nearest(name, known)}")
+    stage: Stage = import_module(HOMES[name]).STAGE
+    return stage
 
 
 def run_stage(
@@ -63,36 +49,12 @@ def run_stage(
     Returns:
         What was done, or would be done, in words.
     """
-    config_class, call, plan = REGISTRY[name].load()
-    config = load(config_class, name, config_file, overrides)
+    stage = find_stage(name)
+    config = stage.load(config_file, tuple(overrides))
     if dry_run:
-        return plan(config).describe()
+        return stage.plan(config).describe()
     started = time.monotonic()
-    with _logged(name, config):
-        summary = call(config, overwrite=overwrite)
-    return f"{name}: {summary} ({time.monotonic() - started:.1f} s)"
-
-
-@contextmanager
-def _logged(name: str, config: StageConfig) -> Iterator[None]:
-    """Log the start and the end of a stage; those with shards log more, and do it themselves.
-
-    Wrong usage is no event: it must not make a store where there is none.
-    """
-    store = Store(config.store)
-    if REGISTRY[name].load_retry() is not None or not store.storage.exists():
-        yield
-        return
-    log, started = EventLog(store.events(), name), time.monotonic()
-    log.add("started")
-    try:
-        yield
-    except BaseException as error:
-        failed = isinstance(error, Exception)
-        said = {"error": type(error).__name__, "message": str(error)} if failed else {}
-        log.add("failed" if failed else "interrupted", **said)
-        raise
-    log.add("finished", seconds=round(time.monotonic() - started, 3))
+    return said(name, stage.run(config, overwrite=overwrite), started)
 
 
 def retry_stage(name: str, config_file: str | None, overrides: Sequence[str]) -> str:
@@ -104,14 +66,16 @@ def retry_stage(name: str, config_file: str | None, overrides: Sequence[str]) ->
     Raises:
         UsageError: There is no such stage, or it keeps no quarantine.
     """
-    if name not in REGISTRY:
-        raise UsageError(f"no stage '{name}'.{nearest(name, list(REGISTRY))}")
-    call = REGISTRY[name].load_retry()
-    if call is None:
+    stage = find_stage(name)
+    if stage.retry is None:
         raise UsageError(
-            f"'{name}' keeps no quarantine: ingest and score do. An interrupted '{name}' goes on "
-            "with its own command."
+            f"'{name}' keeps no quarantine: ingest and score do. To continue an interrupted "
+            f"'{name}', run its own command again."
         )
-    config = load(REGISTRY[name].load()[0], name, config_file, overrides)
     started = time.monotonic()
-    return f"{name}: {call(config)} ({time.monotonic() - started:.1f} s)"
+    return said(name, stage.retry(stage.load(config_file, tuple(overrides))), started)
+
+
+def said(name: str, result: StageResult, started: float) -> str:
+    """Say a stage's result on one line, with the time since ``started`` (monotonic)."""
+    return f"{name}: {result} ({time.monotonic() - started:.1f} s)"

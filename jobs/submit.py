@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from echostill.platform.config import STAGES
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.progress import console
+from echostill.platform.stages import BESIDE, STAGES
 
-COMMANDS = (*STAGES, "run", "cache", "sweep")
+COMMANDS = (*STAGES, "run", *BESIDE)
 EXCLUDED = [".git", ".venv", "runs", "build", "dist", "tests", ".mypy_cache", ".hypothesis"]
 
 

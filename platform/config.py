@@ -14,17 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from echostill.platform.errors import UsageError, nearest
-
-STAGES = (
-    "ingest",
-    "pretrain",
-    "score",
-    "duplicates",
-    "select",
-    "distill",
-    "evaluate",
-    "report",
-)
+from echostill.platform.stages import STAGES
 
 
 class Config(BaseModel):

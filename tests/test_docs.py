@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from echostill.jobs.cli import main as cli
 from echostill.jobs.pipeline import resolve_stages
-from echostill.jobs.stages import REGISTRY
+from echostill.jobs.stages import find_stage
 from echostill.jobs.sweeps.sweep import SweepConfig, trials_of
-from echostill.platform.config import STAGES, apply_overrides, read_document, resolve
+from echostill.platform.config import apply_overrides, read_document, resolve
 from echostill.platform.errors import UsageError
+from echostill.platform.stages import STAGES
 from echostill.platform.tables import schemas
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +119,7 @@ def check_stage(name: str, arguments: list[str], *, complete: bool) -> None:
     params = parse(name, arguments)
     document = apply_overrides(read_document(params["config"]), params["overrides"] or [], name)
     try:
-        resolve(REGISTRY[name].load()[0], name, document)
+        resolve(find_stage(name).config, name, document)
     except UsageError as error:
         if complete or "required and missing" not in str(error):
             raise
@@ -200,7 +201,7 @@ def test_configuration_is_valid(stage: str, text: str) -> None:
     sections = [stage] if stage else [name for name in STAGES if name in document]
     assert sections, "a configuration without sections says which stage it is for"
     for name in sections:
-        resolve(REGISTRY[name].load()[0], name, document)
+        resolve(find_stage(name).config, name, document)
 
 
 def test_configurations_are_found() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from echostill.platform.config import STAGES
+from echostill.platform.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("platform", "curation", "distill", "eval", "jobs")

@@ -28,11 +28,14 @@ from echostill.curation.copies.groups import (
 from echostill.curation.copies.near import NearSettings, near_links, pool_thumbnails
 from echostill.curation.copies.semantic import Features, semantic_pairs
 from echostill.curation.ingestion.perceptual import BITS, as_hashes
+from echostill.platform import stages
 from echostill.platform.config import StageConfig
 from echostill.platform.errors import UsageError
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import claim, fingerprint
 from echostill.platform.tables.schemas import DUPLICATES_SCHEMA, QUALITY_ISSUES, score_column
-from echostill.platform.tables.store import Plan, Store, describe_bytes, save_configuration
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.store import Store, describe_bytes, save_configuration
 from echostill.platform.tables.table import MANIFEST, Table, write_table
 
 HASH_COLUMNS = ("content_hash", "perceptual_hash", "thumbnail")
@@ -61,11 +64,12 @@ class DuplicatesConfig(StageConfig, NearSettings):
     )
 
 
-def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> str:
+@logged(stages.DUPLICATES)
+def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> StageResult:
     """Find the copies in the pool and write them as ``duplicates`` in the store.
 
     Returns:
-        What was found, in words.
+        Counts of copies by kind (``exact``, ``near``, ``semantic``), of their groups and of images.
 
     Raises:
         UsageError: The pool was made before hashes were kept, or scores are needed and missing.
@@ -79,11 +83,23 @@ def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> str
     storage = store.duplicates()
     claim(storage, wanted, "a search for duplicates", overwrite)
     if storage.exists(MANIFEST):
-        return f"already done: {storage.root}"
+        counts = count(
+            Table.open(storage, "duplicates").read(["kind", "duplicate_group"]), pool.rows
+        )
+        return _result(storage, counts, f"already done: {storage.root}", already_done=True)
     save_configuration(storage, config)
     table = duplicate_table(pool, config, scores)
     write_table(storage, table, stage="duplicates", fingerprint=wanted.as_dict())
-    return describe(table, pool.rows)
+    counts = count(table, pool.rows)
+    return _result(storage, counts, describe(counts))
+
+
+def _result(
+    storage: Storage, counts: dict[str, int], sentence: str, *, already_done: bool = False
+) -> StageResult:
+    return StageResult(
+        "duplicates", ("duplicates",), storage.root, {**counts}, sentence, already_done
+    )
 
 
 def plan_find_duplicates(config: DuplicatesConfig) -> Plan:
@@ -111,12 +127,17 @@ def plan_find_duplicates(config: DuplicatesConfig) -> Plan:
     return out
 
 
-def describe(table: pa.Table, rows: int) -> str:
-    """Say in words what a search found among so many rows."""
+def count(table: pa.Table, rows: int) -> dict[str, int]:
+    """Count what a search found among so many rows: copies by kind, groups, images."""
     kinds = table["kind"].to_pylist()
-    found = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS)
     groups = pc.count_distinct(table["duplicate_group"]).as_py()
-    return f"{found} copies in {groups} groups; {rows} images looked at"
+    return {**{kind: kinds.count(kind) for kind in KINDS}, "groups": groups, "images": rows}
+
+
+def describe(counts: dict[str, int]) -> str:
+    """Say in words what a search found."""
+    found = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    return f"{found} copies in {counts['groups']} groups; {counts['images']} images looked at"
 
 
 def require_columns(pool: Table, names: tuple[str, ...]) -> None:
@@ -299,3 +320,6 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(column, 0).to_numpy().astype(np.float64)
+
+
+STAGE = Stage(stages.DUPLICATES, DuplicatesConfig, find_duplicates, plan_find_duplicates)

@@ -29,15 +29,19 @@ from echostill.curation.ingestion.sources import (
     Source,
     read_source,
 )
-from echostill.platform import runtime
+from echostill.platform import runtime, stages
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
-from echostill.platform.shards.stage import Outcome, Record, ShardedStage
+from echostill.platform.shards.files import Record
+from echostill.platform.shards.log import Accounting
+from echostill.platform.shards.outcome import Outcome
+from echostill.platform.shards.stage import ShardedStage
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import claim, fingerprint
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import sha256
-from echostill.platform.tables.store import Plan, Store, save_configuration
+from echostill.platform.tables.store import Store, save_configuration
 from echostill.platform.tables.table import decode_parquet
 
 
@@ -108,6 +112,20 @@ class Prepared:
         """Number of files over all shards."""
         return sum(len(shard) for shard in self.shards)
 
+    def result(
+        self, counts: Accounting, addition: str = "", *, already_done: bool = False
+    ) -> StageResult:
+        """Say what the pool holds now; ``addition`` ends the sentence."""
+        done = "already done: " if already_done else ""
+        return StageResult(
+            "ingest",
+            ("pool",),
+            self.store.pool().root,
+            {"files": self.files, **counts.counts},
+            f"{done}{self.files} files; {counts.describe()}{addition}",
+            already_done,
+        )
+
     def make_worker(self, config: IngestConfig) -> "_MakeWorker":
         """Return what makes the workers."""
         desk = _desk(config, self.store, self.approved)
@@ -145,16 +163,17 @@ class Prepared:
         return f"; {held} wait for `echostill review {self.store.root}`" if held else ""
 
 
-def ingest(config: IngestConfig, *, overwrite: bool = False) -> str:
+@logged(stages.INGEST)
+def ingest(config: IngestConfig, *, overwrite: bool = False) -> StageResult:
     """Read every source into the pool.
 
     Returns:
-        What was done, in words: files, rows in, rows out, quarantined.
+        Counts of files, rows in, rows out and quarantined rows.
     """
     ready = _prepare(config, overwrite)
     reopened = reopen(ready.stage, len(ready.shards), ready.approved)
     if ready.stage.is_finished():
-        return f"already done: {ready.files} files; {ready.stage.accounting().describe()}"
+        return ready.result(ready.stage.accounting(), already_done=True)
     with ready.with_review():
         done = ready.stage.run(
             ready.shards,
@@ -163,20 +182,19 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> str:
             progress=config.progress,
             finish=ready.finish,
         )
-    said = f"{ready.files} files; {done.describe()}"
-    if reopened:
-        said += f"; {reopened} shard(s) read again for approved frames"
-    return said + ready.describe_held()
+    again = f"; {reopened} shard(s) read again for approved frames" if reopened else ""
+    return ready.result(done, again + ready.describe_held())
 
 
-def retry_ingest(config: IngestConfig) -> str:
+@logged(stages.INGEST, "retry")
+def retry_ingest(config: IngestConfig) -> StageResult:
     """Read the quarantined files again, after they were mended or a decoder was installed.
 
     What now works takes its place in the pool, as if it had worked the first time. Frames that were
     held back and have been approved come in too.
 
     Returns:
-        What was done, in words, and what was made from the pool as it was before.
+        Counts as of :func:`ingest`; the sentence names what was made from the pool as it was.
     """
     store = Store(config.store)
     ready = _prepare(config, overwrite=False)
@@ -189,8 +207,8 @@ def retry_ingest(config: IngestConfig) -> str:
             progress=config.progress,
             finish=ready.finish,
         )
-    said = done.describe(store.made_from(before) if before and done.changed else [])
-    return said + ready.describe_held()
+    sentence = done.describe(store.made_from(before) if before and done.changed else [])
+    return done.result("ingest", "pool", store.pool().root, sentence + ready.describe_held())
 
 
 def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
@@ -359,3 +377,6 @@ def move_repeated_ids(stage: ShardedStage, records: dict[int, Record]) -> None:
         ]
         refusals = pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA)
         records[index] = stage.write(index, outcome.moved(keep, refusals))
+
+
+STAGE = Stage(stages.INGEST, IngestConfig, ingest, plan_ingest, retry_ingest)

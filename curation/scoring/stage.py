@@ -15,18 +15,20 @@ from echostill.curation.scoring.balance import plan_balance
 from echostill.curation.scoring.decoding import PartDecoder, shards
 from echostill.curation.scoring.gradient import GradientLoss
 from echostill.curation.scoring.worker import ProxySettings, ScoreWorker
-from echostill.platform import runtime
+from echostill.platform import runtime, stages
 from echostill.platform.config import ModelsConfig, execution
 from echostill.platform.masking.mim_training import MaskedImageJob, snapshot_name
 from echostill.platform.models import create_encoder
 from echostill.platform.models.complexity import gflops
 from echostill.platform.models.weights import find_teacher
 from echostill.platform.seeding import stream
+from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.stage import ShardedStage
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import claim, fingerprint
 from echostill.platform.tables.schemas import scores_schema
 from echostill.platform.tables.storage import Storage
-from echostill.platform.tables.store import Plan, Store, describe_bytes, save_configuration
+from echostill.platform.tables.store import Store, describe_bytes, save_configuration
 from echostill.platform.tables.table import Table
 from echostill.platform.training.ray import plan as plan_training
 from echostill.platform.training.run import RunResult, is_finished, train_run
@@ -69,16 +71,30 @@ class Prepared:
     worker: ScoreWorker
     proxy: RunResult
 
+    def result(
+        self, counts: Accounting, beginning: str, *, already_done: bool = False
+    ) -> StageResult:
+        """Say what the scores hold now, after the sentence's beginning."""
+        return StageResult(
+            "score",
+            ("scores",),
+            self.stage.table.root,
+            {**counts.counts},
+            beginning + counts.describe(),
+            already_done,
+        )
 
-def score(config: ScoreConfig, *, overwrite: bool = False) -> str:
+
+@logged(stages.SCORE)
+def score(config: ScoreConfig, *, overwrite: bool = False) -> StageResult:
     """Train the proxy and fill the scores table.
 
     Returns:
-        What was done, in words.
+        Counts of rows in, rows out and quarantined rows.
     """
     ready = _prepare(config, overwrite)
     if ready.stage.is_finished():
-        return f"already done: {ready.stage.accounting().describe()}"
+        return ready.result(ready.stage.accounting(), "already done: ", already_done=True)
     done = ready.stage.run(
         ready.shards,
         ready.worker.loaded,
@@ -86,16 +102,17 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> str:
         decode=ready.worker.decoder,
         progress=config.progress,
     )
-    return f"proxy {ready.proxy.losses()}; {done.describe()}"
+    return ready.result(done, f"proxy {ready.proxy.losses()}; ")
 
 
-def retry_score(config: ScoreConfig) -> str:
+@logged(stages.SCORE, "retry")
+def retry_score(config: ScoreConfig) -> StageResult:
     """Score the quarantined images again.
 
     What now works takes its place in the scores, as if it had worked the first time.
 
     Returns:
-        What was done, in words, and what was made from the scores as they were before.
+        Counts as of :func:`score`; the sentence names what was made from the scores as they were.
     """
     store = Store(config.store)
     ready = _prepare(config, overwrite=False)
@@ -106,7 +123,8 @@ def retry_score(config: ScoreConfig) -> str:
         _connected_plan(config, len(ready.shards)),
         progress=config.progress,
     )
-    return done.describe(store.made_from(before) if before and done.changed else [])
+    sentence = done.describe(store.made_from(before) if before and done.changed else [])
+    return done.result("score", "scores", store.scores().root, sentence)
 
 
 def _prepare(config: ScoreConfig, overwrite: bool) -> Prepared:
@@ -237,3 +255,6 @@ def _proxy_digest(storage: Storage, steps: tuple[int, ...]) -> str:
     for step in steps:
         whole.update(storage.read(snapshot_name(step)))
     return whole.hexdigest()
+
+
+STAGE = Stage(stages.SCORE, ScoreConfig, score, plan_score, retry_score)

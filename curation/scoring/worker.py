@@ -21,7 +21,7 @@ from echostill.platform.masking.mim_training import snapshot_name
 from echostill.platform.models import create_encoder
 from echostill.platform.models.weights import Weights
 from echostill.platform.seeding import stream
-from echostill.platform.shards.stage import Outcome
+from echostill.platform.shards.outcome import Outcome
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA, scores_schema
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training.loop import TrainingSettings

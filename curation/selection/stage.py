@@ -21,14 +21,16 @@ from echostill.curation.selection.settings import (
     operations,
     resolve_budget,
 )
+from echostill.platform import stages
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.memory import available_memory
 from echostill.platform.phases import phase
 from echostill.platform.ray_tasks import Crew
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import claim, claimed, fingerprint
 from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.store import Plan, Store, describe_bytes, save_configuration
+from echostill.platform.tables.store import Store, describe_bytes, save_configuration
 from echostill.platform.tables.table import (
     MANIFEST,
     Table,
@@ -64,6 +66,7 @@ class SelectConfig(StageConfig, SelectionSettings, ExclusionSettings):
     )
 
 
+@logged(stages.SELECT)
 def select(
     config: SelectConfig,
     *,
@@ -71,7 +74,7 @@ def select(
     excluded: pa.Table | None = None,
     pinned: pa.Table | None = None,
     report: Callable[[str, float], None] | None = None,
-) -> str:
+) -> StageResult:
     """Pick the coreset and write it as ``coresets/<name>`` in the store.
 
     Args:
@@ -83,7 +86,7 @@ def select(
         report: told the stage and the fraction that is done.
 
     Returns:
-        What was done, in words.
+        Counts of ``selected`` and ``images``, and of ``clusters``.
     """
     report = report or (lambda stage, fraction: None)
     store = Store(config.store)
@@ -105,7 +108,8 @@ def select(
     storage = store.coreset(config.name)
     wanted = fingerprint(config, inputs=inputs, without=("exclude", "pin"))
     if storage.exists(MANIFEST) and claimed(storage).digest == wanted.digest:
-        return f"already done: {storage.root}"
+        made = Table.open(storage, "select")
+        return _result(config, made, f"already done: {storage.root}", already_done=True)
     report("reading", 0.0)
     # What can be refused is refused before the folder is claimed and anything is computed.
     with phase("scores"):
@@ -137,7 +141,29 @@ def select(
                 "training_rows": clustering.training_rows,
             },
         )
-    return f"{budget} of {table.num_rows} images from {clustering.count} clusters: {storage.root}"
+    made = Table.open(storage, "select")
+    return _result(
+        config,
+        made,
+        f"{budget} of {made.rows} images from {clustering.count} clusters: {storage.root}",
+    )
+
+
+def _result(
+    config: SelectConfig, made: Table, sentence: str, *, already_done: bool = False
+) -> StageResult:
+    return StageResult(
+        "select",
+        (f"coresets/{config.name}",),
+        made.storage.root,
+        {
+            "selected": made.manifest["budget"],
+            "images": made.rows,
+            "clusters": made.manifest["clusters"],
+        },
+        sentence,
+        already_done,
+    )
 
 
 def plan_select(config: SelectConfig) -> Plan:
@@ -248,3 +274,6 @@ def _read(path: str, key: str) -> pa.Table:
         )
     except pa.ArrowInvalid as error:
         raise UsageError(f"{key}: cannot read '{path}': {error}") from None
+
+
+STAGE = Stage(stages.SELECT, SelectConfig, select, plan_select)

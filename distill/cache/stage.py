@@ -22,16 +22,17 @@ from echostill.distill.cache.teacher_cache import (
 from echostill.distill.distillation import DistillConfig, selected_ids
 from echostill.distill.groups import Run
 from echostill.distill.objective.core import DistillationObjective
-from echostill.platform import runtime
+from echostill.platform import runtime, stages
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder
 from echostill.platform.models.weights import Weights, find_teacher
 from echostill.platform.progress import Progress
 from echostill.platform.seeding import stream
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import claim, difference
 from echostill.platform.tables.storage import Storage
-from echostill.platform.tables.store import Plan, Store, describe_bytes
+from echostill.platform.tables.store import Store, describe_bytes
 from echostill.platform.tables.table import MANIFEST
 from echostill.platform.training.staging import stage_images
 
@@ -135,7 +136,10 @@ def open_cache(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]
     return CachedWeights(teacher.model, teacher.path, teacher.digest, storage.local_path())
 
 
-def make_cache(config: DistillConfig, *, overwrite: bool = False, force: bool = False) -> str:
+@logged(stages.CACHE)
+def make_cache(
+    config: DistillConfig, *, overwrite: bool = False, force: bool = False
+) -> StageResult:
     """Compute the teacher's outputs for every view of every image of the coreset.
 
     Args:
@@ -144,7 +148,7 @@ def make_cache(config: DistillConfig, *, overwrite: bool = False, force: bool = 
         force: Build it even if it is larger than ``cache_limit_gb``.
 
     Returns:
-        What was done, in words.
+        Counts of images, views, shards and bytes.
 
     Raises:
         UsageError: It would be too large, or another cache is there already.
@@ -160,7 +164,7 @@ def make_cache(config: DistillConfig, *, overwrite: bool = False, force: bool = 
         f"{spec.precision}: {storage.root}"
     )
     if storage.exists(MANIFEST):
-        return f"already done: {what}"
+        return _result(config, storage, spec, f"already done: {what}", already_done=True)
     records = _finished(storage, spec)
     resumed = len(records)
     todo = [index for index in range(spec.shards) if index not in records]
@@ -173,7 +177,30 @@ def make_cache(config: DistillConfig, *, overwrite: bool = False, force: bool = 
     ordered = [records[index] for index in sorted(records)]
     write_manifest(storage, spec, job.image_ids, ordered, wanted.as_dict())
     earlier = f" ({resumed} of {spec.shards} shards finished earlier)" if resumed else ""
-    return f"{what}{earlier}"
+    return _result(config, storage, spec, f"{what}{earlier}")
+
+
+def _result(
+    config: DistillConfig,
+    storage: Storage,
+    spec: CacheSpec,
+    sentence: str,
+    *,
+    already_done: bool = False,
+) -> StageResult:
+    return StageResult(
+        "cache",
+        (f"teacher-cache/{config.cache_name}",),
+        storage.root,
+        {
+            "images": spec.images,
+            "views": spec.images * spec.views,
+            "shards": spec.shards,
+            "bytes": spec.bytes,
+        },
+        sentence,
+        already_done,
+    )
 
 
 def plan_cache(config: DistillConfig) -> Plan:
@@ -335,3 +362,6 @@ def _check_disk(storage: Storage, needed: int) -> None:
             f"the teacher cache needs {describe_bytes(needed)} and '{folder}' has "
             f"{describe_bytes(free)} free."
         )
+
+
+STAGE = Stage(stages.CACHE, DistillConfig, make_cache, plan_cache)

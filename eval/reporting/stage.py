@@ -7,9 +7,11 @@ from echostill.eval.reporting.coreset import CoresetSections, GallerySizes
 from echostill.eval.reporting.data import EVALUATION, Material, find_runs, gather, read_evaluation
 from echostill.eval.reporting.models import ModelSections
 from echostill.eval.reporting.page import KeyNumber, header, page
+from echostill.platform import stages
 from echostill.platform.config import ModelsConfig
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import claimed, code_version
-from echostill.platform.tables.store import Plan, Store, finish_run
+from echostill.platform.tables.store import Store, finish_run
 
 REPORT = "report.html"
 
@@ -36,13 +38,14 @@ class ReportConfig(ModelsConfig):
         )
 
 
-def report(config: ReportConfig, *, overwrite: bool = False) -> str:
+@logged(stages.REPORT)
+def report(config: ReportConfig, *, overwrite: bool = False) -> StageResult:
     """Write ``reports/<name>/report.html`` from what the store holds now.
 
     A report is cheap, so it is written anew every time; ``overwrite`` changes nothing.
 
     Returns:
-        What was done, in words.
+        Counts of bytes and runs.
     """
     store = Store(config.store)
     material = gather(store, config.name, config.coreset, config.runs)
@@ -57,7 +60,13 @@ def report(config: ReportConfig, *, overwrite: bool = False) -> str:
         extra={"inputs": material.digests},
     )
     runs = _plural(len(material.runs), "run")
-    return f"{len(data) / 1e6:.1f} MB, {runs}: {storage.locate(REPORT)}"
+    return StageResult(
+        "report",
+        (f"reports/{config.name}",),
+        storage.locate(REPORT),
+        {"bytes": len(data), "runs": len(material.runs)},
+        f"{len(data) / 1e6:.1f} MB, {runs}: {storage.locate(REPORT)}",
+    )
 
 
 def plan_report(config: ReportConfig) -> Plan:
@@ -118,3 +127,6 @@ def _millions(count: int) -> str:
 
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+STAGE = Stage(stages.REPORT, ReportConfig, report, plan_report)

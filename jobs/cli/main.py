@@ -14,31 +14,17 @@ import typer
 
 from echostill.jobs.cli.curation import add_commands as add_curation_commands
 from echostill.jobs.cli.models import add_commands as add_model_commands
-from echostill.jobs.cli.options import ConfigFile, DryRun, JsonOption, Overrides, Overwrite
-from echostill.platform.config import STAGES
+from echostill.jobs.cli.options import (
+    ConfigFile,
+    DryRun,
+    JsonOption,
+    Overrides,
+    Overwrite,
+    help_of,
+)
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
-
-SUMMARIES = {
-    "ingest": "Read images and DICOM cines into the pool: ids, groups, one decode, quarantine.",
-    "pretrain": "Pretrain a teacher with the USFM recipe (block and band-stop mask on one input).",
-    "score": "Train the proxy, then compute teacher features and gradient norms over the pool.",
-    "duplicates": "Find exact, near and semantic copies in the pool, and which of them stay.",
-    "select": "Pick the coreset: cluster, rank by distance and by gradient, fill the quotas.",
-    "distill": "Distil the teacher into the student on a coreset (or train it without a teacher).",
-    "evaluate": "Compare teacher and students on labelled benchmarks, split by group.",
-    "report": "Write the self-contained HTML report.",
-}
-EXAMPLES = {
-    "ingest": "echostill ingest store=runs/mine source=/data/ultrasound",
-    "pretrain": "echostill pretrain --config config.yaml training.steps=20000",
-    "score": "echostill score --config config.yaml workers=8",
-    "duplicates": "echostill duplicates --config config.yaml near_distance=16",
-    "select": "echostill select --config config.yaml budget=200000",
-    "distill": "echostill distill --config config.yaml training.workers=4",
-    "evaluate": "echostill evaluate --config config.yaml",
-    "report": "echostill report --config config.yaml",
-}
+from echostill.platform.stages import IN_RUN, STAGES, SWEEP, StageInfo
 
 app = typer.Typer(
     name="echostill",
@@ -49,10 +35,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        from echostill.platform.tables.fingerprint import code_version
+
+        print(f"echostill {code_version()}")
+        raise typer.Exit
+
+
 INTERRUPTED = 130  # how Typer reports Ctrl-C
 
 
-def _add_stage(name: str) -> None:
+def _add_stage(info: StageInfo) -> None:
     def command(
         overrides: Overrides = None,
         config: ConfigFile = None,
@@ -61,17 +59,20 @@ def _add_stage(name: str) -> None:
     ) -> None:
         from echostill.jobs.stages import run_stage
 
-        print(run_stage(name, config, overrides or [], dry_run=dry_run, overwrite=overwrite))
+        print(run_stage(info.name, config, overrides or [], dry_run=dry_run, overwrite=overwrite))
 
-    text = f"{SUMMARIES[name]}\n\n\b\nExample:\n  {EXAMPLES[name]}"
-    app.command(name, help=text, short_help=SUMMARIES[name])(command)
-
-
-for _stage in STAGES:
-    _add_stage(_stage)
+    app.command(info.name, help=help_of(info), short_help=info.summary)(command)
 
 
-@app.command("run")
+for _info in STAGES.values():
+    _add_stage(_info)
+
+
+@app.command(
+    "run",
+    help=f"Run the main job: {', '.join(IN_RUN)}.\n\n\b\nExample:\n"
+    "  echostill run --config examples/quickstart/config.yaml",
+)
 def run_command(
     overrides: Overrides = None,
     config: ConfigFile = None,
@@ -81,12 +82,7 @@ def run_command(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the main job: ingest, score, duplicates, select, distill, evaluate, report.
-
-    \b
-    Example:
-      echostill run --config examples/quickstart/config.yaml
-    """
+    """Run the main job."""
     from echostill.jobs.pipeline import run_pipeline
 
     run_pipeline(
@@ -239,6 +235,7 @@ def submit_command(
 
 add_curation_commands(app)
 add_model_commands(app)
+_add_stage(SWEEP)
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -17,14 +17,17 @@ from echostill.jobs.cli.options import (
     Overrides,
     Overwrite,
     StoreOption,
+    help_of,
 )
 from echostill.platform.errors import UsageError
+from echostill.platform.stages import CACHE
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for name, command in COMMANDS.items():
         app.command(name)(command)
+    app.command("cache", help=help_of(CACHE), short_help=CACHE.summary)(cache_command)
 
 
 def models_command(as_json: JsonOption = False) -> None:
@@ -158,51 +161,20 @@ def cache_command(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Cache the teacher's outputs for the repeating views of a distillation (its own settings).
+    """Cache the teacher's outputs."""
+    from echostill.distill.cache.stage import STAGE, make_cache, verify_cache
 
-    \b
-    Example:
-      echostill cache --config config.yaml training.views_per_image=8 --dry-run
-    """
-    from echostill.distill.cache.stage import make_cache, plan_cache, verify_cache
-    from echostill.distill.distillation import DistillConfig
-    from echostill.platform.config import load
-
-    settings = load(DistillConfig, "distill", config, overrides or [])
+    settings = STAGE.load(config, tuple(overrides or ()))
     if dry_run:
-        print(plan_cache(settings).describe())
+        print(STAGE.plan(settings).describe())
     elif verify:
         print(f"cache: {verify_cache(settings)}")
     else:
         print(f"cache: {make_cache(settings, overwrite=overwrite, force=force)}")
 
 
-def sweep_command(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Distil with every combination of a grid of settings, on Ray Tune, and compare the runs.
-
-    \b
-    Example:
-      echostill sweep --config examples/sweep.yaml
-    """
-    from echostill.jobs.sweeps.sweep import SweepConfig, plan_sweep, sweep
-    from echostill.platform.config import load
-
-    settings = load(SweepConfig, "sweep", config, overrides or [])
-    if dry_run:
-        print(plan_sweep(settings).describe())
-    else:
-        print(f"sweep: {sweep(settings, overwrite=overwrite)}")
-
-
 COMMANDS: dict[str, Callable[..., None]] = {
     "models": models_command,
     "export": export_command,
     "embed": embed_command,
-    "cache": cache_command,
-    "sweep": sweep_command,
 }

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from echostill.platform.stages import StageInfo
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Set configuration keys.")
 ]
@@ -17,3 +19,8 @@ Overwrite = Annotated[
 StoreOption = Annotated[str, typer.Option("--store", "-s", help="The store.")]
 CoresetOption = Annotated[str, typer.Option("--coreset", help="Name of the coreset.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def help_of(info: StageInfo) -> str:
+    """Return the help text of a stage's command."""
+    return f"{info.summary}\n\n\b\nExample:\n  {info.example}"

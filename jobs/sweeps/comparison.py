@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,7 @@ from echostill.eval.reporting.page import (
     table,
 )
 from echostill.jobs.sweeps.grid import Trial
-
-if TYPE_CHECKING:
-    from echostill.jobs.sweeps.sweep import SweepConfig
+from echostill.jobs.sweeps.settings import SweepConfig
 
 LOSS = "final loss"
 METRICS = {"classification": "balanced accuracy", "segmentation": "Dice"}
@@ -34,7 +32,7 @@ def compare(
     trials: Sequence[Trial],
     rows: Mapping[str, dict[str, Any]],
     failures: Mapping[str, str],
-    config: "SweepConfig",
+    config: SweepConfig,
 ) -> dict[str, Any]:
     """Put trials and the rows of their runs together.
 

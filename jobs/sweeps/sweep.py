@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from echostill.distill.distillation import (
     DistillConfig,
@@ -21,7 +20,7 @@ from echostill.distill.distillation import (
     plan_distill,
     weight_spread,
 )
-from echostill.eval.datasets import LabelledDataset, TaskSettings, load_dataset
+from echostill.eval.datasets import LabelledDataset, load_dataset
 from echostill.eval.probes import (
     knn_probe,
     linear_probe,
@@ -32,20 +31,20 @@ from echostill.eval.probes import (
 from echostill.eval.splits import split_dataset
 from echostill.jobs.sweeps.comparison import compare, render
 from echostill.jobs.sweeps.grid import Run, Trial, expand
-from echostill.platform import runtime
+from echostill.jobs.sweeps.settings import SweepConfig
+from echostill.platform import runtime, stages
 from echostill.platform.config import (
     SHARED_KEYS,
-    StageConfig,
-    execution,
     read_document,
     stage_values,
 )
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.models.trained import open_run
 from echostill.platform.progress import Progress
+from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Fingerprint, code_version
 from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.store import Plan, Store, finish_run, read_manifest
+from echostill.platform.tables.store import Store, finish_run, read_manifest
 from echostill.platform.training.ray import runs_at_once
 from echostill.platform.training.run import is_finished, read_history
 from echostill.platform.training.tracking import PARENT_VARIABLE, Tracker
@@ -53,30 +52,12 @@ from echostill.platform.training.tracking import PARENT_VARIABLE, Tracker
 PAGE, TABLE = "comparison.html", "comparison.json"
 
 
-class SweepConfig(StageConfig):
-    """A grid of distillations."""
-
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the sweep.")
-    base: str | dict[str, Any] = Field(
-        description="What every run starts from: a distillation's configuration file, or its keys."
-    )
-    grid: dict[str, tuple[Any, ...]] = Field(
-        min_length=1, description="Values to try, by dotted key of the distillation."
-    )
-    task: TaskSettings | None = Field(
-        None, description="A benchmark that each student is probed on, frozen."
-    )
-    probe_seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    test_share: float = Field(0.4, gt=0, lt=1, description="Share of the task that is tested on.")
-    neighbours: int = Field(10, ge=1, description="Neighbours of the k-NN probe.")
-    at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
-
-
-def sweep(config: SweepConfig, *, overwrite: bool = False) -> str:
+@logged(stages.SWEEP)
+def sweep(config: SweepConfig, *, overwrite: bool = False) -> StageResult:
     """Run what is not finished of the grid, probe every student, and write the comparison.
 
     Returns:
-        What was done, in words.
+        Counts of combinations and runs.
 
     Raises:
         UsageError: A key of the grid is no distillation setting, or a run of that name was made
@@ -111,14 +92,20 @@ def sweep(config: SweepConfig, *, overwrite: bool = False) -> str:
     _write(storage, config, trials, table, store, tracker, failed=bool(failures))
     where = storage.locate(PAGE)
     earlier = f" ({finished} finished earlier)" if finished else ""
-    said = f"{len(trials)} combinations, {len(runs)} runs{earlier}: {where}"
     if failures:
         name, reason = next(iter(failures.items()))
         raise EchostillError(
             f"{len(failures)} of {len(runs)} runs failed; the first, {name}: {reason} The others "
             f"are kept and compared: {where}. The same command tries the failed ones again."
         )
-    return said
+    return StageResult(
+        "sweep",
+        (f"sweeps/{config.name}",),
+        where,
+        {"combinations": len(trials), "runs": len(runs)},
+        f"{len(trials)} combinations, {len(runs)} runs{earlier}: {where}",
+        not unfinished,
+    )
 
 
 def plan_sweep(config: SweepConfig) -> Plan:
@@ -361,3 +348,6 @@ def _nested_under(tracker: Tracker) -> Iterator[None]:
             del os.environ[PARENT_VARIABLE]
         else:
             os.environ[PARENT_VARIABLE] = before
+
+
+STAGE = Stage(stages.SWEEP, SweepConfig, sweep, plan_sweep)

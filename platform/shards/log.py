@@ -1,14 +1,15 @@
 """What a sharded stage tells while it runs: row counts, pace, the progress bar, the event log."""
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from types import TracebackType
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from echostill.platform.progress import Progress
 from echostill.platform.runtime import WorkerPlan
-from echostill.platform.shards.events import EventLog
+from echostill.platform.shards.events import StageRun, stage_run
+from echostill.platform.tables.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Accounting:
             held += record["quarantine"]["rows"] if record["quarantine"] else 0
         return cls(out + held, out, held, shards, resumed)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The row counts by name."""
+        return {
+            "shards": self.shards,
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "quarantined": self.quarantined,
+        }
+
     def describe(self) -> str:
         """Say the accounting in words."""
         resumed = f" ({self.shards_resumed} finished earlier)" if self.shards_resumed else ""
@@ -40,38 +51,29 @@ class Accounting:
         )
 
 
-@dataclass
 class ShardLog:
-    """Follows one run of a stage; a context manager, so that every end is logged."""
+    """Reports one run of a sharded stage: to the progress bar and to the event log."""
 
-    events: EventLog | None
-    bar: Progress
-    mode: str  # run or retry
-    plan: WorkerPlan
-    resumed: int = 0
-    _started: float = field(default_factory=time.monotonic)
-    _first: float | None = None  # when the first shard was finished: the pace counts from there
-    _rows: int = 0
-    _paced_rows: int = 0
+    def __init__(self, events: StageRun, bar: Progress) -> None:
+        """Report to an open progress bar and to the events of the stage's run."""
+        self.events, self.bar = events, bar
+        self.resumed = 0
+        self._started = time.monotonic()
+        self._first: float | None = (
+            None  # when the first shard finished: the pace counts from there
+        )
+        self._rows = 0
+        self._paced_rows = 0
 
-    def __enter__(self) -> "ShardLog":
-        self.bar.__enter__()
-        self._add("started", mode=self.mode, shards=self.bar.total, plan=self.plan.describe())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.__exit__(kind, error, trace)
-        if kind is None:
-            return
-        if issubclass(kind, Exception):
-            self._add("failed", error=kind.__name__, message=str(error))
-        else:
-            self._add("interrupted")
+    @classmethod
+    @contextmanager
+    def open(
+        cls, events: Storage | None, bar: Progress, stage: str, mode: str, plan: WorkerPlan
+    ) -> Iterator["ShardLog"]:
+        """Log a run (mode ``run`` or ``retry``) from its start to whatever ends it."""
+        said = {"mode": mode, "shards": bar.total, "plan": plan.describe()}
+        with bar, stage_run(events, stage, **said) as run:
+            yield cls(run, bar)
 
     def resume(self, records: dict[int, dict[str, Any]], cut: list[int]) -> None:
         """Say what earlier runs finished, and which shards they had begun and did not finish."""
@@ -79,7 +81,7 @@ class ShardLog:
         self.bar.update(self.resumed)
         if records or cut:
             counts = Accounting.of(records.values(), self.resumed)
-            self._add(
+            self.events.add(
                 "resumed",
                 shards=self.resumed,
                 rows_out=counts.rows_out,
@@ -87,14 +89,14 @@ class ShardLog:
                 repeated=cut,
             )
 
-    def shard(self, told: dict[str, Any], records: dict[int, dict[str, Any]]) -> None:
+    def shard(self, finished: dict[str, Any], records: dict[int, dict[str, Any]]) -> None:
         """Say that a shard is finished.
 
         Args:
-            told: Its record, the worker that made it and the seconds it took.
+            finished: Its record, the worker that made it and the seconds it took.
             records: All records so far, for the counts.
         """
-        own = Accounting.of([told["record"]], 0)
+        own = Accounting.of([finished["record"]], 0)
         so_far = Accounting.of(records.values(), 0)
         now = time.monotonic()
         self._rows += own.rows_in
@@ -106,14 +108,14 @@ class ShardLog:
         self.bar.advance(
             note=f"{so_far.rows_out} rows at {pace:.3g}/s, {so_far.quarantined} quarantined"
         )
-        self._add(
+        self.events.add(
             "shard",
-            shard=told["record"]["shard"],
+            shard=finished["record"]["shard"],
             rows_out=own.rows_out,
             quarantined=own.quarantined,
-            worker=told["worker"],
-            seconds=told["seconds"],
-            ended=told["ended"],
+            worker=finished["worker"],
+            seconds=finished["seconds"],
+            ended=finished["ended"],
             done=self.bar.done,
             shards=self.bar.total,
             rows_out_so_far=so_far.rows_out,
@@ -124,16 +126,4 @@ class ShardLog:
 
     def finish(self, accounting: Accounting, cut: list[int]) -> None:
         """Say that the run is finished, and which of its attempts were cut and done again."""
-        self._add(
-            "finished",
-            shards=accounting.shards,
-            rows_in=accounting.rows_in,
-            rows_out=accounting.rows_out,
-            quarantined=accounting.quarantined,
-            repeated=cut,
-            seconds=round(time.monotonic() - self._started, 3),
-        )
-
-    def _add(self, event: str, **values: Any) -> None:
-        if self.events is not None:
-            self.events.add(event, **values)
+        self.events.outcome |= {**accounting.counts, "repeated": cut}

@@ -11,27 +11,25 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from echostill.platform import runtime
 from echostill.platform.errors import EchostillError
+from echostill.platform.shards.files import ShardFiles, ShardWorker
 from echostill.platform.shards.outcome import Outcome
-
-if TYPE_CHECKING:
-    from echostill.platform.shards.stage import ShardedStage, ShardWorker
 
 AHEAD = 2  # shards sent to an actor: one it works on, one that is on its way
 
 
 def stream(
-    stage: "ShardedStage",
+    stage: ShardFiles,
     todo: dict[int, Any],
-    make_worker: Callable[[], "ShardWorker"],
+    make_worker: Callable[[], ShardWorker],
     plan: runtime.WorkerPlan,
     decode: Callable[[Any], bytes] | None,
     retry: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Run shards on the connected Ray; yield what is told of each as it is finished.
+    """Run shards on the connected Ray; yield a record of each as it is finished.
 
     Args:
         stage: The stage, which writes the shards.
@@ -73,7 +71,7 @@ def stream(
     )
     try:
         for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
-            for text in batch["told"]:
+            for text in batch["finished"]:
                 yield json.loads(str(text))
     except KeyboardInterrupt:
         died = runtime.lost_process()
@@ -101,8 +99,8 @@ class ShardActor:
 
     def __init__(
         self,
-        stage: "ShardedStage",
-        make_worker: Callable[[], "ShardWorker"],
+        stage: ShardFiles,
+        make_worker: Callable[[], ShardWorker],
         threads: int,
         retry: bool,
     ) -> None:
@@ -115,13 +113,13 @@ class ShardActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Finish the shards of a block: there is one in each."""
-        told = []
+        finished = []
         for row, index in enumerate(batch["shard"]):
             given = batch["payload"][row]
             payload = given if isinstance(given, bytes) else json.loads(str(given))
             seconds = {"decode": float(batch["decode"][row])} if "decode" in batch else {}
-            told.append(json.dumps(self._finish(int(index), payload, seconds)))
-        return {"told": told}
+            finished.append(json.dumps(self._finish(int(index), payload, seconds)))
+        return {"finished": finished}
 
     def _finish(self, index: int, payload: Any, seconds: dict[str, float]) -> dict[str, Any]:
         earlier = self._stage.record(index)

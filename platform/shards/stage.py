@@ -1,58 +1,28 @@
 """Sharded stages: many independent shards become the parts of one table, each finished for good.
 
-A shard's worker returns its rows and its quarantined rows. They are written as a part and a
-quarantine part, and then ``done/<shard>.json`` says so; a shard is finished when that file is.
-Resuming runs the shards without one. What was running when something died is run again: at most
-one shard per worker. When every shard is finished, the manifest makes the table exist.
+A shard's worker returns its rows and its quarantined rows, which :mod:`.files` writes for good.
+Resuming runs the shards that are not finished; what was running when something died is run again:
+at most one shard per worker. When every shard is finished, the manifest makes the table exist.
 
 What lies in quarantine can be tried again (:meth:`ShardedStage.retry`): the units it came from are
 done anew and their rows take their places, as if they had worked the first time.
 """
 
-import json
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import pyarrow as pa
+from typing import Any
 
 from echostill.platform import runtime
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import Progress
-from echostill.platform.shards.events import EventLog
+from echostill.platform.shards.files import Record, ShardFiles, ShardWorker
 from echostill.platform.shards.log import Accounting, ShardLog
-from echostill.platform.shards.outcome import Outcome, decode_units, encode_units
-from echostill.platform.tables.fingerprint import Fingerprint
+from echostill.platform.shards.run import stream
+from echostill.platform.stage import StageResult
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import Storage
-from echostill.platform.tables.table import (
-    MANIFEST,
-    Table,
-    decode_parquet,
-    encode_parquet,
-    part_record,
-    write_manifest,
-)
-
-__all__ = ["Accounting", "Outcome", "Record", "Retried", "ShardWorker", "ShardedStage"]
-
-Record = dict[str, Any]
-READS_AT_ONCE = 16  # of small files, which on an object store take a round trip each
-
-
-class ShardWorker(Protocol):
-    """Computes shards; made once per worker process, so that models load once."""
-
-    def process(self, payload: Any) -> Outcome:
-        """Compute one shard from its payload: plain JSON values, or what a decoder made of them."""
-        ...
-
-    def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
-        """Compute the named units of a shard alone, as :meth:`process` would among the others."""
-        ...
+from echostill.platform.tables.table import MANIFEST, Table, write_manifest
 
 
 @dataclass(frozen=True)
@@ -63,6 +33,11 @@ class Retried:
     before: int  # rows in quarantine before
     changed: bool  # whether the table's rows are others now
     left: int  # shards that have never run
+
+    def result(self, stage: str, made: str, where: str, sentence: str) -> StageResult:
+        """Return the result of a stage's retry."""
+        counts = {**self.accounting.counts, "quarantined_before": self.before, "left": self.left}
+        return StageResult(stage, (made,), where, counts, sentence, not self.before)
 
     def describe(self, stale: Sequence[str]) -> str:
         """Say it in words.
@@ -86,82 +61,11 @@ class Retried:
 
 
 @dataclass(frozen=True)
-class ShardedStage:
+class ShardedStage(ShardFiles):
     """A stage that fills one table shard by shard."""
 
-    name: str
-    table: Storage
-    quarantine: Storage
-    schema: pa.Schema
-    fingerprint: Fingerprint
     max_error_rate: float
     events: Storage | None = None
-
-    def finished(self, shards: int) -> dict[int, Record]:
-        """Return the records of the finished shards whose files are still as they were written."""
-        names = self.table.list("done")
-        sizes = self.table.sizes(recursive=False)
-        held_sizes = self.quarantine.sizes(recursive=False)
-        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            found = [json.loads(data) for data in pool.map(self.table.read, names)]
-        return {
-            int(record["shard"]): record
-            for record in found
-            if int(record["shard"]) < shards and _is_whole(record, sizes.get, held_sizes.get)
-        }
-
-    def record(self, index: int) -> Record | None:
-        """Return a shard's record, None where it is not finished or its files are damaged."""
-        name = _done(index)
-        if not self.table.exists(name):
-            return None
-        record: Record = json.loads(self.table.read(name))
-        return record if _is_whole(record, self.table.size, self.quarantine.size) else None
-
-    def read(self, record: Record) -> Outcome:
-        """Read a finished shard back."""
-        held, units = record["quarantine"], record.get("units")
-        return Outcome(
-            decode_parquet(self.table.read(record["part"]["file"])),
-            QUARANTINE_SCHEMA.empty_table()
-            if held is None
-            else decode_parquet(self.quarantine.read(held["file"])),
-            None if units is None else decode_units(units),
-        )
-
-    def write(self, index: int, outcome: Outcome) -> Record:
-        """Write a shard's parts and then the file that declares it finished.
-
-        A shard that is written again is not finished meanwhile, whatever its files' sizes say.
-        """
-        self.table.delete(_done(index))
-        quarantine = None
-        name = _part(index)
-        if outcome.quarantined.num_rows:
-            data = encode_parquet(outcome.quarantined.cast(QUARANTINE_SCHEMA))
-            self.quarantine.write(name, data)
-            quarantine = part_record(name, outcome.quarantined.num_rows, data)
-        else:
-            self.quarantine.delete(name)  # an earlier attempt's, where there is one
-        data = encode_parquet(outcome.rows.cast(self.schema))
-        self.table.write(name, data)
-        record = {
-            "shard": index,
-            "part": part_record(name, outcome.rows.num_rows, data),
-            "quarantine": quarantine,
-            "units": None if outcome.units is None else encode_units(outcome),
-            "fingerprint": self.fingerprint.digest,
-        }
-        self.table.write(_done(index), json.dumps(record, sort_keys=True).encode())
-        return record
-
-    @contextmanager
-    def attempt(self, index: int) -> Iterator[None]:
-        """Mark a shard as begun; the mark of an attempt that is killed stays and is counted."""
-        name = f"running/{index:05d}-{uuid.uuid4().hex[:8]}"
-        self.table.write(name, b"")
-        yield
-        self.table.delete(name)
 
     def run(
         self,
@@ -193,9 +97,9 @@ class ShardedStage:
             todo = {index: payloads[index] for index in range(len(payloads))}
             todo = {index: value for index, value in todo.items() if index not in records}
             self._check(records, bool(todo))
-            for told in self._stream(todo, make_worker, plan, decode):
-                records[told["record"]["shard"]] = told["record"]
-                log.shard(told, records)
+            for finished in self._stream(todo, make_worker, plan, decode):
+                records[finished["record"]["shard"]] = finished["record"]
+                log.shard(finished, records)
                 self._check(records, len(records) < len(payloads))
             if finish is not None:
                 finish(self, records)
@@ -233,9 +137,9 @@ class ShardedStage:
             # Readers must not meet parts that their manifest does not know.
             self.table.delete(MANIFEST)
             self.quarantine.delete(MANIFEST)
-            for told in self._stream(todo, make_worker, plan, None, retry=True):
-                records[told["record"]["shard"]] = told["record"]
-                log.shard(told, {index: records[index] for index in todo})
+            for finished in self._stream(todo, make_worker, plan, None, retry=True):
+                records[finished["record"]["shard"]] = finished["record"]
+                log.shard(finished, {index: records[index] for index in todo})
             if not left:
                 if finish is not None:
                     finish(self, records)
@@ -299,9 +203,11 @@ class ShardedStage:
         self.table.delete("running")
         return sorted(int(name.removeprefix("running/").partition("-")[0]) for name in names)
 
-    def _log(self, mode: str, shards: int, plan: runtime.WorkerPlan, progress: bool) -> ShardLog:
-        log = None if self.events is None else EventLog(self.events, self.name)
-        return ShardLog(log, Progress(self.name, shards, enabled=progress), mode, plan)
+    def _log(
+        self, mode: str, shards: int, plan: runtime.WorkerPlan, progress: bool
+    ) -> AbstractContextManager[ShardLog]:
+        bar = Progress(self.name, shards, enabled=progress)
+        return ShardLog.open(self.events, bar, self.name, mode, plan)
 
     def _stream(
         self,
@@ -311,25 +217,4 @@ class ShardedStage:
         decode: Callable[[Any], bytes] | None,
         retry: bool = False,
     ) -> Iterable[dict[str, Any]]:
-        from echostill.platform.shards.run import stream
-
         return stream(self, todo, make_worker, plan, decode, retry) if todo else ()
-
-
-def _is_whole(
-    record: Record,
-    part_size: Callable[[str], int | None],
-    held_size: Callable[[str], int | None],
-) -> bool:
-    """Whether a finished shard's files have the sizes they were written with."""
-    part, held = record["part"], record["quarantine"]
-    whole = part_size(part["file"]) == part["bytes"]
-    return whole and (held is None or held_size(held["file"]) == held["bytes"])
-
-
-def _part(index: int) -> str:
-    return f"part-{index:05d}.parquet"
-
-
-def _done(index: int) -> str:
-    return f"done/{index:05d}.json"

@@ -61,10 +61,10 @@ def describe(event: dict[str, Any]) -> str:
 def _words(event: dict[str, Any]) -> str:
     kind = event["event"]
     if kind == "started":
-        if "shards" not in event:
-            return "starts"
-        what = "tries the quarantine again" if event["mode"] == "retry" else "starts"
-        return f"{what}: {event['shards']} shard(s), {event['plan']}"
+        what = "tries the quarantine again" if event.get("mode") == "retry" else "starts"
+        return f"{what}: {_shards(event)}" if "shards" in event else what
+    if kind == "planned":
+        return _shards(event)
     if kind == "resumed":
         return (
             f"goes on: {event['shards']} shard(s) finished earlier with {event['rows_out']} rows "
@@ -77,8 +77,11 @@ def _words(event: dict[str, Any]) -> str:
             f"{_end(event)}"
         )
     if kind == "finished":
+        if event.get("already_done"):
+            return f"nothing to do: {event['message']}"
         if "rows_in" not in event:
-            return f"finished ({event['seconds']:.1f} s)"
+            message = event.get("message")
+            return f"finished{f': {message}' if message else ''} ({event['seconds']:.1f} s)"
         return (
             f"finished: {event['rows_in']} rows in = {event['rows_out']} rows out + "
             f"{event['quarantined']} quarantined ({event['seconds']:.1f} s)"
@@ -86,6 +89,10 @@ def _words(event: dict[str, Any]) -> str:
     if kind == "failed":
         return f"failed: {event['message']}"
     return str(kind)
+
+
+def _shards(event: dict[str, Any]) -> str:
+    return f"{event['shards']} shard(s), {event['plan']}"
 
 
 def _end(event: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import dataclass, field
 from typing import Any
 
 from echostill.platform.config import StageConfig, result_relevant
@@ -144,24 +143,6 @@ def save_configuration(storage: Storage, config: StageConfig) -> None:
     """Keep the resolved configuration beside a result."""
     text = json.dumps(result_relevant(config), indent=1, sort_keys=True)
     storage.write("configuration.json", text.encode())
-
-
-@dataclass
-class Plan:
-    """What a stage would do, for ``--dry-run``: labelled lines in words."""
-
-    stage: str
-    lines: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, label: str, text: str) -> None:
-        """Add a line."""
-        self.lines.append((label, text))
-
-    def describe(self) -> str:
-        """Return the plan as text."""
-        width = max((len(label) for label, _ in self.lines), default=0)
-        body = "\n".join(f"  {label:<{width}}  {text}" for label, text in self.lines)
-        return f"{self.stage}\n{body}"
 
 
 def describe_bytes(count: float) -> str:

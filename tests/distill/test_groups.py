@@ -62,7 +62,7 @@ def test_students_trained_together_end_as_runs_of_their_own(ray_cluster, tmp_pat
             **change,
         )
 
-    told = distill(config())
+    told = str(distill(config()))
     assert "distilled-0: loss" in told
     assert "plain-0: loss" in told
     warned = capfd.readouterr().err

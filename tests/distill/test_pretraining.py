@@ -44,7 +44,7 @@ def pretrained(ray_cluster, tmp_path_factory):
             store=str(root), source=str(folder / "pictures"), deidentify=plain, progress=False
         )
     )
-    said = pretrain(configuration(root))
+    said = str(pretrain(configuration(root)))
     assert said.startswith(f"trained: {MODEL} on 11 images, 3 steps, loss ")
     return root
 

@@ -67,7 +67,7 @@ def rows_of(store):
 
 
 def test_copies_are_found_and_the_better_one_is_kept(store):
-    said = find_duplicates(DuplicatesConfig(store=store.root))
+    said = str(find_duplicates(DuplicatesConfig(store=store.root)))
     assert said == "1 exact, 2 near, 0 semantic copies in 2 groups; 10 images looked at"
     rows = rows_of(store)
     assert set(rows) == {"a.png", "a_again.png", "a_small.jpg", "b.png", "b_soft.png"}
@@ -112,7 +112,7 @@ def test_again_is_done_already_and_another_search_is_refused(store):
     other = DuplicatesConfig(store=store.root, near_distance=None)
     with pytest.raises(UsageError, match="near_distance: 24 -> None"):
         find_duplicates(other)
-    said = find_duplicates(other, overwrite=True)
+    said = str(find_duplicates(other, overwrite=True))
     assert said == "1 exact, 0 near, 0 semantic copies in 1 groups; 10 images looked at"
     assert "not looked for" in plan_find_duplicates(other).describe()
 
@@ -131,7 +131,7 @@ def test_semantic_copies_come_from_the_scores(store):
     table = pa.Table.from_pylist(rows, schema=scores_schema(8, 1))
     write_table(store.scores(), table, stage="score", fingerprint={"digest": ""})
     config = DuplicatesConfig(store=store.root, semantic_epsilon=0.01, near_distance=None)
-    assert "1 exact, 0 near, 1 semantic" in find_duplicates(config)
+    assert "1 exact, 0 near, 1 semantic" in str(find_duplicates(config))
     found = rows_of(store)
     pair = [found["c.png"], found["d.png"]]
     assert sorted(row["kind"] for row in pair) == ["", "semantic"]
@@ -148,5 +148,5 @@ def test_a_pool_of_an_earlier_version_is_refused(store):
 def test_a_pool_without_copies_has_an_empty_table(tmp_path, make_pool):
     store = Store(str(tmp_path / "store"))
     make_pool(store, {"d.png": FILES["d.png"]})
-    assert "0 exact, 0 near" in find_duplicates(DuplicatesConfig(store=store.root))
+    assert "0 exact, 0 near" in str(find_duplicates(DuplicatesConfig(store=store.root)))
     assert rows_of(store) == {}

@@ -160,7 +160,7 @@ def test_nothing_planted_comes_out(
     with pytest.raises(EchostillError, match="2 of the rows in quarantine were held") as raised:
         ingest(config.model_copy(update={"max_error_rate": 0.01}))
     rotten = str(raised.value)
-    said = ingest(config)
+    said = str(ingest(config))
     assert "(3 finished earlier)" in said
     store = Store(str(tmp_path / "store"))
     rows = store.open_pool().read().to_pylist()
@@ -274,12 +274,12 @@ def test_approved_frames_enter_as_they_were_cleaned(ray_cluster, export, tmp_pat
     assert review.approve(store.root, [str(ids)], reason="only a scale", by="R. Reader") == 1
     shown = {row["image_id"]: row["approved_by"] for row in review.waiting(store.root)}
     assert shown == {first["image_id"]: "R. Reader", second["image_id"]: ""}
-    said = ingest(config)
+    said = str(ingest(config))
     assert "1 shard(s) read again for approved frames" in said
     assert store.open_pool().rows == before + 1
     assert first["image_id"] in store.open_pool().read(["image_id"])["image_id"].to_pylist()
     assert [row["image_id"] for row in review.waiting(store.root)] == [second["image_id"]]
-    assert "already done" in ingest(config)
+    assert "already done" in str(ingest(config))
     review.approve(store.root, [second["image_id"]], reason="only a scale")
     retry_ingest(config)
     assert store.open_pool().rows == before + 2

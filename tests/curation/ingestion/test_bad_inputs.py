@@ -452,7 +452,7 @@ def test_one_ingest_of_everything_accounts_for_everything(ray_cluster, corpus, t
         progress=False,
         **LIMITS,
     )
-    said = ingest(config)
+    said = str(ingest(config))
     refused = len(expected) - len(rows)
     assert f"{len(expected)} rows in = {len(rows)} rows out + {refused} quarantined" in said
     store = Store(config.store)

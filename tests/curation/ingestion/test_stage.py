@@ -194,7 +194,7 @@ def test_mended_files_take_their_places(ray_cluster, folder, tmp_path):
         max_error_rate=0.5,
         progress=False,
     )
-    said = retry_ingest(config)
+    said = str(retry_ingest(config))
     # The cine is two frames now; its copy, which stood in for it, is read already.
     assert "4 quarantined before, 4 now; 14 rows in = 10 rows out + 4 quarantined" in said
     for table in ("pool", "quarantine/ingest"):
@@ -204,7 +204,7 @@ def test_mended_files_take_their_places(ray_cluster, folder, tmp_path):
     assert verify_store(config.store).sound
     # A key of the run's own is found again though two of its files are others now.
     values = {"store": str(tmp_path / "keyless"), "key_file": None}
-    assert "4 quarantined before, 4 now" in retry_ingest(config.model_copy(update=values))
+    assert "4 quarantined before, 4 now" in str(retry_ingest(config.model_copy(update=values)))
     (folder / "one more.jpg").write_bytes(encoded(20))
     with pytest.raises(UsageError, match=r"inputs\.files: "):
         retry_ingest(config)

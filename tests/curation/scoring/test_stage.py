@@ -76,7 +76,7 @@ def scored(ray_cluster, pictures, weights, tmp_path_factory):
     root = tmp_path_factory.mktemp("scored") / "store"
     values = {"files_per_shard": 8, "progress": False, "deidentify": {"pixels": "off"}}
     ingest(IngestConfig(store=str(root), source=str(pictures), **values))
-    said = score(configuration(root, weights))
+    said = str(score(configuration(root, weights)))
     assert f"{IMAGES} rows in = {IMAGES} rows out + 0 quarantined; {SHARDS} shard(s)" in said
     return root
 
@@ -192,11 +192,11 @@ def test_mended_rows_are_scored_as_if_they_had_always_been_whole(scored, weights
         row["image"] = b"\x89PNG rotten"
     part.write_bytes(encode_parquet(pa.Table.from_pylist(rows, schema=POOL_SCHEMA)))
     config = configuration(other, weights, max_error_rate=0.2)
-    assert "28 rows out + 2 quarantined" in score(config)
-    assert "2 quarantined before, 2 now" in retry_score(config)
+    assert "28 rows out + 2 quarantined" in str(score(config))
+    assert "2 quarantined before, 2 now" in str(retry_score(config))
     select(SelectConfig(store=str(other), budget=11, clusters=3))
     part.write_bytes(whole)
-    said = retry_score(config)
+    said = str(retry_score(config))
     assert "2 quarantined before, 0 now; 30 rows in = 30 rows out + 0 quarantined" in said
     assert "as it was before: coresets/default. " in said
     assert files(other / "scores") == files(scored / "scores")
@@ -221,10 +221,10 @@ def test_lost_shards_are_computed_again_and_the_rest_is_not(scored, weights, tmp
     (other / "scores" / "done" / "00001.json").unlink()  # killed before it was declared
     cut = other / "scores" / "part-00002.parquet"
     cut.write_bytes(cut.read_bytes()[:-9])
-    said = score(configuration(other, weights, workers=2))
+    said = str(score(configuration(other, weights, workers=2)))
     assert "(2 finished earlier)" in said
     assert files(other / "scores") == files(scored / "scores")
-    assert "already done" in score(configuration(other, weights))
+    assert "already done" in str(score(configuration(other, weights)))
     with pytest.raises(UsageError, match=r"configuration\.mask_draws: 2 -> 3"):
         score(configuration(other, weights, mask_draws=3))
 
@@ -257,7 +257,7 @@ def test_corrupt_staged_images_cost_a_row_each_until_they_are_too_many(scored, w
     assert raised.value.exit_code == 1
     assert not store.scores().exists("manifest.json")
     assert len(store.scores().list("done")) == SHARDS
-    said = score(config.model_copy(update={"max_error_rate": 0.2}))
+    said = str(score(config.model_copy(update={"max_error_rate": 0.2})))
     assert f"{IMAGES} rows in = {IMAGES - 4} rows out + 4 quarantined" in said
     assert f"({SHARDS} finished earlier)" in said
     held = Table.open(store.quarantine("score"), "score").read().to_pylist()

@@ -318,7 +318,7 @@ def test_made_on_ray_in_shards_and_resumed(store, ray_cluster, monkeypatch):
     CacheWorker(job).build(storage, 1)
     kept = Path(storage.local_path("part-00001/pooled.npy"))
     before = kept.stat().st_mtime_ns
-    said = make_cache(settings)
+    said = str(make_cache(settings))
     assert "10 images x 2 views" in said
     assert "1 of 2 shards finished earlier" in said
     assert kept.stat().st_mtime_ns == before

@@ -433,7 +433,7 @@ def test_absolute_paths_are_shortened(given, kept):
 
 
 def test_report_writes_a_manifest_and_says_where(store):
-    said = report(ReportConfig(store=store.root, runs=("distilled-0",)), overwrite=True)
+    said = str(report(ReportConfig(store=store.root, runs=("distilled-0",)), overwrite=True))
     manifest = json.loads(store.report("default").read("manifest.json"))
     assert said.endswith("report.html")
     assert ", 1 run: " in said

@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from echostill.jobs.cli.main import main
-from echostill.platform.config import STAGES
 from echostill.platform.models import create_encoder, save_weights
+from echostill.platform.stages import STAGES
 from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA, scores_schema
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import write_table

@@ -71,7 +71,7 @@ def config(store, task=None, **changes):
 
 def test_two_runs_trained_once_nested_and_compared(store, task, ray_cluster, monkeypatch):
     settings = config(store, task)
-    said = sweep(settings)
+    said = str(sweep(settings))
     assert "2 combinations, 2 runs: " in said
     storage = store.storage.at("sweeps/tiny")
     table = json.loads(storage.read(TABLE))
@@ -89,7 +89,7 @@ def test_two_runs_trained_once_nested_and_compared(store, task, ray_cluster, mon
     monkeypatch.setattr("echostill.jobs.sweeps.sweep._train", None)
     made = store.run(names[0]).read("model.safetensors")
     storage.delete(f"rows/{names[1]}.json")
-    assert "(2 finished earlier)" in sweep(settings)
+    assert "(2 finished earlier)" in str(sweep(settings))
     assert json.loads(storage.read(TABLE)) == table
     assert store.run(names[0]).read("model.safetensors") == made
     assert "1 of 1 run(s) done" in plan_sweep(settings).describe()

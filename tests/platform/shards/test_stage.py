@@ -9,7 +9,8 @@ import pytest
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.runtime import plan_workers
 from echostill.platform.shards.events import read_events
-from echostill.platform.shards.stage import Outcome, ShardedStage
+from echostill.platform.shards.outcome import Outcome
+from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.tables.fingerprint import Fingerprint
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import Storage

@@ -1,0 +1,123 @@
+"""A stage as code: its configuration, the calls that run and plan it, and what they return.
+
+A stage module ends with one record::
+
+    STAGE = Stage(stages.SELECT, SelectConfig, select, plan_select)
+
+and its calls are decorated with :func:`logged`, so that every way of running a stage (a command,
+`echostill run`, a job, a Python call) leaves the same events in the store.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from echostill.platform.config import StageConfig, load
+from echostill.platform.shards.events import stage_run
+from echostill.platform.stages import StageInfo
+from echostill.platform.tables.store import Store
+
+Counts = dict[str, int | float]
+ConfigType = TypeVar("ConfigType", bound=StageConfig)
+Parameters = ParamSpec("Parameters")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made; ``str()`` says it in a sentence.
+
+    Attributes:
+        stage: Name of the stage.
+        made: What was made, as named in the store, such as ``coresets/default``.
+        where: Path or URI of the result.
+        counts: Numbers of the result by name, such as ``rows_out`` or ``selected``.
+        sentence: What was done, in words.
+        already_done: Whether it was there before, and nothing was computed.
+    """
+
+    stage: str
+    made: tuple[str, ...]
+    where: str
+    counts: Counts
+    sentence: str
+    already_done: bool = False
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass
+class Plan:
+    """What a stage would do, for ``--dry-run``: labelled lines in words."""
+
+    stage: str
+    lines: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, label: str, text: str) -> None:
+        """Add a line."""
+        self.lines.append((label, text))
+
+    def describe(self) -> str:
+        """Return the plan as text."""
+        width = max((len(label) for label, _ in self.lines), default=0)
+        body = "\n".join(f"  {label:<{width}}  {text}" for label, text in self.lines)
+        return f"{self.stage}\n{body}"
+
+
+@dataclass(frozen=True)
+class Stage(Generic[ConfigType]):
+    """The code of a stage.
+
+    Attributes:
+        info: Its row in the table of stages.
+        config: Class of its configuration.
+        run: Runs it; takes the configuration and ``overwrite``.
+        plan: Says what ``run`` would do.
+        retry: Tries the rows in its quarantine again; None where it has no quarantine.
+    """
+
+    info: StageInfo
+    config: type[ConfigType]
+    run: Callable[..., StageResult]
+    plan: Callable[[ConfigType], Plan]
+    retry: Callable[[ConfigType], StageResult] | None = None
+
+    def load(self, path: str | None = None, overrides: tuple[str, ...] = ()) -> ConfigType:
+        """Read and validate its configuration: a YAML file, then ``key=value`` texts."""
+        return load(self.config, self.info.section, path, overrides)
+
+
+Call = Callable[Concatenate[ConfigType, Parameters], StageResult]
+
+
+def logged(
+    info: StageInfo, mode: str = "run"
+) -> Callable[[Call[ConfigType, Parameters]], Call[ConfigType, Parameters]]:
+    """Make a stage's call write its start, its end and what it made to the store's event log.
+
+    Args:
+        info: The stage.
+        mode: ``run`` or ``retry``.
+    """
+
+    def decorate(call: Call[ConfigType, Parameters]) -> Call[ConfigType, Parameters]:
+        @functools.wraps(call)
+        def run(
+            config: ConfigType, *arguments: Parameters.args, **options: Parameters.kwargs
+        ) -> StageResult:
+            store = Store(config.store)
+            with stage_run(store.events(), info.name, store.storage.exists, mode=mode) as events:
+                result = call(config, *arguments, **options)
+                events.outcome |= outcome(result)
+            return result
+
+        return run
+
+    return decorate
+
+
+def outcome(result: StageResult) -> dict[str, Any]:
+    """Return what the ``finished`` event says of a result."""
+    values: dict[str, Any] = {**result.counts, "made": list(result.made)}
+    return {**values, "already_done": result.already_done, "message": result.sentence}
