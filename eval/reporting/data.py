@@ -17,7 +17,7 @@ from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.images import decode_image, resize_longest
 from echostill.platform.tables.schemas import QUALITY_ISSUES, QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.store import Store, read_manifest
+from echostill.platform.tables.store import Store, read_configuration, read_manifest
 from echostill.platform.tables.table import MANIFEST, Table
 from echostill.platform.training.run import METRICS, read_history
 
@@ -136,10 +136,11 @@ def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str])
         proxy = _read_run(store, "proxy", coreset.digest)
     place = _places(rows["image_id"], images["image_id"], "the pool")
     configurations = {
-        "ingest": _configuration(store.pool()),
-        "score": _configuration(store.scores()),
-        "select": _configuration(coreset.storage),
-        "evaluate": _configuration(store.report(name)),
+        "ingest": read_configuration(store.pool()),
+        "score": read_configuration(store.scores()),
+        "duplicates": read_configuration(store.duplicates()),
+        "select": read_configuration(coreset.storage),
+        "evaluate": read_configuration(store.report(name)),
     } | {f"distill, {run.name}": run.configuration for run in runs}
     digests = {
         "pool": pool.digest,
@@ -283,7 +284,7 @@ def _read_run(store: Store, name: str, coreset_digest: str) -> Run:
     return Run(
         name=name,
         stage=manifest.get("stage", ""),
-        configuration=_configuration(storage),
+        configuration=read_configuration(storage),
         history=read_history(storage) if storage.exists(METRICS) else [],
         digest=str(fingerprint.get("digest", "")),
         same_coreset=fingerprint.get("inputs", {}).get("coreset", "") in ("", coreset_digest),
@@ -293,13 +294,6 @@ def _read_run(store: Store, name: str, coreset_digest: str) -> Run:
 
 def _manifest(storage: Storage) -> dict[str, Any]:
     return read_manifest(storage) or {}
-
-
-def _configuration(storage: Storage) -> dict[str, Any]:
-    if not storage.exists("configuration.json"):
-        return {}
-    values: dict[str, Any] = json.loads(storage.read("configuration.json"))
-    return values
 
 
 def _count(table: Table) -> Accounting:

@@ -23,6 +23,7 @@ from echostill.eval.reporting.page import (
     table,
     text,
 )
+from echostill.eval.reporting.recipe import Recipe
 from echostill.eval.reporting.results import METRICS, Cell, Metric, Results, tally
 from echostill.eval.reporting.training import training
 from echostill.platform.tables.fingerprint import code_version
@@ -33,8 +34,9 @@ PACKAGES = ("torch", "timm", "ray", "faiss-cpu", "pyarrow", "numpy", "scipy", "m
 class ModelSections:
     """Sections 5 to 9, with the evaluation's results."""
 
-    def __init__(self, material: Material) -> None:
+    def __init__(self, material: Material, recipe: Recipe) -> None:
         self.material = material
+        self.recipe = recipe
         distilling = frozenset(run.name for run in material.runs if run.distils)
         self.results = Results(material.evaluation, distilling)
 
@@ -137,15 +139,17 @@ class ModelSections:
     def reproduction(self) -> Section:
         """Commands, digests, versions, configurations."""
         material = self.material
-        steps = ("ingest", "score", "select", "distill", "evaluate", "report")
-        commands = "\n".join(f"echostill {step} --config config.yaml" for step in steps)
+        commands = "\n".join(["STORE=...  # this store", *self.recipe.commands])
         digests = [(name, _hash(digest)) for name, digest in material.digests.items()]
         versions = [("echostill", code_version()), *_versions()]
         content = [
             paragraph(
                 "The same inputs, configuration and seed give the same coreset byte for byte. "
-                "Each command continues where it stopped, and says what is done already."
+                f"{', '.join(self.recipe.files)} beside this report holds every key of every stage "
+                "as it was resolved, and a new place for the store. Run the commands in the "
+                "folder that relative paths refer to. Each continues where it stopped."
             ),
+            *(paragraph(text) for text in self.recipe.notes),
             code(commands),
             table(["Input", "SHA-256"], digests, "Digests of what this report was made from.",
                   words=frozenset({0, 1})),

@@ -7,11 +7,18 @@ from echostill.eval.reporting.coreset import CoresetSections, GallerySizes
 from echostill.eval.reporting.data import EVALUATION, Material, find_runs, gather, read_evaluation
 from echostill.eval.reporting.models import ModelSections
 from echostill.eval.reporting.page import KeyNumber, header, page
+from echostill.eval.reporting.recipe import Recipe, make_recipe
 from echostill.platform import stages
-from echostill.platform.config import ModelsConfig
+from echostill.platform.config import ModelsConfig, result_relevant
 from echostill.platform.stage import Plan, Stage, StageResult, logged
+from echostill.platform.stages import STAGES
 from echostill.platform.tables.fingerprint import claimed, code_version
-from echostill.platform.tables.store import Store, finish_run
+from echostill.platform.tables.store import (
+    Store,
+    finish_run,
+    read_configuration,
+    read_manifest,
+)
 
 REPORT = "report.html"
 
@@ -50,12 +57,15 @@ def report(config: ReportConfig, *, overwrite: bool = False) -> StageResult:
     store = Store(config.store)
     material = gather(store, config.name, config.coreset, config.runs)
     storage = store.report(config.name)
-    data = render(material, config.sizes).encode()
+    recipe = recipe_of(store, config, material)
+    data = render(material, config.sizes, recipe).encode()
     storage.write(REPORT, data)
+    for name, text in recipe.files.items():
+        storage.write(name, text.encode())
     finish_run(
         storage,
         stage="report",
-        files=[REPORT, EVALUATION],
+        files=[REPORT, EVALUATION, *recipe.files],
         fingerprint=claimed(storage),  # the evaluation's: the folder is its
         extra={"inputs": material.digests},
     )
@@ -82,9 +92,20 @@ def plan_report(config: ReportConfig) -> Plan:
     return out
 
 
-def render(material: Material, sizes: GallerySizes) -> str:
+def recipe_of(store: Store, config: ReportConfig, material: Material) -> Recipe:
+    """Put together how to make everything again."""
+    stages_made = {
+        name: values for name, values in material.configurations.items() if name in STAGES
+    }
+    if not config.teacher.weights and read_manifest(store.run("teacher")):
+        stages_made["pretrain"] = read_configuration(store.run("teacher"))
+    runs = [(run.name, run.configuration) for run in material.runs if run.same_coreset]
+    return make_recipe(store, config.name, stages_made, runs, result_relevant(config))
+
+
+def render(material: Material, sizes: GallerySizes, recipe: Recipe) -> str:
     """Return the page; the same material always gives the same text."""
-    chosen, models = CoresetSections(material, sizes), ModelSections(material)
+    chosen, models = CoresetSections(material, sizes), ModelSections(material, recipe)
     title = f"Coreset and students: {material.name}"
     top = header(title, models.results.headline(), _key_numbers(material, chosen, models))
     return page(title, top, [*chosen.all(), *models.all()], code_version())

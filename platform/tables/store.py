@@ -10,6 +10,8 @@ from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table
 
+CONFIGURATION = "configuration.json"
+
 
 class Store:
     """Names of the tables and runs inside a store."""
@@ -142,7 +144,15 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
 def save_configuration(storage: Storage, config: StageConfig) -> None:
     """Keep the resolved configuration beside a result."""
     text = json.dumps(result_relevant(config), indent=1, sort_keys=True)
-    storage.write("configuration.json", text.encode())
+    storage.write(CONFIGURATION, text.encode())
+
+
+def read_configuration(storage: Storage) -> dict[str, Any]:
+    """Return the configuration that a result was made with; empty where none was kept."""
+    if not storage.exists(CONFIGURATION):
+        return {}
+    values: dict[str, Any] = json.loads(storage.read(CONFIGURATION))
+    return values
 
 
 def describe_bytes(count: float) -> str:

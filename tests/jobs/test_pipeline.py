@@ -1,8 +1,10 @@
 """The whole job on a few real images: killed and resumed, verified, and submitted to a cluster."""
 
 import csv
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +18,7 @@ import torch
 import yaml
 
 from echostill.platform.models import create_encoder, save_weights
+from echostill.platform.stages import IN_RUN
 from echostill.platform.tables.storage import sha256
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -177,6 +180,40 @@ def test_a_changed_byte_is_found(stores, tmp_path):
     found = finish([*CLI, "verify", str(copy)])
     assert found.returncode == 1
     assert part.name in found.stdout
+
+
+def test_every_stage_of_a_run_has_its_start_and_its_end_in_the_event_log(stores):
+    for store in stores:
+        for stage in IN_RUN:
+            lines = (store / "events" / f"{stage}.jsonl").read_text().splitlines()
+            runs = {}
+            for event in map(json.loads, lines):
+                runs.setdefault(event["run"], []).append(event["event"])
+            assert all(kinds[0] == "started" for kinds in runs.values())
+            assert list(runs.values())[-1][-1] == "finished"
+    watched = finish([*CLI, "watch", str(stores[0])])
+    assert watched.returncode == 0
+    for stage in IN_RUN:
+        assert f" {stage}: starts" in watched.stdout
+        assert f" {stage}: finished" in watched.stdout
+
+
+def test_the_recipe_of_the_report_makes_the_same_again(stores, tmp_path):
+    """The commands are taken from the page, as a reader would."""
+    folder = stores[0] / "reports/default"
+    page = html.unescape((folder / "report.html").read_text())
+    listed = re.search(r"STORE=\.\.\..*?((?:\n(?:echostill|cp) .*)+)", page)
+    commands = listed[1].strip().splitlines()
+    assert [line.split()[1] for line in commands] == list(IN_RUN)
+    text = (folder / "recipe.yaml").read_text()
+    (tmp_path / "recipe.yaml").write_text(text.replace("runs/reproduced", str(tmp_path / "again")))
+    for line in commands[: IN_RUN.index("select") + 1]:
+        words = line.replace("$STORE/reports/default", str(tmp_path)).split()
+        done = finish([*CLI, *words[1:]])
+        assert done.returncode == 0, done.stderr
+    made = digests(tmp_path / "again")
+    assert {name for name in made if name.startswith("coresets/")}
+    assert made == {n: d for n, d in digests(stores[0]).items() if n in made}
 
 
 def free_port():

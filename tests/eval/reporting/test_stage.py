@@ -15,7 +15,7 @@ from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
 from echostill.eval.reporting.labels import DEFAULTS, labelled_values
 from echostill.eval.reporting.pool import accounts, quality_flags
 from echostill.eval.reporting.results import Results, tally
-from echostill.eval.reporting.stage import ReportConfig, plan_report, render, report
+from echostill.eval.reporting.stage import ReportConfig, plan_report, recipe_of, render, report
 from echostill.platform.config import result_relevant
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import encode_png
@@ -315,8 +315,9 @@ def test_colours_follow_the_page(page):
     assert set(re.findall(r"(?:fill|stroke): (#\w+)", drawn)) == set()
 
 
-def test_same_store_gives_the_same_bytes(material, page):
-    assert render(material, ReportConfig().sizes) == page
+def test_same_store_gives_the_same_bytes(store, material, page):
+    config = ReportConfig(store=store.root)
+    assert render(material, config.sizes, recipe_of(store, config, material)) == page
 
 
 def test_accounting_and_warnings(page):
@@ -437,7 +438,8 @@ def test_report_writes_a_manifest_and_says_where(store):
     manifest = json.loads(store.report("default").read("manifest.json"))
     assert said.endswith("report.html")
     assert ", 1 run: " in said
-    assert [entry["file"] for entry in manifest["files"]] == ["report.html", "evaluation.json"]
+    files = [entry["file"] for entry in manifest["files"]]
+    assert files == ["report.html", "evaluation.json", "recipe.yaml"]
     assert "pool" in manifest["inputs"]
     assert "run MIM-only-0" not in manifest["inputs"]
 
