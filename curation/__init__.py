@@ -1,7 +1,8 @@
 """From raw files to a coreset: ingest, score, duplicates, leaks, select, questions."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from echostill.platform.lazy import lazy
 
 if TYPE_CHECKING:
     from echostill.curation.client import connect
@@ -9,11 +10,10 @@ if TYPE_CHECKING:
     from echostill.curation.copies.stage import DuplicatesConfig, find_duplicates
     from echostill.curation.ingestion.stage import IngestConfig, ingest, retry_ingest
     from echostill.curation.scoring.stage import ScoreConfig, retry_score, score
+    from echostill.curation.selection.core import select_rows
     from echostill.curation.selection.explain.questions import Answer, why
     from echostill.curation.selection.stage import SelectConfig, select
 
-# Imported when first used: scoring needs torch and timm, which take seconds to load, and neither
-# the service nor its client nor a question about a coreset needs them.
 _HOMES = {
     "Answer": "selection.explain.questions",
     "DuplicatesConfig": "copies.stage",
@@ -30,6 +30,7 @@ _HOMES = {
     "retry_score": "scoring.stage",
     "score": "scoring.stage",
     "select": "selection.stage",
+    "select_rows": "selection.core",
     "why": "selection.explain.questions",
 }
 
@@ -49,11 +50,8 @@ __all__ = [
     "retry_score",
     "score",
     "select",
+    "select_rows",
     "why",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES)

@@ -1,6 +1,35 @@
-"""The objective, pretraining and distillation."""
+"""The objective, pretraining, distillation, the teacher cache and export."""
 
-from echostill.distill.distillation import DistillConfig, distill
-from echostill.distill.pretraining import PretrainConfig, pretrain
+from typing import TYPE_CHECKING
 
-__all__ = ["DistillConfig", "PretrainConfig", "distill", "pretrain"]
+from echostill.platform.lazy import lazy
+
+if TYPE_CHECKING:
+    from echostill.distill.cache.stage import make_cache, verify_cache
+    from echostill.distill.distillation import DistillConfig, distill
+    from echostill.distill.exporting.stage import ExportResult, export
+    from echostill.distill.pretraining import PretrainConfig, pretrain
+
+_HOMES = {
+    "DistillConfig": "distillation",
+    "ExportResult": "exporting.stage",
+    "PretrainConfig": "pretraining",
+    "distill": "distillation",
+    "export": "exporting.stage",
+    "make_cache": "cache.stage",
+    "pretrain": "pretraining",
+    "verify_cache": "cache.stage",
+}
+
+__all__ = [
+    "DistillConfig",
+    "ExportResult",
+    "PretrainConfig",
+    "distill",
+    "export",
+    "make_cache",
+    "pretrain",
+    "verify_cache",
+]
+
+__getattr__ = lazy(__name__, _HOMES)
