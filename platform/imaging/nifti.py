@@ -105,6 +105,6 @@ READER = Reader(
     open=open_nifti,
     title="NIfTI (`.nii`, `.nii.gz`, versions 1 and 2)",
     reads="integers, floats, RGB",
-    notes="slices along the last axis or axes, scaled by the range of the volume; orientation fields "
-    "are not applied; headers with their data in another file are not supported",
+    notes="slices along the last axis or axes, scaled by the range of the volume; orientation "
+    "fields are not applied; headers with their data in another file are not supported",
 )
