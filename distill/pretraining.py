@@ -11,6 +11,7 @@ from echostill.platform.masking.mim import DecoderSettings, ReconstructionSettin
 from echostill.platform.masking.mim_training import MaskedImageJob, MaskedImageTask
 from echostill.platform.models import Encoder, save_weights
 from echostill.platform.models.weights import Weights, find_initial
+from echostill.platform.names import Name
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import fingerprint
 from echostill.platform.tables.store import Store
@@ -22,7 +23,7 @@ from echostill.platform.training.run import WEIGHTS, is_finished, train_run
 class PretrainConfig(StageConfig):
     """Pretraining of a teacher on the pool."""
 
-    name: str = Field("teacher", description="Name of the run; stages look for 'teacher'.")
+    name: Name = Field("teacher", description="Name of the run; stages look for 'teacher'.")
     model: str = Field("usfm", description="A model of the zoo.")
     training: TrainingSettings = TrainingSettings(steps=100_000, batch_size=256)
     decoder: DecoderSettings = DecoderSettings()

@@ -24,6 +24,7 @@ from echostill.platform.config import (
     result_relevant,
 )
 from echostill.platform.imaging.containers import READERS
+from echostill.platform.names import Name
 from echostill.platform.stages import STAGES
 
 FOLDER = Path(__file__).parent
@@ -60,9 +61,9 @@ A file without sections belongs to the single stage that is run with it.
 
 ## Overrides
 
-On the command line `key=value` sets a key of the stage that runs. Dots address nested keys, and
-values are read as YAML. `echostill run` runs several stages: there a key that is not shared starts
-with the name of its stage.
+On the command line `key=value` sets a key of the stage that runs. Dots address nested keys.
+`echostill run` runs several stages: there a key that is not shared starts with the name of its
+stage.
 
 ```bash
 echostill select --config examples/quickstart/config.yaml budget=200 name=small
@@ -71,7 +72,17 @@ echostill run --config examples/quickstart/config.yaml select.budget=200 store=r
 ```
 
 An unknown key or a value of the wrong type ends the command with exit code 2 and a one-line message
-that suggests the nearest valid name. YAML reads `1e-4` as text: write `1.0e-4` or `0.0001`.
+that suggests the nearest valid name.
+
+**The key decides what a value is**, in files and on the command line. Where a key takes text,
+everything after `=` is the text, as it is: `name=2026`, `name=no`, `'source=Case #12'`,
+`'group_pattern=[0-9]+'`. Where it takes a number, `300`, `1_000`, `0.1` and `1e-4` are numbers, and
+`007` or `1:30` are errors; where it takes true or false, `yes`, `no`, `on` and `off` work too. Lists
+and groups are written as in YAML: `'seeds=[0, 1]'`. `null`, `~` or nothing unsets a key that can be
+unset. In a file, quoted values are always text, and a key given twice is an error.
+
+**Names** of coresets, runs, evaluations, caches and sweeps have letters, digits, spaces and `_ - . +
+@ =`; they begin with a letter, a digit or `_`. A name is never a path.
 
 ## What a result depends on
 
@@ -172,6 +183,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _type(annotation: Any) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
+    if annotation == Name:
+        return "name"
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in parts)
     if origin in (Union, types.UnionType):

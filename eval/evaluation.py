@@ -28,9 +28,10 @@ from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.models import Encoder, create_encoder
 from echostill.platform.models.weights import Weights, find_teacher, find_weights
+from echostill.platform.names import Name
 from echostill.platform.progress import Progress
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import claim, fingerprint
+from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store, read_manifest, save_configuration
 from echostill.platform.training.run import WEIGHTS
@@ -44,13 +45,13 @@ class Candidate(Config):
 
     label: str
     kind: Literal["teacher", "runs", "untrained"] = "runs"
-    runs: tuple[str, ...] = Field((), description="Runs, one per training seed, used in turn.")
+    runs: tuple[Name, ...] = Field((), description="Runs, one per training seed, used in turn.")
 
 
 class EvaluateConfig(ModelsConfig):
     """Evaluation on labelled benchmarks."""
 
-    name: str = Field("default", description="Name of the evaluation and its report.")
+    name: Name = Field("default", description="Name of the evaluation and its report.")
     tasks: tuple[TaskSettings, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     test_share: float = Field(0.4, gt=0, lt=1, description="Share of each task that is tested on.")
@@ -117,7 +118,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
         inputs={f"{name}@{size}": _digest(data) for (name, size), data in datasets.items()},
         without=("teacher",),
     )
-    claim(storage, wanted, "an evaluation", overwrite)
+    Claim(storage, wanted, "evaluate", "an evaluation", "report").take(overwrite)
     if storage.exists(RESULT):
         sentence = f"already done: {storage.locate(RESULT)}"
         return _result(config, storage, len(units), sentence, already_done=True)

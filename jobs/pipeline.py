@@ -34,8 +34,7 @@ def resolve_stages(
     document: dict[str, Any] = apply_overrides(read_document(config_file), overrides, None)
     names = IN_RUN
     if from_scratch:
-        teacher = dict(document.get("teacher") or {})
-        document["teacher"] = {**teacher, "weights": None}
+        document = apply_overrides(document, ["teacher.weights=null"], None)
         names = tuple(name for name in STAGES if name in (*IN_RUN, "pretrain"))
     # A section must be there for the shared keys to be told from a stage's own.
     document.setdefault("ingest", {})

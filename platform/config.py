@@ -5,16 +5,19 @@ sections, or it is flat and belongs to one stage. On the command line ``key=valu
 the stage that runs, and ``stage.key=value`` names the stage.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from echostill.platform.complaints import describe_errors
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.stages import STAGES
+from echostill.platform.values import Given, open_given, read_yaml, settle
 
 
 class Config(BaseModel):
@@ -69,6 +72,8 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 def read_document(path: str | None) -> dict[str, Any]:
     """Read a YAML configuration file; no path is an empty document.
 
+    Plain scalars stay text until a configuration says what they are (:mod:`.values`).
+
     Raises:
         UsageError: The file is missing, is not YAML, or is not a mapping.
     """
@@ -80,24 +85,30 @@ def read_document(path: str | None) -> dict[str, Any]:
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         raise UsageError(f"no configuration file '{path}'.{nearest(file.name, names)}")
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        document = read_yaml(file.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read '{path}': {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeError) as error:
         raise UsageError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
-    if document is None:
+    if document is None or document == "":
         return {}
     if not isinstance(document, dict):
-        raise UsageError(f"'{path}' must hold 'key: value' pairs, not a {type(document).__name__}.")
+        kind = "a list" if isinstance(document, list) else "text"
+        raise UsageError(
+            f"'{path}' must hold 'key: value' pairs (with a space after the colon), not {kind}."
+        )
     return document
 
 
 def apply_overrides(
     document: Mapping[str, Any], overrides: Iterable[str], stage: str | None
 ) -> dict[str, Any]:
-    """Return the document with ``key=value`` texts applied; values are read as YAML.
+    """Return the document with ``key=value`` texts applied.
 
-    A key without a stage in front belongs to ``stage`` where one is given.
+    A key without a stage in front belongs to ``stage`` where one is given. What follows ``=`` stays
+    text where the key is text, and is read as a number, a list or a mapping where it is one.
     """
-    result: dict[str, Any] = json.loads(json.dumps(document))
+    result: dict[str, Any] = copy.deepcopy(dict(document))
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or not key:
@@ -106,17 +117,15 @@ def apply_overrides(
         if stage is not None and path[0] not in STAGES and path[0] not in SHARED_KEYS:
             sectioned = any(name in result for name in STAGES)
             path = [stage, *path] if sectioned or not result else path
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"'{value}' (for key '{key}') is not a YAML value.") from None
         node = result
         for part in path[:-1]:
+            if isinstance(node.get(part), Given):
+                node[part] = settle(node[part], dict[str, Any])
             child = node.setdefault(part, {})
             if not isinstance(child, dict):
                 raise UsageError(f"'{key}' goes into '{part}', which is a value, not a section.")
             node = child
-        node[path[-1]] = parsed
+        node[path[-1]] = Given(value)
     return result
 
 
@@ -143,7 +152,9 @@ def stage_values(
                     f"unknown key '{key}' outside the stages' sections.{own} "
                     f"Allowed there: {', '.join(valid)}."
                 )
-        section = document.get(stage)
+        section = document.get(stage) or None
+        if isinstance(section, Given):
+            section = open_given(section)
         if section is not None and not isinstance(section, dict):
             raise UsageError(f"section '{stage}' must hold 'key: value' pairs.")
         known = config_class.model_fields
@@ -156,9 +167,10 @@ def validate(config_class: type[ConfigType], values: Mapping[str, Any]) -> Confi
     """Validate plain values into a configuration, with errors in words."""
     try:
         defaults = {name: field.default for name, field in config_class.model_fields.items()}
-        return config_class.model_validate_json(json.dumps(_complete(defaults, values)))
+        settled = settle(values, config_class)
+        return config_class.model_validate_json(json.dumps(_complete(defaults, settled)))
     except ValidationError as error:
-        raise UsageError(_describe(config_class, error)) from None
+        raise UsageError(describe_errors(config_class, error)) from None
     except TypeError as error:
         raise UsageError(f"a configuration holds plain values only: {error}") from None
 
@@ -207,50 +219,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return result_relevant(value)
     raise TypeError(f"{type(value).__name__} is not a plain configuration value")
-
-
-def _describe(config_class: type[BaseModel], error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        location = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            fields = _fields_at(config_class, item["loc"][:-1])
-            key = str(item["loc"][-1])
-            hint = nearest(key, fields)
-            listing = "" if hint else f" Valid keys: {', '.join(sorted(fields))}."
-            lines.append(f"unknown key '{location}'.{hint}{listing}")
-        elif item["type"] == "missing":
-            lines.append(f"key '{location}' is required and missing")
-        else:
-            got = item.get("input")
-            message = item["msg"].removeprefix("Value error, ")
-            hint = ""
-            if isinstance(got, str) and "number" in message and _looks_numeric(got):
-                hint = f" (YAML reads '{got}' as text: write {float(got)!r})"
-            if item["type"] == "literal_error" and isinstance(got, str):
-                expected = str(item.get("ctx", {}).get("expected", ""))
-                hint = nearest(got, expected.replace("'", "").replace(" or ", ", ").split(", "))
-            where = f"key '{location}': " if location else ""
-            lines.append(f"{where}{message}, got {got!r}{hint}")
-    return "; ".join(lines)
-
-
-def _looks_numeric(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    current: type[BaseModel] = model
-    for part in location:
-        if isinstance(part, int) or part not in current.model_fields:
-            continue
-        annotation = current.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if nested:
-            current = nested[0]
-    return list(current.model_fields)

@@ -32,7 +32,7 @@ from echostill.platform import stages
 from echostill.platform.config import StageConfig
 from echostill.platform.errors import UsageError
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import claim, fingerprint
+from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.schemas import DUPLICATES_SCHEMA, QUALITY_ISSUES, score_column
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
@@ -81,7 +81,7 @@ def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> Sta
     inputs = {"pool": pool.digest} | ({"scores": scores.digest} if scores is not None else {})
     wanted = fingerprint(config, inputs=inputs, without=() if scores is not None else ("seed",))
     storage = store.duplicates()
-    claim(storage, wanted, "a search for duplicates", overwrite)
+    Claim(storage, wanted, "duplicates", "a search for duplicates").take(overwrite)
     if storage.exists(MANIFEST):
         counts = count(
             Table.open(storage, "duplicates").read(["kind", "duplicate_group"]), pool.rows

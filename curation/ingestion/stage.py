@@ -34,7 +34,7 @@ from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import claim, fingerprint
+from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, save_configuration
@@ -217,7 +217,7 @@ def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
         update=veil.values(config.model_dump(), ("source", "exclude", "root"))
     )
     wanted = _fingerprint(shown, shards, veil)
-    claim(store.pool(), wanted, "a pool", overwrite)
+    Claim(store.pool(), wanted, "ingest", "a pool").take(overwrite)
     keep_key(store.pool(), veil, contents)
     stage = ShardedStage(
         name="ingest",

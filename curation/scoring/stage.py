@@ -25,7 +25,7 @@ from echostill.platform.seeding import stream
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import claim, fingerprint
+from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.schemas import scores_schema
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
@@ -139,7 +139,7 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> Prepared:
         inputs={"pool": pool.digest},
         without=("teacher",),
     )
-    claim(store.scores(), wanted, "scores", overwrite)
+    Claim(store.scores(), wanted, "score", "scores").take(overwrite)
     sizes = (create_encoder(teacher.model), create_encoder(config.student))
     worker = ScoreWorker(
         decoder=PartDecoder(

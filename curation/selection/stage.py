@@ -25,10 +25,11 @@ from echostill.platform import stages
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.memory import available_memory
+from echostill.platform.names import Name
 from echostill.platform.phases import phase
 from echostill.platform.ray_tasks import Crew
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import claim, claimed, fingerprint
+from echostill.platform.tables.fingerprint import Claim, claimed, fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
 from echostill.platform.tables.table import (
@@ -45,7 +46,7 @@ BYTES_PER_IMAGE = 450  # ids, groups, ranks and reasons while the coreset is wri
 class SelectConfig(StageConfig, SelectionSettings, ExclusionSettings):
     """Selection of a coreset from the scores."""
 
-    name: str = Field("default", description="Name of the coreset.")
+    name: Name = Field("default", description="Name of the coreset.")
     seed: int = Field(0, ge=0, description="Seed of the clustering and of random methods.")
     exclude: str | None = Field(
         None,
@@ -119,7 +120,7 @@ def select(
     with phase("ids and groups"):
         request = prepare(columns, groups, config, **decided)
     del columns, groups
-    claim(storage, wanted, "a coreset", overwrite)
+    Claim(storage, wanted, "select", "a coreset").take(overwrite)
     save_configuration(storage, config)
     report("clustering", 0.1)
     crew = Crew(_workers(config, scores.rows, features.dimension), address=config.address)

@@ -30,7 +30,7 @@ from echostill.platform.models.weights import Weights, find_teacher
 from echostill.platform.progress import Progress
 from echostill.platform.seeding import stream
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import claim, difference
+from echostill.platform.tables.fingerprint import Claim, difference
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes
 from echostill.platform.tables.table import MANIFEST
@@ -47,7 +47,7 @@ def cache_storage(config: DistillConfig) -> Storage:
     Raises:
         UsageError: The store is remote: a cache is read by memory mapping.
     """
-    storage = Store(config.store).storage.at(f"teacher-cache/{config.cache_name}")
+    storage = Store(config.store).teacher_cache(config.cache_name)
     if not storage.is_local:
         raise UsageError(
             f"a teacher cache is memory-mapped and cannot lie in '{config.store}': use a store on "
@@ -157,7 +157,7 @@ def make_cache(
     if not force:
         _check_size(job.spec, config.cache_limit_gb)
     wanted = job.fingerprint()
-    claim(storage, wanted, "a teacher cache", overwrite)
+    Claim(storage, wanted, "cache", "a teacher cache").take(overwrite)
     spec = job.spec
     what = (
         f"{spec.images} images x {spec.views} views, {describe_bytes(spec.bytes)} in "

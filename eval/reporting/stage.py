@@ -10,6 +10,7 @@ from echostill.eval.reporting.page import KeyNumber, header, page
 from echostill.eval.reporting.recipe import Recipe, make_recipe
 from echostill.platform import stages
 from echostill.platform.config import ModelsConfig, result_relevant
+from echostill.platform.names import Name
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.stages import STAGES
 from echostill.platform.tables.fingerprint import claimed, code_version
@@ -26,9 +27,9 @@ REPORT = "report.html"
 class ReportConfig(ModelsConfig):
     """The report on a coreset, the students trained on it, and their evaluation."""
 
-    name: str = Field("default", description="Name of the evaluation, which is the report's too.")
-    coreset: str = Field("default", description="Name of the coreset.")
-    runs: tuple[str, ...] = Field(
+    name: Name = Field("default", description="Name of the evaluation, which is the report's too.")
+    coreset: Name = Field("default", description="Name of the coreset.")
+    runs: tuple[Name, ...] = Field(
         (), description="Student runs to show; default every finished one."
     )
     gallery: int = Field(6, ge=1, le=24, description="Pictures in each gallery.")

@@ -6,12 +6,13 @@ from pydantic import Field
 
 from echostill.eval.datasets import TaskSettings
 from echostill.platform.config import StageConfig, execution
+from echostill.platform.names import Name
 
 
 class SweepConfig(StageConfig):
     """A grid of distillations."""
 
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the sweep.")
+    name: Name = Field("sweep", description="Name of the sweep.")
     base: str | dict[str, Any] = Field(
         description="What every run starts from: a distillation's configuration file, or its keys."
     )

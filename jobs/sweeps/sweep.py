@@ -65,7 +65,7 @@ def sweep(config: SweepConfig, *, overwrite: bool = False) -> StageResult:
         EchostillError: Some runs failed; the others are kept and compared.
     """
     store = Store(config.store)
-    storage = store.storage.at(f"sweeps/{config.name}")
+    storage = store.sweep(config.name)
     trials = trials_of(config)
     if config.task is not None:
         load_dataset(config.task, 32)  # a wrong manifest is said now, not after the training
@@ -120,7 +120,7 @@ def plan_sweep(config: SweepConfig) -> Plan:
     at_once = _at_once(config, runs, *runtime.local_resources())
     out.add("runs", f"{len(runs)}, {at_once} at once")
     out.add("task", "none" if config.task is None else f"{config.task.name}, k-NN and linear probe")
-    out.add("result", store.storage.at(f"sweeps/{config.name}").locate(PAGE))
+    out.add("result", store.sweep(config.name).locate(PAGE))
     return out
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.table import MANIFEST
 
 FINGERPRINT = "fingerprint.json"
+_PARTS = ("configuration", "code", "weights", "inputs")
 
 
 def code_version() -> str:
@@ -77,7 +79,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = flatten(old), flatten(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if key != "digest" and before.get(key) != after.get(key):
+        if key not in ("digest", "stage") and before.get(key) != after.get(key):
             lines.append(f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}")
     return lines
 
@@ -85,25 +87,81 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def claimed(storage: Storage) -> Fingerprint:
     """Return the fingerprint that a folder was claimed with."""
     values = json.loads(storage.read(FINGERPRINT))
-    return Fingerprint(**{key: values[key] for key in values if key != "digest"})
+    return Fingerprint(**{key: values[key] for key in _PARTS})
 
 
-def claim(storage: Storage, wanted: Fingerprint, what: str, overwrite: bool) -> None:
-    """Claim a folder for a result: new, or continuing one with the same fingerprint.
+@dataclass(frozen=True)
+class Claim:
+    """A folder that a stage wants for its result.
 
-    Raises:
-        UsageError: The folder holds (part of) a result with another fingerprint; says what differs.
+    Attributes:
+        storage: The folder.
+        wanted: What the result depends on.
+        stage: Name of the stage.
+        what: The result in words, such as ``a coreset``.
+        shared_with: Another stage that writes into the same folder.
     """
-    new = wanted.as_dict()
-    if storage.exists(FINGERPRINT):
-        old = json.loads(storage.read(FINGERPRINT))
-        if old["digest"] == new["digest"]:
-            return
-        if not overwrite:
-            changes = "; ".join(difference(old, new))
+
+    storage: Storage
+    wanted: Fingerprint
+    stage: str
+    what: str
+    shared_with: str = ""
+
+    def check(self, overwrite: bool = False) -> bool:
+        """Say whether the folder holds (part of) another result, which would be replaced.
+
+        Args:
+            overwrite: Whether another result of the same stage may be replaced.
+
+        Raises:
+            UsageError: It may not, or what is there was made by another stage or by nobody we know.
+        """
+        if not self.storage.exists(FINGERPRINT):
+            strangers = self.storage.list(recursive=True)
+            if strangers:
+                raise UsageError(
+                    f"'{self.storage.root}' is not empty, and no stage made what is in it "
+                    f"('{strangers[0]}', ...): move it away, or use another store or name."
+                )
+            return False
+        old = json.loads(self.storage.read(FINGERPRINT))
+        if old["digest"] == self.wanted.digest:
+            return False
+        maker = self._maker(old)
+        if maker not in ("", self.stage, self.shared_with):
             raise UsageError(
-                f"'{storage.root}' holds {what} made from something else ({changes}). "
+                f"'{self.storage.root}' was made by `echostill {maker}`, and `{self.stage}` does "
+                "not replace it, with --overwrite or without: use another name."
+            )
+        if not overwrite:
+            changes = "; ".join(difference(old, self.wanted.as_dict()))
+            raise UsageError(
+                f"'{self.storage.root}' holds {self.what} made from something else ({changes}). "
                 "Use another store or name, or --overwrite to replace it."
             )
-        storage.delete("")
-    storage.write(FINGERPRINT, json.dumps(new, indent=1, sort_keys=True).encode())
+        return True
+
+    def take(self, overwrite: bool) -> None:
+        """Claim the folder: new, continuing the same result, or replacing another one.
+
+        Raises:
+            UsageError: As :meth:`check`.
+        """
+        if self.check(overwrite):
+            # The fingerprint goes last: whoever kills this in the middle leaves a claimed folder.
+            names = [name for name in self.storage.list(recursive=True) if name != FINGERPRINT]
+            for name in sorted(names, key=lambda name: name != MANIFEST):
+                self.storage.delete(name)
+        elif self.storage.exists(FINGERPRINT):
+            return
+        claimed_by = {**self.wanted.as_dict(), "stage": self.stage}
+        self.storage.write(FINGERPRINT, json.dumps(claimed_by, indent=1, sort_keys=True).encode())
+
+    def _maker(self, old: dict[str, Any]) -> str:
+        """Name of the stage that claimed the folder; folders of before say it in the manifest."""
+        if "stage" in old:
+            return str(old["stage"])
+        if not self.storage.exists(MANIFEST):
+            return ""
+        return str(json.loads(self.storage.read(MANIFEST)).get("stage", ""))

@@ -6,6 +6,7 @@ from typing import Any
 
 from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError, nearest
+from echostill.platform.names import check_name
 from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table
@@ -53,15 +54,27 @@ class Store:
 
     def coreset(self, name: str) -> Storage:
         """A coreset table."""
-        return self.storage.at(f"coresets/{name}")
+        return self._named("coresets", name)
 
     def run(self, name: str) -> Storage:
         """A training run."""
-        return self.storage.at(f"runs/{name}")
+        return self._named("runs", name)
 
     def report(self, name: str) -> Storage:
         """An evaluation and its report."""
-        return self.storage.at(f"reports/{name}")
+        return self._named("reports", name)
+
+    def teacher_cache(self, name: str) -> Storage:
+        """A cache of the teacher's outputs."""
+        return self._named("teacher-cache", name)
+
+    def sweep(self, name: str) -> Storage:
+        """A sweep's comparison."""
+        return self._named("sweeps", name)
+
+    def _named(self, folder: str, name: str) -> Storage:
+        """One of several results of a kind; a UsageError where the name would be a path."""
+        return self.storage.at(f"{folder}/{check_name(name)}")
 
     def quarantine(self, stage: str) -> Storage:
         """The quarantine of a stage."""

@@ -11,7 +11,7 @@ from echostill.platform.config import StageConfig
 from echostill.platform.errors import EchostillError
 from echostill.platform.models import Encoder
 from echostill.platform.progress import Progress
-from echostill.platform.tables.fingerprint import Fingerprint, claim
+from echostill.platform.tables.fingerprint import Claim, Fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import finish_run, read_manifest, save_configuration
 from echostill.platform.training.loop import TrainingTask
@@ -126,7 +126,7 @@ def train_together(
         at_once: Trainings that share the cluster.
     """
     for member in members:
-        claim(member.storage, member.wanted, "a run", overwrite)
+        Claim(member.storage, member.wanted, stage, "a run").take(overwrite)
     finished = [is_finished(member.storage) for member in members]
     if not all(finished):
         _train(job, members, finished, stage=stage, bar=bar, at_once=at_once)

@@ -41,8 +41,9 @@ def test_sections_share_the_outer_keys():
 def test_overrides_reach_the_stage_or_a_named_section():
     document = {"select": {"budget": 5}, "seed": 1}
     mine = apply_overrides(document, ["budget=6", "seed=2"], "select")
-    assert mine == {"select": {"budget": 6}, "seed": 2}
-    assert apply_overrides(document, ["select.budget=8"], None)["select"]["budget"] == 8
+    assert resolve(Select, "select", mine) == Select(budget=6, seed=2)
+    named = apply_overrides(document, ["select.budget=8"], None)
+    assert resolve(Select, "select", named).budget == 8
     assert document["select"]["budget"] == 5
 
 

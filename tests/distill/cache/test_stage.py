@@ -33,7 +33,7 @@ from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.masks import MaskSettings, SpatialMask
 from echostill.platform.models import create_encoder, save_weights
 from echostill.platform.models.weights import find_teacher
-from echostill.platform.tables.fingerprint import claim
+from echostill.platform.tables.fingerprint import Claim
 from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import write_table
@@ -90,7 +90,7 @@ def build(settings, store):
     """Make a cache in this process, as the actors do."""
     job = cache_job(settings, find_teacher(settings), ids(store))
     storage = cache_storage(settings)
-    claim(storage, job.fingerprint(), "a teacher cache", False)
+    Claim(storage, job.fingerprint(), "cache", "a teacher cache").take(False)
     worker = CacheWorker(job)
     records = [worker.build(storage, index) for index in range(job.spec.shards)]
     write_manifest(storage, job.spec, job.image_ids, records, job.fingerprint().as_dict())
@@ -315,7 +315,7 @@ def test_made_on_ray_in_shards_and_resumed(store, ray_cluster, monkeypatch):
     job = cache_job(settings, find_teacher(settings), ids(store))
     assert job.spec.shards == 2
     storage = cache_storage(settings)
-    claim(storage, job.fingerprint(), "a teacher cache", False)
+    Claim(storage, job.fingerprint(), "cache", "a teacher cache").take(False)
     CacheWorker(job).build(storage, 1)
     kept = Path(storage.local_path("part-00001/pooled.npy"))
     before = kept.stat().st_mtime_ns

@@ -19,7 +19,7 @@ from echostill.eval.reporting.stage import ReportConfig, plan_report, recipe_of,
 from echostill.platform.config import result_relevant
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import encode_png
-from echostill.platform.tables.fingerprint import Fingerprint, claim
+from echostill.platform.tables.fingerprint import Claim, Fingerprint
 from echostill.platform.tables.schemas import (
     CORESET_SCHEMA,
     POOL_SCHEMA,
@@ -225,7 +225,9 @@ def store(tmp_path_factory):
     digest = store.open_coreset("default").digest
     make_run(store, "distilled-0", {"preset": "tinyusfm"}, 0.01, digest)
     make_run(store, "MIM-only-0", {"preset": "mim-only"}, None, "another")
-    claim(store.report("default"), Fingerprint({}, "0", {}, {}), "an evaluation", overwrite=False)
+    Claim(store.report("default"), Fingerprint({}, "0", {}, {}), "evaluate", "an evaluation").take(
+        False
+    )
     store.report("default").write("evaluation.json", json.dumps(make_evaluation()).encode())
     return store
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echostill.platform.errors import EchostillError, UsageError
-from echostill.platform.tables.fingerprint import Fingerprint, claim, difference
+from echostill.platform.tables.fingerprint import Claim, Fingerprint, difference
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import Table, encode_parquet, write_table
 
@@ -72,13 +72,13 @@ def test_unknown_schemes_are_refused():
 
 def test_a_folder_belongs_to_one_fingerprint(tmp_path):
     storage = Storage(str(tmp_path / "scores"))
-    claim(storage, fingerprint(seed=1, deep={"x": 2}), "scores", overwrite=False)
+    Claim(storage, fingerprint(seed=1, deep={"x": 2}), "score", "scores").take(False)
     storage.write("part", b"done")
-    claim(storage, fingerprint(seed=1, deep={"x": 2}), "scores", overwrite=False)
+    Claim(storage, fingerprint(seed=1, deep={"x": 2}), "score", "scores").take(False)
     with pytest.raises(UsageError, match=r"configuration\.deep\.x: 2 -> 3"):
-        claim(storage, fingerprint(seed=1, deep={"x": 3}), "scores", overwrite=False)
+        Claim(storage, fingerprint(seed=1, deep={"x": 3}), "score", "scores").take(False)
     assert storage.exists("part")
-    claim(storage, fingerprint(seed=1, deep={"x": 3}), "scores", overwrite=True)
+    Claim(storage, fingerprint(seed=1, deep={"x": 3}), "score", "scores").take(True)
     assert not storage.exists("part")
 
 
