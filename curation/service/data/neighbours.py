@@ -18,13 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from echostill.curation.selection.features import ColumnFeatures, matrix_of
-from echostill.curation.service.data.columns import sync
 from echostill.platform.seeding import stream
 from echostill.platform.tables.table import Table
 
 INDEX_FILE = "neighbours.faiss"
 ADDRESS_FILE = "addresses.npy"
-DESCRIPTION_FILE = "neighbours.json"  # written last
+DESCRIPTION_FILE = "neighbours.json"
 
 ONE_LIST_BELOW = 20_000  # searching all of so few takes two milliseconds
 LISTS_MAX = 4096
@@ -94,10 +93,7 @@ def build_neighbours(scores: Table, rows: np.ndarray, folder: Path, report: Repo
         "probes": probes,
         "recall_at_10": recall,
     }
-    for name in (ADDRESS_FILE, INDEX_FILE):
-        sync(folder / name)
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description))
-    sync(folder / DESCRIPTION_FILE)
 
 
 class ExactNeighbours:
