@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from echostill.curation.service import children
 from echostill.curation.service.data.catalogue import build_catalogue
 from echostill.curation.service.data.columns import open_columns, write_columns
@@ -22,6 +19,7 @@ from echostill.curation.service.data.neighbours import Report, build_neighbours
 from echostill.curation.service.data.projection import build_map
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.atomic import UNFINISHED, atomic_write, locked
+from echostill.platform.tables.ids import pool_rows
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
 
@@ -131,15 +129,7 @@ def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = K
         if scores is None or not missing:
             return derived
         catalogue = open_columns(derived.catalogue)
-        ids = pa.concat_arrays(scores.read(["image_id"])["image_id"].chunks)
-        known = catalogue["image_id"].combine_chunks()
-        found = pc.index_in(ids.cast(pa.large_string()), value_set=known)
-        if found.null_count:
-            raise UsageError(
-                f"{found.null_count} scored images are not in the pool: the scores belong to "
-                "another pool. Run `echostill score` again."
-            )
-        rows = found.to_numpy()
+        rows = pool_rows(scores.read(["image_id"])["image_id"], catalogue["image_id"])
         if "neighbours" in missing:
             with atomic_write(derived.neighbours) as partial:
                 partial.mkdir()
