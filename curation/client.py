@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.tables.atomic import atomic_write
 
 ARROW = "application/vnd.apache.arrow.stream"
 TOKEN_VARIABLE = "ECHOSTILL_TOKEN"
@@ -139,18 +140,13 @@ class Client:
         """Write a coreset to a ``.parquet``, ``.csv`` or ``.jsonl`` file; returns its bytes."""
         kind = export_format(path)
         target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         size = 0
         query = {"format": kind, **filters}
-        try:
+        with atomic_write(target) as partial:
             answer = self._stream(f"/v1/coresets/{_part(name)}/export", query)
             with answer as pieces, partial.open("wb") as file:
                 for piece in pieces.iter_bytes():
                     size += file.write(piece)
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         return size
 
     def compare(self, a: str, b: str, *, limit: int = 100) -> dict[str, Any]:

@@ -7,6 +7,7 @@ benchmark's image in its reason.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from pydantic import Field
 from echostill.curation.copies.benchmarks import COLUMNS, Benchmark, find_benchmarks
 from echostill.curation.copies.groups import EXACT, KINDS, NEAR, SEMANTIC
 from echostill.curation.copies.near import NearSettings, near_links, pool_thumbnails
-from echostill.curation.copies.semantic import Features, nearest_features
+from echostill.curation.copies.semantic import mean_feature, nearest_features
 from echostill.curation.copies.stage import HASH_COLUMNS, describe_copy, require_columns
 from echostill.curation.ingestion.perceptual import as_hashes, as_thumbnails
 from echostill.curation.scoring.teacher_features import teacher_features, teacher_of_scores
+from echostill.curation.selection.features import TableFeatures
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import decode_staged
 from echostill.platform.models import Encoder
@@ -154,7 +156,7 @@ class _PoolSide:
         self.ids = rows["image_id"].combine_chunks()
         self.digests = rows["content_hash"].combine_chunks()
         self.hashes = as_hashes(rows["perceptual_hash"])
-        self.features: Features | None = None
+        self.scores: Table | None = None
         self.teacher: Encoder | None = None
         if settings.semantic_epsilon is not None:
             self._open_features(store)
@@ -169,14 +171,19 @@ class _PoolSide:
         except UsageError as error:
             self.notes.append(f"features were not compared: {error}")
             return
-        self.features = Features(scores)
+        self.scores = scores
+
+    @cached_property
+    def _mean(self) -> np.ndarray:
+        assert self.scores is not None
+        return mean_feature(TableFeatures(self.scores))
 
     def overlap(self, benchmark: Benchmark) -> Overlap:
         """Compare the pool with one benchmark; of each pool image the surest match is told."""
         columns, features = self._read(benchmark)
         matches = [self._exact(columns), self._near(columns)]
-        if self.features is not None and features is not None:
-            matches.append(self._semantic(self.features, features))
+        if self.scores is not None and features is not None:
+            matches.append(self._semantic(self.scores, features))
         row, other, kind, distance = (np.concatenate(parts) for parts in zip(*matches, strict=True))
         order = np.lexsort((other, distance, kind, row))
         first = order[np.unique(row[order], return_index=True)[1]]
@@ -227,12 +234,13 @@ class _PoolSide:
         links = near_links(hashes, np.arange(len(hashes)) >= count, thumbnails, self.settings)
         return _matches(links.first, links.second - count, NEAR, links.distance)
 
-    def _semantic(self, own: Features, theirs: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _semantic(self, scores: Table, theirs: np.ndarray) -> tuple[np.ndarray, ...]:
         assert self.settings.semantic_epsilon is not None
         row, other, gap = nearest_features(
-            own.rows, own.mean, theirs, self.settings.semantic_epsilon
+            TableFeatures(scores), self._mean, theirs, self.settings.semantic_epsilon
         )
-        place = pc.index_in(pa.array(own.ids, pa.string()), value_set=self.ids)
+        ids = scores.read(["image_id"])["image_id"].combine_chunks()
+        place = pc.index_in(ids, value_set=self.ids)
         known = place.take(pa.array(row))
         valid = known.is_valid().to_numpy(zero_copy_only=False)
         return _matches(known.drop_null().to_numpy(), other[valid], SEMANTIC, gap[valid])

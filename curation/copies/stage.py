@@ -26,13 +26,15 @@ from echostill.curation.copies.groups import (
     group_copies,
 )
 from echostill.curation.copies.near import NearSettings, near_links, pool_thumbnails
-from echostill.curation.copies.semantic import Features, semantic_pairs
+from echostill.curation.copies.semantic import mean_feature, semantic_pairs
 from echostill.curation.ingestion.perceptual import BITS, as_hashes
+from echostill.curation.selection.features import TableFeatures
 from echostill.platform import stages
 from echostill.platform.config import StageConfig
 from echostill.platform.errors import UsageError
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, fingerprint
+from echostill.platform.tables.ids import pool_rows
 from echostill.platform.tables.schemas import DUPLICATES_SCHEMA, QUALITY_ISSUES, score_column
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
@@ -229,26 +231,15 @@ def find_links(
     near = near_links(hashes, labels[some], lambda r: pool_thumbnails(pool, some[r]), config)
     links = [replace(near, first=some[near.first], second=some[near.second])]
     if config.semantic_epsilon is not None and scores is not None:
-        features = Features(scores)
-        ids = columns["image_id"].combine_chunks()
-        row = _places(features.ids, ids)
+        features = TableFeatures(scores)
+        row = pool_rows(scores.read(["image_id"])["image_id"], columns["image_id"])
         first, second, gap = semantic_pairs(
-            features.rows, features.mean, labels[row], config.semantic_epsilon, config.seed
+            features, mean_feature(features), labels[row], config.semantic_epsilon, config.seed
         )
         one, other = stands_for[row[first]], stands_for[row[second]]
         apart = one != other
         links.append(Links.of(one[apart], other[apart], SEMANTIC, gap[apart]))
     return Links.joined(links)
-
-
-def _places(wanted: list[str], ids: pa.Array) -> np.ndarray:
-    place = pc.index_in(pa.array(wanted, pa.string()), value_set=ids)
-    if place.null_count:
-        raise UsageError(
-            f"{place.null_count} scored images are not in the pool: the scores belong to another "
-            "one. Run `echostill score` again."
-        )
-    return place.to_numpy().astype(np.int64)
 
 
 def _as_table(

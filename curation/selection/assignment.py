@@ -13,11 +13,10 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
-import faiss
 import numpy as np
 
 from echostill.curation.selection.features import Features, usable_rows
-from echostill.platform.errors import UsageError
+from echostill.curation.selection.kmeans import flat_index
 
 GRID = 2.0**24
 CANDIDATES = 4  # centroids per row that FAISS names; near ties are nearly always among so few
@@ -50,35 +49,6 @@ def on_grid(centroids: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(exact, axis=1, keepdims=True)
     unit = exact / np.where(length > 0, length, 1.0)
     return (np.round(unit * GRID) / GRID).astype(np.float32)
-
-
-def flat_index(vectors: np.ndarray, gpus: tuple[int, ...] = ()) -> Any:
-    """Build a FAISS index of inner products.
-
-    Args:
-        vectors: (k, D) float32; may have no rows.
-        gpus: ids of the GPUs that hold a copy each; none is the CPU.
-
-    Raises:
-        UsageError: GPUs are asked for, and FAISS was built without them or has fewer.
-    """
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    if len(vectors):
-        index.add(np.ascontiguousarray(vectors))
-    if not gpus:
-        return index
-    found = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-    missing = [gpu for gpu in gpus if gpu >= found]
-    if missing:
-        raise UsageError(
-            f"gpus {list(gpus)}: FAISS sees {found} GPU(s) here, and has no GPU {missing[0]}. "
-            "Install faiss-gpu in place of faiss-cpu, or leave gpus empty."
-        )
-    # Never gpu=True: FAISS would take all of them.
-    resources = [faiss.StandardGpuResources() for _ in gpus]
-    options = faiss.GpuMultipleClonerOptions()
-    options.shard = False
-    return faiss.index_cpu_to_gpu_multiple_py(resources, index, options, list(gpus))
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,26 @@
 """Spherical k-means over teacher features: where in the pool an image lives.
 
 FAISS trains the centroids on a sample of the pool, in memory; then every image is assigned to its
-nearest centroid, piece by piece. Three habits of FAISS are made explicit here: it trains on a
-silent sample of 256 rows per cluster unless told otherwise, it warns instead of stopping when a
-cluster gets few rows, and it may leave clusters without members.
+nearest centroid, piece by piece. Clusters that k-means leaves without members are dropped.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
-from echostill.curation.selection.assignment import AssignPiece, GatherPiece, flat_index, on_grid
+from echostill.curation.selection.assignment import AssignPiece, GatherPiece, on_grid
 from echostill.curation.selection.features import ArrayFeatures, Features, inverse
+from echostill.curation.selection.kmeans import train_centroids
 from echostill.platform.config import Config
 from echostill.platform.errors import UsageError
 from echostill.platform.phases import phase
 from echostill.platform.ray_tasks import Crew
 from echostill.platform.seeding import stream
+from echostill.platform.tables.ids import first_ids
 
 AUTO_CLUSTERS_MAX = 1000
 
@@ -158,7 +156,15 @@ def cluster_pieces(
     with phase("training sample"):
         sample = _gather(features, ids, chosen, place, edges, crew)
     with phase("k-means training"):
-        centroids = on_grid(_train(sample, requested, settings))
+        trained = train_centroids(
+            sample,
+            requested,
+            iterations=settings.iterations,
+            seed=settings.seed,
+            redo=settings.redo,
+            gpus=settings.gpus,
+        )
+        centroids = on_grid(trained)
         del sample
     with phase("assignment"):
         cluster = np.empty(rows, dtype=np.int32)
@@ -180,12 +186,6 @@ def cluster_pieces(
         requested=requested,
         training_rows=len(chosen),
     )
-
-
-def first_ids(ids: pa.Array, rows: np.ndarray, limit: int = 3) -> str:
-    """Name the first few of the given rows by their ids, for an error message."""
-    shown = pc.take(ids, pa.array(rows[:limit])).to_pylist()
-    return ", ".join(shown) + (", ..." if len(rows) > limit else "")
 
 
 def _sample(rows: int, size: int, seed: int) -> np.ndarray:
@@ -222,18 +222,3 @@ def _gather(
             f"{first_ids(ids, lost)}. Score these images again or leave them out of the pool."
         )
     return sample
-
-
-def _train(sample: np.ndarray, clusters: int, settings: ClusteringSettings) -> np.ndarray:
-    """Train centroids on the whole sample, (k, D) float32."""
-    parameters = faiss.ClusteringParameters()
-    parameters.niter = settings.iterations
-    parameters.nredo = settings.redo
-    parameters.seed = settings.seed % 2**31  # FAISS holds it in 32 bits
-    parameters.spherical = True
-    parameters.min_points_per_centroid = 1
-    # FAISS takes a sample of its own when rows > clusters * this: the bound is never met.
-    parameters.max_points_per_centroid = math.ceil(len(sample) / clusters)
-    kmeans = faiss.Clustering(sample.shape[1], clusters, parameters)
-    kmeans.train(sample, flat_index(sample[:0], settings.gpus))
-    return faiss.vector_to_array(kmeans.centroids).reshape(clusters, sample.shape[1])

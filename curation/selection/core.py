@@ -20,7 +20,6 @@ from echostill.curation.selection.clustering import (
     Clustering,
     ClusteringSettings,
     cluster_pieces,
-    first_ids,
 )
 from echostill.curation.selection.feature_rows import load_rows
 from echostill.curation.selection.features import ArrayFeatures, ColumnFeatures, Features, inverse
@@ -34,6 +33,7 @@ from echostill.platform.config import validate
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.phases import phase
 from echostill.platform.ray_tasks import Crew
+from echostill.platform.tables.ids import first_ids, pool_rows
 from echostill.platform.tables.schemas import CORESET_SCHEMA
 
 __all__ = [
@@ -347,14 +347,7 @@ def _column(values: Any) -> Any:
 
 def _of_pool(ids: pa.Array, groups: pa.Table, balance: str | None) -> tuple[pa.Array, Strata]:
     """Find each row's group, and its value of the column that balances."""
-    known = groups["image_id"].cast(pa.string()).combine_chunks()
-    row = pc.index_in(ids, value_set=known)
-    if row.null_count:
-        lost = np.flatnonzero(pc.is_null(row).to_numpy(zero_copy_only=False))
-        raise UsageError(
-            f"{len(lost)} scored images are not in the pool: {first_ids(ids, lost)}. The scores "
-            "belong to another pool; run `echostill score` again."
-        )
+    row = pa.array(pool_rows(ids, groups["image_id"].cast(pa.string())))
     group_ids = groups["group_id"].cast(pa.string()).combine_chunks().take(row)
     if balance is None:
         return group_ids, Strata(None, [""], np.zeros(len(ids), dtype=np.int64))

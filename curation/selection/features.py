@@ -4,7 +4,7 @@ A piece is a run of rows that one thread or worker reads on its own: an array's 
 column in memory, or some row groups of a Parquet part.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -132,6 +132,37 @@ class TableFeatures:
         return pieces
 
 
+def all_blocks(features: Features) -> Iterator[np.ndarray]:
+    """Read all pieces in order, as blocks (n, D)."""
+    for piece in range(len(features.counts)):
+        yield from features.blocks(piece)
+
+
+def joined(blocks: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """Join blocks to larger ones.
+
+    Args:
+        blocks: (n, D) each.
+        rows: Rows wanted.
+
+    Yields:
+        (rows, D), and at the end what is left.
+    """
+    held: list[np.ndarray] = []
+    count = 0
+    for block in blocks:
+        start = 0
+        while count + len(block) - start >= rows:
+            stop = start + rows - count
+            yield np.concatenate([*held, block[start:stop]])
+            held, count, start = [], 0, stop
+        if start < len(block):
+            held.append(block[start:])
+            count += len(block) - start
+    if held:
+        yield np.concatenate(held)
+
+
 def matrix_of(features: Features, order: np.ndarray) -> np.ndarray:
     """Read features as a whole, rows in the given order.
 
@@ -145,12 +176,11 @@ def matrix_of(features: Features, order: np.ndarray) -> np.ndarray:
     place = inverse(order)
     matrix: np.ndarray | None = None
     start = 0
-    for piece in range(len(features.counts)):
-        for block in features.blocks(piece):
-            if matrix is None:
-                matrix = np.empty((len(order), features.dimension), dtype=block.dtype)
-            matrix[place[start : start + len(block)]] = block
-            start += len(block)
+    for block in all_blocks(features):
+        if matrix is None:
+            matrix = np.empty((len(order), features.dimension), dtype=block.dtype)
+        matrix[place[start : start + len(block)]] = block
+        start += len(block)
     return np.empty((0, features.dimension), np.float16) if matrix is None else matrix
 
 

@@ -7,7 +7,6 @@ clusters anew. Of several acts on one image the last counts.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from echostill.platform.errors import UsageError, nearest
+from echostill.platform.tables.atomic import locked
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import (
@@ -235,6 +235,5 @@ def _alone(store: Store) -> Iterator[None]:
             yield
             return
         os.makedirs(storage.local_path(), exist_ok=True)
-        with open(storage.local_path("lock"), "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(storage.local_path("lock")):
             yield

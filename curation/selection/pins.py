@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from echostill.curation.selection.clustering import first_ids
 from echostill.platform.errors import UsageError
+from echostill.platform.tables.ids import first_ids
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ embedding-atlas (MIT, https://apple.github.io/embedding-atlas) is a viewer of it
 Parquet file, pictures as a struct with a field ``bytes``, and places as two columns of numbers.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from echostill.curation.service.data.neighbours import Report
 from echostill.curation.service.data.state import State
 from echostill.curation.service.data.thumbnails import encode_jpeg
 from echostill.platform.imaging.images import decode_staged, resize_longest
+from echostill.platform.tables.atomic import atomic_write
 
 PICTURE = pa.struct([("bytes", pa.binary())])
 LEFT_OUT = ("part", "part_row", "scored")
@@ -40,10 +42,9 @@ def write_atlas(
     assert places is not None
     parts, rows = (numbers(catalogue.table[name]) for name in ("part", "part_row"))
     order = np.lexsort((rows, parts))
-    partial = path.with_name(f"{path.name}.tmp")
-    writer: pq.ParquetWriter | None = None
     done = 0
-    try:
+    with atomic_write(path) as partial, contextlib.ExitStack() as open_files:
+        writer: pq.ParquetWriter | None = None
         for piece in pool.parts(["image"] if side else ["image_id"]):
             own = order[done : done + piece.num_rows]
             table = _described(state, coreset, own)
@@ -52,14 +53,11 @@ def write_atlas(
             if side:
                 table = table.add_column(3, "image", _pictures(piece["image"], side))
             if writer is None:
-                writer = pq.ParquetWriter(partial, table.schema, compression="zstd")
+                made = pq.ParquetWriter(partial, table.schema, compression="zstd")
+                writer = open_files.enter_context(made)
             writer.write_table(table)
             done += piece.num_rows
             report("writing", done / len(catalogue))
-    finally:
-        if writer is not None:
-            writer.close()
-    partial.rename(path)
     return done
 
 

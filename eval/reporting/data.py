@@ -15,6 +15,7 @@ from PIL import Image
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.images import decode_image, resize_longest
+from echostill.platform.tables.ids import rows_of_ids
 from echostill.platform.tables.schemas import QUALITY_ISSUES, QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store, read_configuration, read_manifest
@@ -134,7 +135,7 @@ def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str])
     proxy = None
     if read_manifest(store.run("proxy")) is not None:
         proxy = _read_run(store, "proxy", coreset.digest)
-    place = _places(rows["image_id"], images["image_id"], "the pool")
+    place = pa.array(_coreset_rows(rows["image_id"], images["image_id"], "the pool"))
     configurations = {
         "ingest": read_configuration(store.pool()),
         "score": read_configuration(store.scores()),
@@ -259,19 +260,19 @@ def _stated(column: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.equal(filled, ""), NOT_STATED, filled)
 
 
-def _places(ids: pa.ChunkedArray, among: pa.ChunkedArray, where: str) -> pa.Array:
-    place = pc.index_in(ids.combine_chunks(), value_set=among.combine_chunks())
-    if place.null_count:
-        raise UsageError(
-            f"{place.null_count} images of the coreset are not in {where}: it was selected from "
-            "another one. Run echostill score and echostill select again."
-        )
-    return place
+def _coreset_rows(ids: pa.ChunkedArray, among: pa.ChunkedArray, where: str) -> np.ndarray:
+    return rows_of_ids(
+        ids,
+        among,
+        what="images of the coreset",
+        where=where,
+        advice="It was selected from another one. Run echostill score and echostill select again.",
+    )
 
 
 def _gradients(scores: Table, ids: pa.ChunkedArray) -> np.ndarray:
     table = scores.read(["image_id", "gradient"])
-    place = _places(ids, table["image_id"], "the scores").to_numpy()
+    place = _coreset_rows(ids, table["image_id"], "the scores")
     lists = table["gradient"].combine_chunks()
     values = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
     return values.reshape(len(table), -1)[place]

@@ -18,9 +18,7 @@ Layouts that are understood, as published:
 import hashlib
 import json
 import logging
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +30,7 @@ from torch import Tensor
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.models.encoder import Encoder
+from echostill.platform.tables.atomic import atomic_write_bytes
 
 LOGGER = logging.getLogger(__name__)
 
@@ -148,18 +147,7 @@ def save_weights(encoder: Encoder, path: str | Path, metadata: Mapping[str, str]
     about = {**metadata, "model": encoder.name, "image_size": str(encoder.image_size)}
     content = _sorted_header(safetensors.torch.save(tensors, {"format": "pt", **about}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes files for the owner alone; weights are shared like any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    atomic_write_bytes(path, content)
 
 
 def weights_digest(path: str | Path) -> str:

@@ -10,7 +10,6 @@ the environment.
 
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,8 +19,7 @@ from typing import BinaryIO, cast
 import pyarrow.fs as pafs
 
 from echostill.platform.errors import EchostillError, UsageError
-
-UNFINISHED = ".tmp"  # how the names of local files end while they are written
+from echostill.platform.tables.atomic import UNFINISHED, atomic_write_bytes
 
 
 class Storage:
@@ -92,17 +90,8 @@ class Storage:
             ):
                 stream.write(data)
             return
-        folder = os.path.dirname(target)
-        os.makedirs(folder, exist_ok=True)
-        temporary = f"{target}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        atomic_write_bytes(target, data)
 
     def append(self, name: str, data: bytes) -> None:
         """Append to a local file, in one write; object stores cannot append.

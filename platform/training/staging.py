@@ -10,7 +10,6 @@ import json
 import os
 import tempfile
 import threading
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import pyarrow.compute as pc
 
 from echostill.platform.errors import EchostillError
 from echostill.platform.imaging.images import DecodeError, decode_staged, to_square
+from echostill.platform.tables.atomic import atomic_write, atomic_write_bytes
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import Table
 
@@ -85,8 +85,9 @@ def stage_images(
     with STAGING:
         if not (array_path.exists() and words_path.exists()):
             folder.mkdir(parents=True, exist_ok=True)
-            words = _write(pool, wanted, side, array_path)
-            _replace(words_path, json.dumps(words).encode())
+            with atomic_write(array_path) as temporary:
+                words = _write(pool, wanted, side, temporary)
+            atomic_write_bytes(words_path, json.dumps(words).encode())
     words = json.loads(words_path.read_text())
     pixels = np.load(array_path, mmap_mode="r")
     return StagedImages(
@@ -102,9 +103,8 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str,
     """Write the array; return ids, organs and devices of its first rows, which hold the images."""
     position = {image_id: row for row, image_id in enumerate(wanted)}
     channels = 3 if _any_colour(pool, position) else 1
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     array = np.lib.format.open_memmap(
-        temporary, mode="w+", dtype=np.uint8, shape=(len(wanted), channels, side, side)
+        target, mode="w+", dtype=np.uint8, shape=(len(wanted), channels, side, side)
     )
     found = 0
     organs, devices = [""] * len(wanted), [""] * len(wanted)
@@ -131,15 +131,12 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str,
             array[place] = array[row]
     array.flush()
     if found != len(wanted):
-        temporary.unlink()
         raise EchostillError(
             f"{len(wanted) - found} of {len(wanted)} images are not in the pool "
             f"'{pool.storage.root}': select again from this pool."
         )
     if not kept:
-        temporary.unlink()
         raise EchostillError(f"none of {len(wanted)} images of '{pool.storage.root}' is readable.")
-    os.replace(temporary, target)
     return {
         "ids": [wanted[row] for row in kept],
         "organs": [organs[row] for row in kept],
@@ -153,9 +150,3 @@ def _any_colour(pool: Table, position: dict[str, int]) -> bool:
         if any(image_id in position for image_id in coloured):
             return True
     return False
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -3,10 +3,10 @@
 import math
 from typing import TYPE_CHECKING, Literal
 
-import faiss
 import numpy as np
 from pydantic import Field
 
+from echostill.curation.selection.kmeans import flat_index, train_centroids
 from echostill.curation.selection.methods.block import Block
 from echostill.platform.config import Config
 
@@ -55,18 +55,9 @@ def cluster_tree(
         count = round(math.sqrt(len(current)))
         if count < 2 or count >= len(current):
             break
-        kmeans = faiss.Kmeans(
-            current.shape[1],
-            count,
-            niter=iterations,
-            seed=seed % 2**31,
-            spherical=True,
-            min_points_per_centroid=1,
-            max_points_per_centroid=math.ceil(len(current) / count),
-        )
-        kmeans.train(np.ascontiguousarray(current))
-        _, nearest = kmeans.index.search(np.ascontiguousarray(current), 1)
+        above = train_centroids(current, count, iterations=iterations, seed=seed)
+        _, nearest = flat_index(above).search(np.ascontiguousarray(current), 1)
         used, parent = np.unique(nearest[:, 0], return_inverse=True)
         parents.append(parent.astype(np.int64))
-        current = np.asarray(kmeans.centroids)[used]
+        current = above[used]
     return parents

@@ -1,13 +1,12 @@
 """Tables as mapped Arrow files: opened in a millisecond, paged in as they are read."""
 
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from echostill.platform.errors import EchostillError
+from echostill.platform.tables.atomic import atomic_write
 
 
 def write_columns(path: Path, table: pa.Table) -> None:
@@ -21,14 +20,12 @@ def write_columns(path: Path, table: pa.Table) -> None:
     if len(batches) != 1:
         raise EchostillError(f"'{path}' would have {len(batches)} pieces; expected one.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_batch(batches[0])
-        sync(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic_write(path) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_batch(batches[0])
 
 
 def open_columns(path: Path) -> pa.Table:
@@ -54,15 +51,6 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """
     array = _one(column)
     return array.indices.to_numpy(), array.dictionary.to_pylist()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class SortedTexts:

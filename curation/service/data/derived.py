@@ -5,17 +5,12 @@ that name when it is whole: what is there can be used, and what belongs to repla
 looked at. All of it may be deleted at any time; the next start makes it again.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from echostill.curation.service import children
 from echostill.curation.service.data.catalogue import build_catalogue
@@ -23,6 +18,8 @@ from echostill.curation.service.data.columns import open_columns, write_columns
 from echostill.curation.service.data.neighbours import Report, build_neighbours
 from echostill.curation.service.data.projection import build_map
 from echostill.platform.errors import UsageError
+from echostill.platform.tables.atomic import UNFINISHED, atomic_write, locked
+from echostill.platform.tables.ids import pool_rows
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
 
@@ -121,7 +118,7 @@ def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = K
         raise UsageError(
             f"cannot write '{folder}' ({error.strerror}): name another place with --index-folder."
         ) from None
-    with _alone(folder):
+    with locked(folder / LOCK):
         derived = derived_of(store, folder)
         _sweep(derived)
         if not derived.catalogue.exists():
@@ -132,20 +129,11 @@ def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = K
         if scores is None or not missing:
             return derived
         catalogue = open_columns(derived.catalogue)
-        ids = pa.concat_arrays(scores.read(["image_id"])["image_id"].chunks)
-        known = catalogue["image_id"].combine_chunks()
-        found = pc.index_in(ids.cast(pa.large_string()), value_set=known)
-        if found.null_count:
-            raise UsageError(
-                f"{found.null_count} scored images are not in the pool: the scores belong to "
-                "another pool. Run `echostill score` again."
-            )
-        rows = found.to_numpy()
+        rows = pool_rows(scores.read(["image_id"])["image_id"], catalogue["image_id"])
         if "neighbours" in missing:
-            partial = folder / f"neighbours-{derived.key}.tmp"
-            partial.mkdir()
-            build_neighbours(scores, rows, partial, _within(report, "neighbours", 0.05, 0.85))
-            partial.rename(derived.neighbours)
+            with atomic_write(derived.neighbours) as partial:
+                partial.mkdir()
+                build_neighbours(scores, rows, partial, _within(report, "neighbours", 0.05, 0.85))
         if "map" in missing:
             size = catalogue.num_rows
             build_map(scores, rows, size, derived.map, _within(report, "map", 0.85, 1.0))
@@ -156,17 +144,11 @@ def _within(report: Report, name: str, low: float, high: float) -> Report:
     return lambda stage, fraction: report(f"{name}: {stage}", low + (high - low) * fraction)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with (folder / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _sweep(derived: Derived) -> None:
     """Delete what belongs to replaced tables, and what a killed build left behind."""
     for entry in derived.folder.iterdir():
-        if entry.name == LOCK or (derived.key in entry.name and not entry.name.endswith(".tmp")):
+        whole = derived.key in entry.name and not entry.name.endswith(UNFINISHED)
+        if whole or entry.name == LOCK:
             continue
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)

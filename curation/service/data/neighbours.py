@@ -17,14 +17,13 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from echostill.curation.selection.features import ColumnFeatures, matrix_of
-from echostill.curation.service.data.columns import sync
+from echostill.curation.selection.features import ColumnFeatures, TableFeatures, joined, matrix_of
 from echostill.platform.seeding import stream
 from echostill.platform.tables.table import Table
 
 INDEX_FILE = "neighbours.faiss"
 ADDRESS_FILE = "addresses.npy"
-DESCRIPTION_FILE = "neighbours.json"  # written last
+DESCRIPTION_FILE = "neighbours.json"
 
 ONE_LIST_BELOW = 20_000  # searching all of so few takes two milliseconds
 LISTS_MAX = 4096
@@ -55,7 +54,7 @@ def build_neighbours(scores: Table, rows: np.ndarray, folder: Path, report: Repo
         folder: exists and is empty; the caller renames it when this returns.
         report: told stage and fraction.
     """
-    dimension = _dimension(scores)
+    dimension = TableFeatures(scores).dimension
     lists = list_count(len(rows))
     sample, queries = _samples(scores, lists, report)
     # The lists' centres are found by inner product, as the neighbours are.
@@ -94,10 +93,7 @@ def build_neighbours(scores: Table, rows: np.ndarray, folder: Path, report: Repo
         "probes": probes,
         "recall_at_10": recall,
     }
-    for name in (ADDRESS_FILE, INDEX_FILE):
-        sync(folder / name)
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description))
-    sync(folder / DESCRIPTION_FILE)
 
 
 class ExactNeighbours:
@@ -185,21 +181,21 @@ def bits(mask: np.ndarray) -> np.ndarray:
     return np.packbits(mask, bitorder="little")
 
 
-def _dimension(scores: Table) -> int:
-    text: str = dict(scores.manifest["schema"])["feature"]
-    return int(text.rpartition("[")[2].rstrip("]"))
-
-
 def unit_features(scores: Table) -> Iterator[np.ndarray]:
     """Yield blocks (n, D) of float32 unit features, in the table's order."""
-    for part in scores.parts(["feature"]):
-        for start in range(0, part.num_rows, ROWS_PER_BATCH):
-            yield unit_rows(part["feature"].slice(start, ROWS_PER_BATCH))
+    features = TableFeatures(scores)
+    for piece in range(len(features.counts)):
+        for block in joined(features.blocks(piece), ROWS_PER_BATCH):
+            yield _of_unit_length(block)
 
 
 def unit_rows(column: pa.ChunkedArray) -> np.ndarray:
     """Read a column of features as (n, D) float32 of unit length (zero stays zero)."""
-    block = matrix_of(ColumnFeatures(column), np.arange(len(column))).astype(np.float32)
+    return _of_unit_length(matrix_of(ColumnFeatures(column), np.arange(len(column))))
+
+
+def _of_unit_length(rows: np.ndarray) -> np.ndarray:
+    block = rows.astype(np.float32)
     length = np.linalg.norm(block, axis=1, keepdims=True)
     return np.ascontiguousarray(block / np.where(length > 0, length, 1))
 

@@ -12,9 +12,9 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from echostill.curation.service.data.columns import sync
 from echostill.curation.service.data.neighbours import Report, unit_features, unit_rows
 from echostill.platform.seeding import stream
+from echostill.platform.tables.atomic import atomic_write
 from echostill.platform.tables.table import Table
 
 LANDMARKS = 4000
@@ -54,11 +54,8 @@ def build_map(scores: Table, rows: np.ndarray, size: int, path: Path, report: Re
         places[rows[done : done + len(block)]] = _between(seen, tree, reduced, placed, scale)
         done += len(block)
         report("placing", 0.6 + 0.4 * done / len(rows))
-    partial = path.with_name(f"{path.name}.tmp")
-    with partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.save(file, _fitted(places))
-    sync(partial)
-    partial.rename(path)
 
 
 def _landmarks(scores: Table) -> np.ndarray:

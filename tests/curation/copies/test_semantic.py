@@ -5,7 +5,13 @@ import pyarrow as pa
 import pytest
 
 from echostill.curation.copies import semantic
-from echostill.curation.copies.semantic import Features, centred, nearest_features, semantic_pairs
+from echostill.curation.copies.semantic import (
+    centred,
+    mean_feature,
+    nearest_features,
+    semantic_pairs,
+)
+from echostill.curation.selection.features import ArrayFeatures, TableFeatures
 from echostill.platform.tables.schemas import scores_schema
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import Table, write_table
@@ -31,9 +37,9 @@ def cosines(features, mean):
 def test_pairs_are_those_inside_clusters(features):
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     labels = np.arange(ROWS) // 2
-    first, second, gap = semantic_pairs(features, mean, labels, EPSILON, seed=0)
+    first, second, gap = semantic_pairs(ArrayFeatures(features), mean, labels, EPSILON, seed=0)
     cosine = cosines(features, mean)
-    cluster = semantic._assign(features, mean, seed=0)
+    cluster = semantic._assign(ArrayFeatures(features), mean, seed=0)
     expected = {
         (i, j)
         for i in range(ROWS)
@@ -47,22 +53,24 @@ def test_pairs_are_those_inside_clusters(features):
 
 def test_raw_cosines_would_call_all_of_them_alike(features):
     zero = np.zeros(DIMENSION, dtype=np.float32)
-    raw = semantic_pairs(features, zero, np.arange(ROWS), EPSILON, seed=0)[0]
+    raw = semantic_pairs(ArrayFeatures(features), zero, np.arange(ROWS), EPSILON, seed=0)[0]
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    own = semantic_pairs(features, mean, np.arange(ROWS), EPSILON, seed=0)[0]
+    own = semantic_pairs(ArrayFeatures(features), mean, np.arange(ROWS), EPSILON, seed=0)[0]
     assert len(raw) > 10 * len(own)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 9])
 def test_few_rows(features, rows):
     mean = np.zeros(DIMENSION, dtype=np.float32)
-    first, second, gap = semantic_pairs(features[:rows], mean, np.arange(rows), 1.0, seed=0)
+    first, second, gap = semantic_pairs(
+        ArrayFeatures(features[:rows]), mean, np.arange(rows), 1.0, seed=0
+    )
     assert len(first) == len(second) == len(gap) <= rows * (rows - 1) // 2
 
 
 def test_the_nearest_of_another_set(features):
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    row, other, gap = nearest_features(features[200:], mean, features[:200], EPSILON)
+    row, other, gap = nearest_features(ArrayFeatures(features[200:]), mean, features[:200], EPSILON)
     cosine = cosines(features, mean)[200:, :200]
     expected = np.flatnonzero(cosine.max(axis=1) >= 1 - EPSILON)
     assert row.tolist() == expected.tolist()
@@ -86,7 +94,46 @@ def test_features_are_read_in_the_tables_order(features, tmp_path):
     storage = Storage(str(tmp_path))
     table = pa.table(columns, schema=schema)
     manifest = write_table(storage, table, stage="score", fingerprint={}, rows_per_part=70)
-    found = Features(Table(storage, manifest))
-    np.testing.assert_array_equal(found.rows, features)
-    np.testing.assert_allclose(found.mean, features.astype(np.float64).mean(axis=0), rtol=1e-6)
-    assert found.ids == rows["image_id"].to_pylist()
+    found = TableFeatures(Table(storage, manifest))
+    mean = mean_feature(found)
+    np.testing.assert_allclose(mean, features.astype(np.float64).mean(axis=0), rtol=1e-6)
+    labels = np.arange(ROWS)
+    for one, other in zip(
+        semantic_pairs(found, mean, labels, EPSILON, seed=0),
+        semantic_pairs(ArrayFeatures(features), mean, labels, EPSILON, seed=0),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("passes", [1, 3, 40, 300])
+def test_clusters_are_the_same_in_any_number_of_passes(features, monkeypatch, passes):
+    cluster = np.random.default_rng(1).integers(0, 12, ROWS)
+    monkeypatch.setattr(semantic, "BYTES_PER_PASS", 2 * DIMENSION * (ROWS // passes))
+    read = []
+
+    class Counted(ArrayFeatures):
+        def blocks(self, piece):
+            read.append(piece)
+            return super().blocks(piece)
+
+    found = list(semantic._clusters(Counted(features), cluster))
+    assert len(found) == len(np.unique(cluster))
+    for number, (members, rows) in enumerate(found):
+        np.testing.assert_array_equal(members, np.flatnonzero(cluster == number))
+        np.testing.assert_array_equal(rows, features[members])
+    assert len(read) == {1: 1, 3: 4, 40: 12, 300: 12}[passes]
+
+
+def test_features_that_hold_several_chunks(monkeypatch):
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=(900, 5)).astype(np.float16)
+    mean = mean_feature(ArrayFeatures(values))
+    whole = nearest_features(ArrayFeatures(values), mean, values[:50], 0.01)
+    monkeypatch.setattr(semantic, "ROWS_PER_CHUNK", 64)
+    for one, other in zip(
+        whole, nearest_features(ArrayFeatures(values), mean, values[:50], 0.01), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    found = zip(whole[0].tolist(), whole[1].tolist(), strict=True)
+    assert {(row, row) for row in range(50)} <= set(found)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echostill.curation.selection.assignment import AssignPiece, flat_index, on_grid, unit_rows
+from echostill.curation.selection.assignment import AssignPiece, on_grid, unit_rows
 from echostill.curation.selection.features import ArrayFeatures
-from echostill.platform.errors import UsageError
 
 
 def case(rows, clusters, dimension, seed):
@@ -92,10 +91,3 @@ def test_centroids_lie_on_the_grid():
 def test_rows_are_brought_to_unit_length():
     block = np.array([[3.0, 4.0], [0.0, -2.0]], np.float16)
     np.testing.assert_allclose(unit_rows(block), [[0.6, 0.8], [0, -1]], atol=1e-7)
-
-
-def test_a_gpu_that_is_not_there_is_named():
-    if faiss.get_num_gpus() > 0:
-        pytest.skip("there is a GPU")
-    with pytest.raises(UsageError, match=r"gpus \[1\]: FAISS sees 0"):
-        flat_index(np.zeros((0, 4), np.float32), (1,))

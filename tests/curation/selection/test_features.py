@@ -3,12 +3,16 @@ import pickle
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from echostill.curation.selection import features as module
 from echostill.curation.selection.features import (
     ArrayFeatures,
     ColumnFeatures,
     TableFeatures,
+    all_blocks,
+    joined,
     matrix_of,
     usable_rows,
 )
@@ -80,3 +84,19 @@ def test_usable_rows(kind):
     rows[5] = [0, -0.0, 0, np.finfo(np.float16).smallest_subnormal]
     rows[6] = [-0.0, 0, 0, 0]
     assert usable_rows(rows).tolist() == [True, False, False, False, False, True, False]
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 7))
+def test_joined_blocks_hold_the_rows_in_order(sizes, rows):
+    values = np.arange(2 * sum(sizes)).reshape(-1, 2)
+    blocks = np.split(values, np.cumsum(sizes)[:-1]) if sizes else []
+    found = list(joined(blocks, rows))
+    assert [len(block) for block in found[:-1]] == [rows] * max(len(found) - 1, 0)
+    assert all(0 < len(block) <= rows for block in found)
+    np.testing.assert_array_equal(np.concatenate([values[:0], *found]), values)
+
+
+def test_all_blocks_are_all_rows(monkeypatch):
+    monkeypatch.setattr(module, "ROWS_PER_PIECE", 300)
+    rows = np.random.default_rng(0).normal(size=(1000, 3))
+    np.testing.assert_array_equal(np.concatenate(list(all_blocks(ArrayFeatures(rows)))), rows)

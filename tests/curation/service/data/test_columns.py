@@ -51,7 +51,8 @@ def test_a_killed_write_leaves_nothing_under_the_name(tmp_path):
         "import os, pyarrow as pa\n"
         "from pathlib import Path\n"
         "from echostill.curation.service.data import columns\n"
-        "columns.sync = lambda path: os.kill(os.getpid(), 9)\n"
+        "from echostill.platform.tables import atomic\n"
+        "atomic._sync = lambda path: os.kill(os.getpid(), 9)\n"
         f"columns.write_columns(Path({str(tmp_path)!r}) / 't.arrow', pa.table({{'a': [1]}}))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ)
