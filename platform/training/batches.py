@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,10 @@ from torch import Tensor
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.training.augment import AugmentSettings, augment
+from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.sampling import Draw, draw, draw_weighted, worker_share
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages
-
-if TYPE_CHECKING:
-    from echostill.platform.training.loop import Place
 
 
 @dataclass
@@ -60,10 +58,10 @@ def make_batch(
     seed: int,
     image_size: int,
     step: int,
-    place: "Place",
+    worker: TrainingWorker,
 ) -> Batch:
     """Draw, read and augment this worker's share of the batch of a step."""
-    share = worker_share(whole_draw(images, settings, seed, step), place.rank, place.size)
+    share = worker_share(whole_draw(images, settings, seed, step), worker.rank, worker.size)
     return replace(assemble(images, share, settings, seed, image_size), step=step)
 
 
@@ -112,12 +110,12 @@ def replay(
     Raises:
         UsageError: An image is not among the staged ones.
     """
-    place = {image_id: row for row, image_id in enumerate(images.image_ids)}
+    position = {image_id: row for row, image_id in enumerate(images.image_ids)}
     for image_id in image_ids:
-        if image_id not in place:
+        if image_id not in position:
             hint = nearest(image_id, images.image_ids)
             raise UsageError(f"image '{image_id}' is not one of the run's images.{hint}")
-    rows = np.array([place[image_id] for image_id in image_ids], dtype=np.int64)
+    rows = np.array([position[image_id] for image_id in image_ids], dtype=np.int64)
     drawn = Draw(rows, np.asarray(epochs, dtype=np.int64))
     return assemble(images, drawn, settings, seed, image_size)
 

@@ -28,10 +28,12 @@ from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import write_table
 from echostill.platform.training.batches import make_batch, whole_draw
-from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, train
+from echostill.platform.training.collective import TrainingWorker
+from echostill.platform.training.loop import TrainingSettings, TrainingState, train
 from echostill.platform.training.run import Member
 from echostill.platform.training.staging import StagedImages, staged_side
 
+ALONE = TrainingWorker()
 SETTINGS = TrainingSettings(
     steps=6, batch_size=4, learning_rate=0.02, checkpoints=3, log_every=1, warmup=0.2
 )
@@ -84,7 +86,7 @@ def run(task, images, state=None, kept=None, settings=SETTINGS):
             torch.save({"task": task.state_dict(), "optimiser": current.optimiser}, buffer)
             kept[current.step] = (buffer, copy.deepcopy(current.history))
 
-    train(task, task, images, settings, task.seed, state, Place(), on_checkpoint)
+    train(task, task, images, settings, task.seed, state, ALONE, on_checkpoint)
     return state.history
 
 
@@ -157,7 +159,7 @@ def test_students_of_one_seed_start_alike_whatever_they_follow(teacher, images):
     tasks = [each.task() for each in followers]
     for task in tasks[1:]:
         assert equal(student(tasks[0]), student(task))
-    batches = [make_batch(images, SETTINGS, 0, 128, 3, Place()) for _ in tasks]
+    batches = [make_batch(images, SETTINGS, 0, 128, 3, ALONE) for _ in tasks]
     parts = [task(batch)[1] for task, batch in zip(tasks, batches, strict=True)]
     for part in parts[1:]:
         assert torch.equal(part["reconstruction"], parts[0]["reconstruction"])
@@ -237,7 +239,7 @@ def test_the_weight_is_told_by_organ_and_device_and_against_the_error(teacher, i
     )
     told = counts[1] * last["weight_by_organ/liver"] + counts[0] * last["weight_by_organ/lung"]
     assert told / counts.sum() == pytest.approx(everything, rel=1e-6)
-    batch = make_batch(placed, settings, 0, 128, 0, Place())
+    batch = make_batch(placed, settings, 0, 128, 0, ALONE)
     _, parts = job(teacher).task()(batch)
     expected = np.corrcoef(parts["weight"].numpy(), parts["reconstruction_error"].numpy())[0, 1]
     assert history[0]["weight_error_correlation"] == pytest.approx(expected, rel=1e-5)
