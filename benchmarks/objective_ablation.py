@@ -33,7 +33,7 @@ from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import TrainingSettings, TrainingState, train
-from echostill.platform.training.run import Member
+from echostill.platform.training.run import PlannedRun
 
 ALONE = TrainingWorker()
 VARIANTS = {
@@ -89,7 +89,7 @@ def train_group(variants, options, teacher, images, seed):
     found = {}
     for place, name in enumerate(variants):
         prefix = "" if len(variants) == 1 else f"{name}/"
-        rows = Member(prefix, None, None, None, None).rows(state.history)
+        rows = PlannedRun(prefix, None, None, None, None).rows(state.history)
         found[name] = (task.each(place).student.encoder, rows)
     return found
 

@@ -29,7 +29,13 @@ from echostill.platform.tables.store import Plan, Store
 from echostill.platform.tables.table import Table
 from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
 from echostill.platform.training.ray import plan, runs_at_once
-from echostill.platform.training.run import WEIGHTS, Member, RunResult, is_finished, train_together
+from echostill.platform.training.run import (
+    WEIGHTS,
+    PlannedRun,
+    RunResult,
+    is_finished,
+    train_together,
+)
 from echostill.platform.training.staging import StagedImages, stage_images
 
 INERT_SPREAD = 0.02  # below this the consistency weight does nothing (method.md, section 2.3)
@@ -259,7 +265,7 @@ class _Stage:
             initial=initial,
         )
         members = [
-            Member(
+            PlannedRun(
                 prefix="" if len(group) == 1 else f"{run.name}/",
                 storage=store.run(run.name),
                 wanted=self._fingerprint(run, start),

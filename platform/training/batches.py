@@ -25,7 +25,7 @@ from echostill.platform.training.staging import StagedImages
 
 
 @dataclass
-class Batch:
+class TrainingBatch:
     """Images of a step on one worker."""
 
     pixels: Tensor  # (B, 3, S, S) float in [0, 1], augmented
@@ -37,7 +37,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "TrainingBatch":
         """Return the batch with its pixels on a device."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=True))
 
@@ -59,7 +59,7 @@ def make_batch(
     image_size: int,
     step: int,
     worker: TrainingWorker,
-) -> Batch:
+) -> TrainingBatch:
     """Draw, read and augment this worker's share of the batch of a step."""
     share = worker_share(whole_draw(images, settings, seed, step), worker.rank, worker.size)
     return replace(assemble(images, share, settings, seed, image_size), step=step)
@@ -67,7 +67,7 @@ def make_batch(
 
 def assemble(
     images: StagedImages, drawn: Draw, settings: TrainingSettings, seed: int, image_size: int
-) -> Batch:
+) -> TrainingBatch:
     """Read and augment drawn images, as a run with these settings and this seed sees them."""
     views = settings.views(drawn.epochs)
     seed = settings.seed_of_views(seed)
@@ -81,12 +81,12 @@ def view_batch(
     image_size: int,
     seed: int,
     settings: AugmentSettings,
-) -> Batch:
+) -> TrainingBatch:
     """Read images by row and augment them: each view depends on (seed, view, image id) alone."""
     pixels = torch.from_numpy(images.pixels[rows].astype(np.float32) / 255)
     ids = [images.image_ids[row] for row in rows]
     pixels = augment(pixels, ids, views, image_size, seed, settings)
-    return Batch(pixels.expand(-1, 3, -1, -1), ids, views)
+    return TrainingBatch(pixels.expand(-1, 3, -1, -1), ids, views)
 
 
 def replay(
@@ -96,7 +96,7 @@ def replay(
     image_size: int,
     image_ids: Sequence[str],
     epochs: Sequence[int],
-) -> Batch:
+) -> TrainingBatch:
     """Make the views again that training saw of some images in some epochs.
 
     Args:
@@ -120,13 +120,13 @@ def replay(
     return assemble(images, drawn, settings, seed, image_size)
 
 
-def cut(batch: Batch, parts: int) -> list[Batch]:
+def cut(batch: TrainingBatch, parts: int) -> list[TrainingBatch]:
     """Cut a batch into parts of equal size, give or take one; alone, the batch itself."""
     if parts == 1:
         return [batch]
     edges = [len(batch) * part // parts for part in range(parts + 1)]
     return [
-        Batch(
+        TrainingBatch(
             batch.pixels[start:end],
             batch.image_ids[start:end],
             batch.epochs[start:end],
@@ -145,14 +145,17 @@ class Waiting:
 
 
 def prefetch(
-    make: Callable[[int], Batch], steps: range, depth: int = 2, waiting: Waiting | None = None
-) -> Iterator[Batch]:
+    make: Callable[[int], TrainingBatch],
+    steps: range,
+    depth: int = 2,
+    waiting: Waiting | None = None,
+) -> Iterator[TrainingBatch]:
     """Make batches in a thread, a few ahead of their use."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+    ready: queue.Queue[TrainingBatch | BaseException] = queue.Queue(depth)
     stop = threading.Event()
     waiting = waiting or Waiting()
 
-    def put(item: Batch | BaseException) -> None:
+    def put(item: TrainingBatch | BaseException) -> None:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.2)

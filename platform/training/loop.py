@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from echostill.platform.errors import EchostillError
 from echostill.platform.training.batches import (
-    Batch,
+    TrainingBatch,
     Waiting,
     cut,
     make_batch,
@@ -46,18 +46,20 @@ class TrainingTask(nn.Module):
 
     image_size: int
 
-    def draw(self, batch: Batch) -> Any:
+    def draw(self, batch: TrainingBatch) -> Any:
         """Draw what the task needs for a batch beside crops, in the batches' thread.
 
         What it returns has ``rows(start, end)``; None where there is nothing to draw.
         """
         return None
 
-    def prepare(self, batches: Sequence[Batch]) -> list[Any]:
+    def prepare(self, batches: Sequence[TrainingBatch]) -> list[Any]:
         """Compute what has to be known of the whole batch, without gradients, for each part."""
         return [None] * len(batches)
 
-    def forward(self, batch: Batch, prepared: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: TrainingBatch, prepared: Any = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
 
         Returns:
@@ -186,7 +188,7 @@ def train(
     task.train()
     todo = range(state.step, settings.steps)
 
-    def make(step: int) -> Batch:
+    def make(step: int) -> TrainingBatch:
         batch = make_batch(images, settings, seed, task.image_size, step, worker)
         batch.draws = task.draw(batch)
         return batch
@@ -293,7 +295,7 @@ def _measure(
 
 
 def _not_finite(
-    step: int, seed: int, worker: TrainingWorker, batch: Batch, outputs: Outputs
+    step: int, seed: int, worker: TrainingWorker, batch: TrainingBatch, outputs: Outputs
 ) -> NonFiniteLossError:
     losses = [float(loss) for _, loss, _ in outputs]
     broken = [loss for loss in losses if not math.isfinite(loss)]

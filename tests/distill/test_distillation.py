@@ -30,7 +30,7 @@ from echostill.platform.tables.table import write_table
 from echostill.platform.training.batches import make_batch, whole_draw
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import TrainingSettings, TrainingState, train
-from echostill.platform.training.run import Member
+from echostill.platform.training.run import PlannedRun
 from echostill.platform.training.staging import StagedImages, staged_side
 
 ALONE = TrainingWorker()
@@ -189,7 +189,7 @@ def test_students_on_one_teacher_pass_end_as_those_trained_alone(teacher, images
     settings = SETTINGS.model_copy(update={"micro_batch": micro_batch})
     together = job(teacher, settings=settings, others=SHARING).task()
     history = run(together, images, settings=settings)
-    members = [Member(f"student{place}/", None, None, None, None) for place in range(3)]
+    members = [PlannedRun(f"student{place}/", None, None, None, None) for place in range(3)]
     for place, objective in enumerate([ObjectiveSettings(), *SHARING]):
         alone = job(teacher, settings=settings, **objective.model_dump(exclude={"masks"})).task()
         assert run(alone, images, settings=settings) == members[place].rows(history)

@@ -12,7 +12,7 @@ from torch import nn
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder
 from echostill.platform.training.augment import AugmentSettings, augment, crop_boxes, resample
-from echostill.platform.training.batches import Batch, make_batch, prefetch, replay
+from echostill.platform.training.batches import TrainingBatch, make_batch, prefetch, replay
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import (
     NonFiniteLossError,
@@ -36,7 +36,7 @@ class Toy(TrainingTask):
         self.linear = nn.Linear(3 * 64, 4)
         self.seen = []
 
-    def forward(self, batch: Batch, prepared=None):
+    def forward(self, batch: TrainingBatch, prepared=None):
         self.seen += batch.image_ids
         per_image = self.linear(batch.pixels.flatten(1)).square().mean(dim=1)
         detached = per_image.detach()
