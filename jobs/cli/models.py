@@ -165,7 +165,7 @@ def cache_command(
       echostill cache --config config.yaml training.views_per_image=8 --dry-run
     """
     from echostill.distill.cache.stage import make_cache, plan_cache, verify_cache
-    from echostill.distill.distillation import DistillConfig
+    from echostill.distill.settings import DistillConfig
     from echostill.platform.config import load
 
     settings = load(DistillConfig, "distill", config, overrides or [])

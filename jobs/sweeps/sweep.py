@@ -15,12 +15,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from echostill.distill.distillation import (
-    DistillConfig,
-    distill,
-    plan_distill,
-    weight_spread,
-)
+from echostill.distill.distillation import distill, plan_distill, weight_spread
+from echostill.distill.settings import DistillConfig
 from echostill.eval.datasets import LabelledDataset, TaskSettings, load_dataset
 from echostill.eval.probes import (
     knn_probe,

@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from echostill.distill import DistillConfig, distill
-from echostill.distill.distillation import (
-    DistillationJob,
-    StudentSettings,
-    plan_distill,
-    selected_ids,
-    weight_spread,
-)
-from echostill.distill.groups import Run, run_groups
+from echostill.distill.distillation import DistillationJob, plan_distill, weight_spread
+from echostill.distill.groups import run_groups
 from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.settings import StudentRun, StudentSettings
 from echostill.platform.config import TeacherSettings, validate
 from echostill.platform.errors import UsageError
 from echostill.platform.masking.masks import MaskSettings
@@ -25,7 +20,7 @@ from echostill.platform.masking.mim import DecoderSettings
 from echostill.platform.models import create_encoder, load_weights, save_weights
 from echostill.platform.models.weights import find_weights
 from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA
-from echostill.platform.tables.store import Store
+from echostill.platform.tables.store import Store, selected_ids
 from echostill.platform.tables.table import write_table
 from echostill.platform.training.batches import make_batch, whole_draw
 from echostill.platform.training.collective import TrainingWorker
@@ -61,7 +56,7 @@ def images():
 def job(teacher, seed=0, settings=SETTINGS, others=(), initial=(), **objective):
     """A job of one student, or of several with the objectives of ``others`` beside it."""
     runs = [
-        Run(f"student{place}", f"student{place}", "tinyusfm-micro", None, chosen, seed)
+        StudentRun(f"student{place}", f"student{place}", "tinyusfm-micro", None, chosen, seed)
         for place, chosen in enumerate([ObjectiveSettings(**objective), *others])
     ]
     return DistillationJob(
@@ -268,7 +263,7 @@ def test_groups_are_the_students_that_see_the_same_views(tmp_path):
         "d": ObjectiveSettings(preset="mae-lite"),
     }
     runs = [
-        Run(f"{name}-{seed}", name, "tinyusfm-micro", None, objective, seed)
+        StudentRun(f"{name}-{seed}", name, "tinyusfm-micro", None, objective, seed)
         for name, objective in objectives.items()
         for seed in (0, 1)
     ]

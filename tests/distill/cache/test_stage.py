@@ -19,14 +19,9 @@ from echostill.distill.cache.stage import (
     verify_cache,
 )
 from echostill.distill.cache.teacher_cache import write_manifest
-from echostill.distill.distillation import (
-    DistillationJob,
-    DistillConfig,
-    StudentSettings,
-    distill,
-    plan_distill,
-)
+from echostill.distill.distillation import DistillationJob, distill, plan_distill
 from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.settings import DistillConfig, StudentSettings
 from echostill.platform.config import TeacherSettings
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.masks import MaskSettings, SpatialMask
