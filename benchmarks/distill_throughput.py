@@ -33,9 +33,11 @@ from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder
 from echostill.platform.seeding import unit_uniforms
 from echostill.platform.training.batches import Waiting, make_batch
-from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, train
+from echostill.platform.training.collective import TrainingWorker
+from echostill.platform.training.loop import TrainingSettings, TrainingState, train
 from echostill.platform.training.optimisation import parameter_groups
 
+ALONE = TrainingWorker()
 SEED = 0
 
 
@@ -218,7 +220,7 @@ def ours(task, model, images, settings):
     waiting, state = Waiting(), TrainingState()
     started = time.perf_counter()
     train(
-        task, model, images, settings, SEED, state, Place(), lambda _: None, waiting=waiting
+        task, model, images, settings, SEED, state, ALONE, lambda _: None, waiting=waiting
     )  # fmt: skip
     return [row["loss"] for row in state.history], time.perf_counter() - started, waiting.seconds
 
@@ -272,7 +274,7 @@ def components(setting, repeats):
     task = setting.task()
     images = setting.staged(task)
     settings = setting.training(1)
-    batch = make_batch(images, settings, SEED, task.image_size, 0, Place())
+    batch = make_batch(images, settings, SEED, task.image_size, 0, ALONE)
     batch.draws = task.draw(batch)
     optimiser = torch.optim.AdamW(parameter_groups(task, 0.05), lr=1e-6)
     objective = task.objective
@@ -294,7 +296,7 @@ def components(setting, repeats):
 
     parts = {
         "read, crop, flip": lambda: make_batch(
-            images, settings, SEED, task.image_size, 0, Place()
+            images, settings, SEED, task.image_size, 0, ALONE
         ),
         "choose masks": lambda: task.draw(batch),
         "corrupt": lambda: objective.views(batch.pixels, batch.draws.masks(task.masks)),
@@ -320,7 +322,7 @@ def work_per_image(setting):
     """Floating-point operations of one image in one step, counted by torch."""
     task = setting.task()
     images = setting.staged(task)
-    batch = make_batch(images, setting.training(1), SEED, task.image_size, 0, Place())
+    batch = make_batch(images, setting.training(1), SEED, task.image_size, 0, ALONE)
     with FlopCounterMode(display=False) as counter:
         task(batch)[0].backward()
     return counter.get_total_flops() / setting.batch

@@ -167,13 +167,15 @@ def drive(folder, steps):
 
 def undisturbed(folder, steps):
     """The same job in this process, without Ray: its stream and its history."""
-    from echostill.platform.training.loop import Place, TrainingState, train
+    from echostill.platform.training.collective import TrainingWorker
+    from echostill.platform.training.loop import TrainingState, train
 
     job = make_job(folder, steps)
     task, images = job.build()
     task.stream = {"attempt": 0, "rank": 0, "size": 1, "pid": os.getpid()}
+    alone = TrainingWorker()
     state = train(
-        task, task, images, job.settings, job.seed, TrainingState(), Place(), lambda _: None
+        task, task, images, job.settings, job.seed, TrainingState(), alone, lambda _: None
     )
     return state.history
 

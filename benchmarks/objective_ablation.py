@@ -31,9 +31,11 @@ from echostill.eval.splits import split_dataset
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder
-from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, train
-from echostill.platform.training.run import Member
+from echostill.platform.training.collective import TrainingWorker
+from echostill.platform.training.loop import TrainingSettings, TrainingState, train
+from echostill.platform.training.run import PlannedRun
 
+ALONE = TrainingWorker()
 VARIANTS = {
     **{name: {"preset": name} for name in PRESETS},
     "raw cosine": {"centring": False},
@@ -82,12 +84,12 @@ def train_group(variants, options, teacher, images, seed):
         checkpoints=1,
     )
     state = train(
-        task, task, images, settings, seed, TrainingState(), Place(), lambda _: None
+        task, task, images, settings, seed, TrainingState(), ALONE, lambda _: None
     )  # fmt: skip
     found = {}
     for place, name in enumerate(variants):
         prefix = "" if len(variants) == 1 else f"{name}/"
-        rows = Member(prefix, None, None, None, None).rows(state.history)
+        rows = PlannedRun(prefix, None, None, None, None).rows(state.history)
         found[name] = (task.each(place).student.encoder, rows)
     return found
 

@@ -6,12 +6,13 @@ from echostill.platform.lazy import lazy
 
 if TYPE_CHECKING:
     from echostill.distill.cache.stage import make_cache, verify_cache
-    from echostill.distill.distillation import DistillConfig, distill
+    from echostill.distill.distillation import distill
     from echostill.distill.exporting.stage import ExportResult, export
     from echostill.distill.pretraining import PretrainConfig, pretrain
+    from echostill.distill.settings import DistillConfig
 
 _HOMES = {
-    "DistillConfig": "distillation",
+    "DistillConfig": "settings",
     "ExportResult": "exporting.stage",
     "PretrainConfig": "pretraining",
     "distill": "distillation",

@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pyarrow.compute as pc
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from echostill.distill.cache.teacher_cache import Precision
-from echostill.distill.groups import Run, run_groups
+from echostill.distill.cache.stage import open_cache
+from echostill.distill.groups import run_groups
 from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.reconstructions import draw_reconstructions
-from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.settings import DistillConfig, StudentRun
 from echostill.distill.task import DistillationTask
 from echostill.platform import runtime, stages
-from echostill.platform.config import Config, ModelsConfig, execution
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder, save_weights
@@ -26,76 +23,20 @@ from echostill.platform.models.weights import Weights, find_initial, find_teache
 from echostill.platform.progress import Progress, console
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Fingerprint, fingerprint
-from echostill.platform.tables.store import Store
+from echostill.platform.tables.store import Store, selected_ids
 from echostill.platform.tables.table import Table
 from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
 from echostill.platform.training.ray import plan, runs_at_once
-from echostill.platform.training.run import WEIGHTS, Member, RunResult, is_finished, train_together
+from echostill.platform.training.run import (
+    WEIGHTS,
+    PlannedRun,
+    RunResult,
+    is_finished,
+    train_together,
+)
 from echostill.platform.training.staging import StagedImages, stage_images
 
 INERT_SPREAD = 0.02  # below this the consistency weight does nothing (method.md, section 2.3)
-
-
-class StudentSettings(Config):
-    """A student to train: its name and its objective."""
-
-    name: str = Field("distilled", pattern=r"^[A-Za-z0-9_.-]+$")
-    model: str | None = Field(None, description="A model of the zoo; default the stage's student.")
-    initial_weights: str | None = Field(
-        None, description="Weights file or finished run to start from; default fresh weights."
-    )
-    objective: ObjectiveSettings = ObjectiveSettings()
-
-
-class DistillConfig(ModelsConfig):
-    """Distillation on a coreset; one run per student and seed."""
-
-    coreset: str = Field("default", description="Name of the coreset.")
-    students: tuple[StudentSettings, ...] = Field((StudentSettings(),), min_length=1)
-    seeds: tuple[int, ...] = Field((), description="Seeds of the runs; default the one seed.")
-    training: TrainingSettings = TrainingSettings(steps=20_000, batch_size=1024)
-    decoder: DecoderSettings = DecoderSettings()
-    masks: MaskSettings = MaskSettings()
-    cache: bool = Field(
-        False, description="Take the teacher's outputs from what `echostill cache` made."
-    )
-    cache_name: str = execution("default", "Name of the teacher cache in the store.")
-    cache_precision: Precision = Field("float16", description="How cached tokens are kept.")
-    cache_limit_gb: float = execution(50.0, "Largest teacher cache, in GB.", gt=0)
-
-    at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
-    share_teacher: bool = execution(
-        True, "Train students that see the same views together, on one pass of the teacher."
-    )
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> "DistillConfig":
-        names = [run.name for run in self.runs()]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:  # they would be trained side by side into one folder
-            raise ValueError(f"run '{twice[0]}' is listed more than once: name students apart")
-        return self
-
-    def runs(self) -> list[Run]:
-        """List the runs, one per student and seed."""
-        seeds = self.seeds or (self.seed,)
-        return [
-            Run(
-                name=f"{student.name}-{seed}",
-                student=student.name,
-                model=student.model or self.student,
-                initial_weights=student.initial_weights,
-                objective=student.objective,
-                seed=seed,
-            )
-            for student in self.students
-            for seed in seeds
-        ]
-
-    def alone(self, run: Run) -> "DistillConfig":
-        """Return the configuration of one run, which names nothing of the others."""
-        own = tuple(student for student in self.students if student.name == run.student)
-        return self.model_copy(update={"students": own, "seeds": (run.seed,), "seed": run.seed})
 
 
 @dataclass(frozen=True)
@@ -103,7 +44,7 @@ class DistillationJob:
     """The training of one student, or of several that share the teacher's work."""
 
     store: str
-    runs: tuple[Run, ...]
+    runs: tuple[StudentRun, ...]
     teacher: Weights | None
     image_ids: tuple[str, ...]
     settings: TrainingSettings
@@ -152,8 +93,6 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> StageResult:
     runs = config.runs()
     teacher = find_teacher(config) if any(run.objective.distil for run in runs) else None
     if teacher is not None and config.cache:
-        from echostill.distill.cache.stage import open_cache  # it imports this module
-
         teacher = open_cache(config, teacher, ids)
     stage = _Stage(config, store, coreset, ids, teacher)
     groups = run_groups(runs, store, share=config.share_teacher)
@@ -220,8 +159,6 @@ def plan_distill(config: DistillConfig) -> Plan:
         teacher = find_teacher(config)
         out.add("teacher", f"{teacher.model}, {teacher.path}")
         if config.cache:
-            from echostill.distill.cache.stage import open_cache
-
             out.add("teacher cache", open_cache(config, teacher, ids).folder)
     out.add("student", ", ".join(dict.fromkeys(run.model for run in runs)))
     out.add("steps", config.training.describe(len(ids)))
@@ -237,12 +174,6 @@ def plan_distill(config: DistillConfig) -> Plan:
     return out
 
 
-def selected_ids(coreset: Table) -> tuple[str, ...]:
-    """Return the ids that a coreset holds, sorted."""
-    table = coreset.read(["image_id", "selected"])
-    return tuple(sorted(table.filter(pc.field("selected"))["image_id"].to_pylist()))
-
-
 @dataclass(frozen=True)
 class _Stage:
     """What all runs of a call have in common."""
@@ -253,7 +184,9 @@ class _Stage:
     ids: tuple[str, ...]
     teacher: Weights | None
 
-    def train(self, group: list[Run], *, overwrite: bool, bar: Progress, at_once: int) -> Results:
+    def train(
+        self, group: list[StudentRun], *, overwrite: bool, bar: Progress, at_once: int
+    ) -> Results:
         """Train the runs of a group together, and return their results by name."""
         config, store = self.config, self.store
         initial = tuple(find_initial(store, run.model, run.initial_weights) for run in group)
@@ -269,7 +202,7 @@ class _Stage:
             initial=initial,
         )
         members = [
-            Member(
+            PlannedRun(
                 prefix="" if len(group) == 1 else f"{run.name}/",
                 storage=store.run(run.name),
                 wanted=self._fingerprint(run, start),
@@ -283,7 +216,7 @@ class _Stage:
         )
         return {run.name: result for run, result in zip(group, results, strict=True)}
 
-    def _fingerprint(self, run: Run, initial: Weights | None) -> Fingerprint:
+    def _fingerprint(self, run: StudentRun, initial: Weights | None) -> Fingerprint:
         weights = {"initial": initial.digest} if initial else {}
         if run.objective.distil:
             assert self.teacher is not None
@@ -313,7 +246,7 @@ def weight_spread(history: list[dict[str, float]]) -> float | None:
     return sum(spreads) / len(spreads) if spreads else None
 
 
-def _summary(run: Run, result: RunResult) -> str:
+def _summary(run: StudentRun, result: RunResult) -> str:
     name, spread = run.name, weight_spread(result.history)
     if spread is not None and spread <= INERT_SPREAD and run.objective.weighting != "fixed":
         console.print(

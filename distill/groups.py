@@ -1,39 +1,16 @@
 """Which runs are trained together: those whose students see the same views of the same images."""
 
 import json
-from dataclasses import dataclass
 
-from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.settings import StudentRun
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 from echostill.platform.training.run import GROUP, is_finished
 
 
-@dataclass(frozen=True)
-class Run:
-    """One student with one seed."""
-
-    name: str
-    student: str
-    model: str
-    initial_weights: str | None
-    objective: ObjectiveSettings
-    seed: int
-
-    @property
-    def shares(self) -> tuple[object, ...] | None:
-        """What must be equal for two runs to share the teacher's pass; None for a run alone.
-
-        The teacher costs several times what a small student does, so sharing always pays; without
-        a teacher there is nothing to share.
-        """
-        if not self.objective.distil:
-            return None
-        masks = self.objective.masks
-        return (self.seed, self.objective.views, masks and masks.model_dump_json())
-
-
-def run_groups(runs: list[Run], store: Store, *, share: bool = True) -> list[list[Run]]:
+def run_groups(
+    runs: list[StudentRun], store: Store, *, share: bool = True
+) -> list[list[StudentRun]]:
     """Put runs together.
 
     A group that was begun goes on as it is, whatever of it is finished by now; its members say so
@@ -45,7 +22,7 @@ def run_groups(runs: list[Run], store: Store, *, share: bool = True) -> list[lis
         share: Whether to put new groups together.
     """
     by_name = {run.name: run for run in runs}
-    groups: list[list[Run]] = []
+    groups: list[list[StudentRun]] = []
     placed: set[str] = set()
     for run in runs:
         names = begun_group(store.run(run.name))
@@ -54,7 +31,7 @@ def run_groups(runs: list[Run], store: Store, *, share: bool = True) -> list[lis
         if all(name in by_name and name not in placed for name in names):
             groups.append([by_name[name] for name in names])
             placed.update(names)
-    together: dict[tuple[object, ...], list[Run]] = {}
+    together: dict[tuple[object, ...], list[StudentRun]] = {}
     for run in runs:
         if run.name in placed:
             continue

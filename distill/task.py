@@ -12,7 +12,7 @@ from echostill.distill.objective.core import DistillationObjective, TeacherSigna
 from echostill.distill.objective.views import TeacherOutput, ask_teacher, make_views
 from echostill.platform.masking.masks import MaskChoice, Masks, MaskSettings, choose_masks
 from echostill.platform.models import Encoder
-from echostill.platform.training.batches import Batch
+from echostill.platform.training.batches import TrainingBatch
 from echostill.platform.training.loop import Totals, TrainingTask
 
 
@@ -67,12 +67,12 @@ class DistillationTask(TrainingTask):
         assert isinstance(found, DistillationObjective)
         return found
 
-    def draw(self, batch: Batch) -> MaskChoice:
+    def draw(self, batch: TrainingBatch) -> MaskChoice:
         """Choose the masks of a batch."""
         return choose_masks(self.masks, self.seed, batch.epochs, batch.image_ids)
 
     @torch.no_grad()
-    def prepare(self, batches: Sequence[Batch]) -> list[Prepared]:
+    def prepare(self, batches: Sequence[TrainingBatch]) -> list[Prepared]:
         """Corrupt the images and ask the teacher, for all parts of a batch."""
         masks = [
             (batch.draws or self.draw(batch)).masks(self.masks, batch.pixels.device)
@@ -100,7 +100,7 @@ class DistillationTask(TrainingTask):
             signals = [[None] * len(self.names) for _ in batches]
         return [Prepared(*part) for part in zip(masks, views, map(tuple, signals), strict=True)]
 
-    def _ask_teacher(self, batch: Batch, views: Tensor) -> TeacherOutput:
+    def _ask_teacher(self, batch: TrainingBatch, views: Tensor) -> TeacherOutput:
         """Run the teacher over the views, or look up what it made of them."""
         (teacher,) = self._teacher
         if isinstance(teacher, CachedTeacher):
@@ -109,7 +109,7 @@ class DistillationTask(TrainingTask):
         return ask_teacher(teacher, views, self.layers, self.attention_layers)
 
     def forward(
-        self, batch: Batch, prepared: Prepared | None = None
+        self, batch: TrainingBatch, prepared: Prepared | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch: the sum over the students, whose gradients do not meet."""
         if prepared is None:

@@ -76,13 +76,13 @@ that suggests the nearest valid name.
 
 **The key decides what a value is**, in files and on the command line. Where a key takes text,
 everything after `=` is the text, as it is: `name=2026`, `name=no`, `'source=Case #12'`,
-`'group_pattern=[0-9]+'`. Where it takes a number, `300`, `1_000`, `0.1` and `1e-4` are numbers, and
-`007` or `1:30` are errors; where it takes true or false, `yes`, `no`, `on` and `off` work too. Lists
-and groups are written as in YAML: `'seeds=[0, 1]'`. `null`, `~` or nothing unsets a key that can be
-unset. In a file, quoted values are always text, and a key given twice is an error.
+`'group_pattern=[0-9]+'`. Where it takes a number, `300`, `1_000`, `0.1` and `1e-4` are numbers,
+and `007` or `1:30` are errors; where it takes true or false, `yes`, `no`, `on` and `off` work too.
+Lists and groups are written as in YAML: `'seeds=[0, 1]'`. `null`, `~` or nothing unsets a key that
+can be unset. In a file, quoted values are always text, and a key given twice is an error.
 
-**Names** of coresets, runs, evaluations, caches and sweeps have letters, digits, spaces and `_ - . +
-@ =`; they begin with a letter, a digit or `_`. A name is never a path.
+**Names** of coresets, runs, evaluations, caches and sweeps have letters, digits, spaces and `_ - .
++ @ =`; they begin with a letter, a digit or `_`. A name is never a path.
 
 ## What a result depends on
 

@@ -19,9 +19,8 @@ from echostill.distill.cache.teacher_cache import (
     restore,
     write_manifest,
 )
-from echostill.distill.distillation import DistillConfig, selected_ids
-from echostill.distill.groups import Run
 from echostill.distill.objective.core import DistillationObjective
+from echostill.distill.settings import DistillConfig, StudentRun
 from echostill.platform import runtime, stages
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
@@ -32,7 +31,7 @@ from echostill.platform.seeding import stream
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, difference
 from echostill.platform.tables.storage import Storage
-from echostill.platform.tables.store import Store, describe_bytes
+from echostill.platform.tables.store import Store, describe_bytes, selected_ids
 from echostill.platform.tables.table import MANIFEST
 from echostill.platform.training.staging import stage_images
 
@@ -264,7 +263,7 @@ def verify_cache(config: DistillConfig, views: int = VERIFIED) -> str:
     )
 
 
-def _check_objective(run: Run) -> None:
+def _check_objective(run: StudentRun) -> None:
     """Refuse what a cache does not hold."""
     objective = run.objective
     if objective.matches_attention:
@@ -279,7 +278,9 @@ def _check_objective(run: Run) -> None:
         )
 
 
-def _objective(run: Run, teacher: Encoder, decoder: DecoderSettings) -> DistillationObjective:
+def _objective(
+    run: StudentRun, teacher: Encoder, decoder: DecoderSettings
+) -> DistillationObjective:
     """Build what a run optimises without its weights: it knows which teacher blocks it follows."""
     student = MaskedImageModel(create_encoder(run.model), decoder)
     return DistillationObjective(student, teacher, run.objective)

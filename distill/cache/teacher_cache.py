@@ -241,7 +241,7 @@ class CachedTeacher(nn.Module):
 
         Args:
             image_ids: (B,) images.
-            views: (B,) int64 view of each, as :class:`Batch` has them in ``epochs``.
+            views: (B,) int64 view of each, as :class:`TrainingBatch` has them in ``epochs``.
             layers: Blocks whose tokens are wanted.
             device: Where they are wanted.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from echostill.distill.exporting import forms as export_forms
 from echostill.distill.exporting import graph as export_graph
@@ -29,7 +28,7 @@ from echostill.platform.models.exported import (
 from echostill.platform.models.trained import TrainedModel
 from echostill.platform.seeding import stream
 from echostill.platform.tables.fingerprint import code_version
-from echostill.platform.tables.store import Store, describe_bytes
+from echostill.platform.tables.store import Store, describe_bytes, selected_ids
 from echostill.platform.tables.table import MANIFEST as TABLE_MANIFEST
 
 PARITY = "parity.json"
@@ -237,10 +236,9 @@ def _images(
     pool = store.open_pool()
     has_coreset = store.coreset(coreset).exists(TABLE_MANIFEST) or coreset != "default"
     if has_coreset:
-        table = store.open_coreset(coreset).read(["image_id", "selected"])
-        ids = sorted(table.filter(pc.field("selected"))["image_id"].to_pylist())
+        ids = selected_ids(store.open_coreset(coreset))
     else:
-        ids = sorted(pool.read(["image_id"])["image_id"].to_pylist())
+        ids = tuple(sorted(pool.read(["image_id"])["image_id"].to_pylist()))
     if len(ids) < 2:
         raise UsageError(f"'{store.root}' has {len(ids)} image(s): two at least are needed.")
     order = stream(seed, "export").permutation(len(ids))

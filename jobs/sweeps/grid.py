@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from echostill.distill.distillation import DistillConfig
+from echostill.distill.settings import DistillConfig
 from echostill.platform.config import result_relevant, validate
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.storage import sha256

@@ -20,6 +20,7 @@ from echostill.distill.distillation import (
     plan_distill,
     weight_spread,
 )
+from echostill.distill.settings import DistillConfig
 from echostill.eval.datasets import LabelledDataset, load_dataset
 from echostill.eval.probes import (
     knn_probe,

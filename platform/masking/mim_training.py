@@ -17,7 +17,7 @@ from echostill.platform.masking.mim import (
 from echostill.platform.models import create_encoder
 from echostill.platform.models.weights import Weights
 from echostill.platform.tables.store import Store
-from echostill.platform.training.batches import Batch
+from echostill.platform.training.batches import TrainingBatch
 from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
 from echostill.platform.training.staging import StagedImages, stage_images
 
@@ -41,11 +41,13 @@ class MaskedImageTask(TrainingTask):
         self.views, self.seed = views, seed
         self.image_size = model.encoder.image_size
 
-    def draw(self, batch: Batch) -> MaskChoice:
+    def draw(self, batch: TrainingBatch) -> MaskChoice:
         """Choose the masks of a batch."""
         return choose_masks(self.masks, self.seed, batch.epochs, batch.image_ids)
 
-    def forward(self, batch: Batch, prepared: None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: TrainingBatch, prepared: None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the mean reconstruction loss."""
         masks = (batch.draws or self.draw(batch)).masks(self.masks, batch.pixels.device)
         reconstruct = joint_reconstruction if self.views == "joint" else separated_reconstruction

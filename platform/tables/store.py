@@ -4,6 +4,8 @@ import json
 import os
 from typing import Any
 
+import pyarrow.compute as pc
+
 from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.names import check_name
@@ -152,6 +154,12 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
         return None
     manifest: dict[str, Any] = json.loads(storage.read(MANIFEST))
     return manifest
+
+
+def selected_ids(coreset: Table) -> tuple[str, ...]:
+    """Return the ids that a coreset holds, sorted."""
+    table = coreset.read(["image_id", "selected"])
+    return tuple(sorted(table.filter(pc.field("selected"))["image_id"].to_pylist()))
 
 
 def save_configuration(storage: Storage, config: StageConfig) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +18,14 @@ from torch import Tensor
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.training.augment import AugmentSettings, augment
+from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.sampling import Draw, draw, draw_weighted, worker_share
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages
 
-if TYPE_CHECKING:
-    from echostill.platform.training.loop import Place
-
 
 @dataclass
-class Batch:
+class TrainingBatch:
     """Images of a step on one worker."""
 
     pixels: Tensor  # (B, 3, S, S) float in [0, 1], augmented
@@ -39,7 +37,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "TrainingBatch":
         """Return the batch with its pixels on a device."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=True))
 
@@ -60,16 +58,16 @@ def make_batch(
     seed: int,
     image_size: int,
     step: int,
-    place: "Place",
-) -> Batch:
+    worker: TrainingWorker,
+) -> TrainingBatch:
     """Draw, read and augment this worker's share of the batch of a step."""
-    share = worker_share(whole_draw(images, settings, seed, step), place.rank, place.size)
+    share = worker_share(whole_draw(images, settings, seed, step), worker.rank, worker.size)
     return replace(assemble(images, share, settings, seed, image_size), step=step)
 
 
 def assemble(
     images: StagedImages, drawn: Draw, settings: TrainingSettings, seed: int, image_size: int
-) -> Batch:
+) -> TrainingBatch:
     """Read and augment drawn images, as a run with these settings and this seed sees them."""
     views = settings.views(drawn.epochs)
     seed = settings.seed_of_views(seed)
@@ -83,12 +81,12 @@ def view_batch(
     image_size: int,
     seed: int,
     settings: AugmentSettings,
-) -> Batch:
+) -> TrainingBatch:
     """Read images by row and augment them: each view depends on (seed, view, image id) alone."""
     pixels = torch.from_numpy(images.pixels[rows].astype(np.float32) / 255)
     ids = [images.image_ids[row] for row in rows]
     pixels = augment(pixels, ids, views, image_size, seed, settings)
-    return Batch(pixels.expand(-1, 3, -1, -1), ids, views)
+    return TrainingBatch(pixels.expand(-1, 3, -1, -1), ids, views)
 
 
 def replay(
@@ -98,7 +96,7 @@ def replay(
     image_size: int,
     image_ids: Sequence[str],
     epochs: Sequence[int],
-) -> Batch:
+) -> TrainingBatch:
     """Make the views again that training saw of some images in some epochs.
 
     Args:
@@ -112,23 +110,23 @@ def replay(
     Raises:
         UsageError: An image is not among the staged ones.
     """
-    place = {image_id: row for row, image_id in enumerate(images.image_ids)}
+    position = {image_id: row for row, image_id in enumerate(images.image_ids)}
     for image_id in image_ids:
-        if image_id not in place:
+        if image_id not in position:
             hint = nearest(image_id, images.image_ids)
             raise UsageError(f"image '{image_id}' is not one of the run's images.{hint}")
-    rows = np.array([place[image_id] for image_id in image_ids], dtype=np.int64)
+    rows = np.array([position[image_id] for image_id in image_ids], dtype=np.int64)
     drawn = Draw(rows, np.asarray(epochs, dtype=np.int64))
     return assemble(images, drawn, settings, seed, image_size)
 
 
-def cut(batch: Batch, parts: int) -> list[Batch]:
+def cut(batch: TrainingBatch, parts: int) -> list[TrainingBatch]:
     """Cut a batch into parts of equal size, give or take one; alone, the batch itself."""
     if parts == 1:
         return [batch]
     edges = [len(batch) * part // parts for part in range(parts + 1)]
     return [
-        Batch(
+        TrainingBatch(
             batch.pixels[start:end],
             batch.image_ids[start:end],
             batch.epochs[start:end],
@@ -147,14 +145,17 @@ class Waiting:
 
 
 def prefetch(
-    make: Callable[[int], Batch], steps: range, depth: int = 2, waiting: Waiting | None = None
-) -> Iterator[Batch]:
+    make: Callable[[int], TrainingBatch],
+    steps: range,
+    depth: int = 2,
+    waiting: Waiting | None = None,
+) -> Iterator[TrainingBatch]:
     """Make batches in a thread, a few ahead of their use."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+    ready: queue.Queue[TrainingBatch | BaseException] = queue.Queue(depth)
     stop = threading.Event()
     waiting = waiting or Waiting()
 
-    def put(item: Batch | BaseException) -> None:
+    def put(item: TrainingBatch | BaseException) -> None:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.2)

@@ -1,12 +1,22 @@
-"""Values that belong to the whole batch, put together over data-parallel workers.
+"""Data-parallel workers, and values of the whole batch that they put together.
 
-Alone, every function returns what it was given.
+With a single worker every function returns what it was given.
 """
 
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainingWorker:
+    """One of the data-parallel workers of a run: its rank, how many there are, its device."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 def workers() -> int:

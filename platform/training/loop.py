@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from echostill.platform.errors import EchostillError
 from echostill.platform.training.batches import (
-    Batch,
+    TrainingBatch,
     Waiting,
     cut,
     make_batch,
     prefetch,
     whole_draw,
 )
-from echostill.platform.training.collective import in_batch_order, over_workers
+from echostill.platform.training.collective import TrainingWorker, in_batch_order, over_workers
 from echostill.platform.training.optimisation import (
     SKIPPED_STEPS,
     MovingAverage,
@@ -46,18 +46,20 @@ class TrainingTask(nn.Module):
 
     image_size: int
 
-    def draw(self, batch: Batch) -> Any:
+    def draw(self, batch: TrainingBatch) -> Any:
         """Draw what the task needs for a batch beside crops, in the batches' thread.
 
         What it returns has ``rows(start, end)``; None where there is nothing to draw.
         """
         return None
 
-    def prepare(self, batches: Sequence[Batch]) -> list[Any]:
+    def prepare(self, batches: Sequence[TrainingBatch]) -> list[Any]:
         """Compute what has to be known of the whole batch, without gradients, for each part."""
         return [None] * len(batches)
 
-    def forward(self, batch: Batch, prepared: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: TrainingBatch, prepared: Any = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
 
         Returns:
@@ -104,15 +106,6 @@ class Totals(dict[str, list[float]]):
         return {name: total / count for name, (count, total) in self.items() if count}
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a worker stands: its rank, how many there are, its device."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
 @dataclass
 class TrainingState:
     """Everything a restart needs, beside the task's own weights."""
@@ -146,7 +139,7 @@ def train(
     settings: TrainingSettings,
     seed: int,
     state: TrainingState,
-    place: Place,
+    worker: TrainingWorker,
     on_checkpoint: Callable[[TrainingState], None],
     *,
     leaving: Callable[[], bool] = lambda: False,
@@ -161,7 +154,7 @@ def train(
         settings: Optimiser, schedule, pace.
         seed: Seed of order, crops and masks.
         state: Start of this run, or what a checkpoint held.
-        place: This worker's rank and device.
+        worker: This worker's rank and device.
         on_checkpoint: Called on every worker after each checkpoint step.
         leaving: Asked on every worker at each logged step: whether a node is about to be taken
             away, so that a checkpoint should be written now. All workers must get the same answer.
@@ -182,8 +175,8 @@ def train(
     average = MovingAverage(task, settings.ema) if settings.ema else None
     if average is not None and state.average is not None:
         average.load(state.average)
-    kind = computing_type(settings.precision, place.device)
-    scaler = torch.amp.GradScaler(place.device.type, enabled=kind == torch.float16)
+    kind = computing_type(settings.precision, worker.device)
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=kind == torch.float16)
     if state.scaler is not None:
         scaler.load_state_dict(state.scaler)
     members = {
@@ -195,26 +188,26 @@ def train(
     task.train()
     todo = range(state.step, settings.steps)
 
-    def make(step: int) -> Batch:
-        batch = make_batch(images, settings, seed, task.image_size, step, place)
+    def make(step: int) -> TrainingBatch:
+        batch = make_batch(images, settings, seed, task.image_size, step, worker)
         batch.draws = task.draw(batch)
         return batch
 
     batches = prefetch(make, todo, waiting=waiting)
     for step, batch in zip(todo, batches, strict=True):
         set_rate(optimiser, settings.rate_at(step))
-        parts = cut(batch.to(place.device), _parts(settings, place))
-        with autocast(place.device, kind):
+        parts = cut(batch.to(worker.device), _parts(settings, worker))
+        with autocast(worker.device, kind):
             prepared = task.prepare(parts)
         outputs = []
         for number, (part, known) in enumerate(zip(parts, prepared, strict=True), start=1):
             with _gradients_stay(model, number < len(parts)):
-                with autocast(place.device, kind):
+                with autocast(worker.device, kind):
                     loss, metrics = model(part, known)
                 # The data-parallel mean weighs every worker alike: correct for unequal shares of
                 # the batch. A loss that is no number must spoil the gradients of all workers, so
                 # that they stop at the same step.
-                share = len(part) * place.size / settings.batch_size
+                share = len(part) * worker.size / settings.batch_size
                 finite = torch.isfinite(loss.detach())
                 scaler.scale(loss * torch.where(finite, share, math.nan)).backward()
             outputs.append((share, loss.detach(), metrics))
@@ -223,7 +216,7 @@ def train(
         if not torch.isfinite(torch.stack(list(norms.values()))).all():
             skipped += 1
             if not scaler.is_enabled() or skipped > SKIPPED_STEPS:
-                raise _not_finite(step, seed, place, batch, outputs)
+                raise _not_finite(step, seed, worker, batch, outputs)
         else:
             skipped = 0
         scaler.step(optimiser)
@@ -234,7 +227,7 @@ def train(
             average.update(state.step)
         logged = state.step % settings.log_every == 0 or state.step in stops or step == 0
         if logged:
-            row = _measure(task, images, settings, seed, step, place, outputs, state.totals)
+            row = _measure(task, images, settings, seed, step, worker, outputs, state.totals)
             row |= {"step": state.step, "learning_rate": settings.rate_at(step)}
             row |= {f"{name}gradient_norm": float(norm) for name, norm in norms.items()}
             row["epoch"] = state.step * settings.batch_size / len(images)
@@ -251,11 +244,11 @@ def train(
     return state
 
 
-def _parts(settings: TrainingSettings, place: Place) -> int:
+def _parts(settings: TrainingSettings, worker: TrainingWorker) -> int:
     """Into how many parts every worker cuts its share; the same on all, and none is empty."""
     if settings.micro_batch is None:
         return 1
-    largest, smallest = -(-settings.batch_size // place.size), settings.batch_size // place.size
+    largest, smallest = -(-settings.batch_size // worker.size), settings.batch_size // worker.size
     return min(-(-largest // settings.micro_batch), smallest)
 
 
@@ -275,7 +268,7 @@ def _measure(
     settings: TrainingSettings,
     seed: int,
     step: int,
-    place: Place,
+    worker: TrainingWorker,
     outputs: Outputs,
     totals: Totals,
 ) -> dict[str, float]:
@@ -291,7 +284,7 @@ def _measure(
                 (share * metrics[name] for share, _, metrics in outputs), torch.zeros(())
             )
     for name, value in scalars.items():
-        row[name] = float(over_workers(value, "sum")) / place.size
+        row[name] = float(over_workers(value, "sum")) / worker.size
     if each:
         rows = whole_draw(images, settings, seed, step).rows
         groups = {"organ": [images.organs[row] for row in rows]}
@@ -302,7 +295,7 @@ def _measure(
 
 
 def _not_finite(
-    step: int, seed: int, place: Place, batch: Batch, outputs: Outputs
+    step: int, seed: int, worker: TrainingWorker, batch: TrainingBatch, outputs: Outputs
 ) -> NonFiniteLossError:
     losses = [float(loss) for _, loss, _ in outputs]
     broken = [loss for loss in losses if not math.isfinite(loss)]
@@ -315,8 +308,8 @@ def _not_finite(
         "message": message,
         "step": step + 1,
         "seed": seed,
-        "worker": place.rank,
-        "workers": place.size,
+        "worker": worker.rank,
+        "workers": worker.size,
         "losses": [str(loss) for loss in losses],
         "image_ids": batch.image_ids,
         "epochs": [int(epoch) for epoch in batch.epochs],

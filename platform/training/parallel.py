@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, TrainingTask
+from echostill.platform.training.collective import TrainingWorker
+from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
 from echostill.platform.training.optimisation import parameter_groups
 
 
-def wrap(task: TrainingTask, settings: TrainingSettings, place: Place) -> nn.Module:
+def wrap(task: TrainingTask, settings: TrainingSettings, worker: TrainingWorker) -> nn.Module:
     """Bring a task to its device and prepare it for its workers.
 
     With sharding 'full' each transformer block is one unit of FSDP: its weights are gathered when
@@ -19,30 +20,30 @@ def wrap(task: TrainingTask, settings: TrainingSettings, place: Place) -> nn.Mod
     Args:
         task: Whole, its weights the same on every worker.
         settings: Names the sharding, and whether to compile.
-        place: This worker's device, and how many there are.
+        worker: This worker's device, and how many there are.
 
     Returns:
         What is called with a batch.
     """
-    task.to(place.device)
+    task.to(worker.device)
     if settings.compile:
         for module in task.compiled():
             module.compile()
-    if place.size == 1:
+    if worker.size == 1:
         return task
     if settings.sharding == "full":
-        return _shard(task, place)
-    devices = [place.device] if place.device.type == "cuda" else None
+        return _shard(task, worker)
+    devices = [worker.device] if worker.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(
         task, device_ids=devices, find_unused_parameters=True
     )
 
 
-def _shard(task: TrainingTask, place: Place) -> nn.Module:
+def _shard(task: TrainingTask, worker: TrainingWorker) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(place.device.type, (place.size,))
+    mesh = init_device_mesh(worker.device.type, (worker.size,))
     for module in task.modules():
         blocks = getattr(module, "blocks", None)
         if isinstance(blocks, nn.ModuleList | nn.Sequential):
@@ -87,11 +88,11 @@ def shard_state(task: TrainingTask, settings: TrainingSettings, state: TrainingS
     groups = parameter_groups(task, settings.weight_decay, settings.layer_decay)
     parameters = [parameter for group in groups for parameter in group["params"]]
     moments = {
-        place: {
-            name: _like(value, parameters[place]) if value.ndim else value
+        index: {
+            name: _like(value, parameters[index]) if value.ndim else value
             for name, value in own.items()
         }
-        for place, own in state.optimiser["state"].items()
+        for index, own in state.optimiser["state"].items()
     }
     state.optimiser = {**state.optimiser, "state": moments}
 

@@ -22,9 +22,9 @@ from echostill.platform.progress import Progress
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training import parallel
 from echostill.platform.training.batches import Waiting
+from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import (
     NonFiniteLossError,
-    Place,
     Totals,
     TrainingSettings,
     TrainingState,
@@ -224,11 +224,11 @@ def _worker(config: dict[str, Any]) -> None:
     job: TrainingJob = config["job"]
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
-    place = Place(context.get_world_rank(), context.get_world_size(), get_device())
+    worker = TrainingWorker(context.get_world_rank(), context.get_world_size(), get_device())
     torch.manual_seed(job.seed)
     task, images = job.build()
     state = _restore(task)
-    model = parallel.wrap(task, job.settings, place)
+    model = parallel.wrap(task, job.settings, worker)
     parallel.shard_state(task, job.settings, state)
     reported = len(state.history)
     waiting = Waiting()
@@ -247,7 +247,7 @@ def _worker(config: dict[str, Any]) -> None:
         saved = parallel.whole_state(task, current)  # on every worker: shards are gathered
         rows, reported = current.history[reported:], len(current.history)
         metrics = {"rows": rows, "step": current.step, "usage": usage(current.step)}
-        if place.rank != 0:
+        if worker.rank != 0:
             ray.train.report(metrics)
             return
         job.on_checkpoint(saved["task"], current)
@@ -263,7 +263,7 @@ def _worker(config: dict[str, Any]) -> None:
             job.settings,
             job.seed,
             state,
-            place,
+            worker,
             on_checkpoint,
             leaving=lambda: ray.train.get_preemption_info() is not None,
             waiting=waiting,
@@ -271,6 +271,6 @@ def _worker(config: dict[str, Any]) -> None:
     except NonFiniteLossError as error:
         # Raised on all workers at the same step. A worker that raises is started again, to the same
         # end: so it ends in order, and the driver raises.
-        name = f"{BAD_BATCH}/step-{error.batch['step']}-worker-{place.rank}.json"
+        name = f"{BAD_BATCH}/step-{error.batch['step']}-worker-{worker.rank}.json"
         config["storage"].write(name, json.dumps(error.batch, indent=1).encode())
         ray.train.report({"rows": [], "step": state.step, "usage": {}})

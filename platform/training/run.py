@@ -28,7 +28,7 @@ Export = Callable[[TrainingTask, Path], Encoder | None]
 
 
 @dataclass(frozen=True)
-class Member:
+class PlannedRun:
     """A run of a training: alone, or one of several that are trained together."""
 
     prefix: str  # of the names of its logged values
@@ -100,13 +100,13 @@ def train_run(
         export: Writes the run's files.
         overwrite: Replace a run with another fingerprint.
     """
-    member = Member("", storage, wanted, config, export)
+    member = PlannedRun("", storage, wanted, config, export)
     return train_together(job, [member], stage=stage, overwrite=overwrite)[0]
 
 
 def train_together(
     job: TrainingJob,
-    members: Sequence[Member],
+    members: Sequence[PlannedRun],
     *,
     stage: str,
     overwrite: bool,
@@ -138,7 +138,7 @@ def train_together(
 
 def _train(
     job: TrainingJob,
-    members: Sequence[Member],
+    members: Sequence[PlannedRun],
     finished: Sequence[bool],
     *,
     stage: str,
@@ -183,7 +183,7 @@ def _train(
 
 
 def _export(
-    member: Member,
+    member: PlannedRun,
     tracker: Tracker,
     task: TrainingTask,
     history: list[dict[str, float]],

@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from echostill.distill import DistillConfig, distill
-from echostill.distill.distillation import (
-    DistillationJob,
-    StudentSettings,
-    plan_distill,
-    selected_ids,
-    weight_spread,
-)
-from echostill.distill.groups import Run, run_groups
+from echostill.distill.distillation import DistillationJob, plan_distill, weight_spread
+from echostill.distill.groups import run_groups
 from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.settings import StudentRun, StudentSettings
 from echostill.platform.config import TeacherSettings, validate
 from echostill.platform.errors import UsageError
 from echostill.platform.masking.masks import MaskSettings
@@ -25,13 +20,15 @@ from echostill.platform.masking.mim import DecoderSettings
 from echostill.platform.models import create_encoder, load_weights, save_weights
 from echostill.platform.models.weights import find_weights
 from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA
-from echostill.platform.tables.store import Store
+from echostill.platform.tables.store import Store, selected_ids
 from echostill.platform.tables.table import write_table
 from echostill.platform.training.batches import make_batch, whole_draw
-from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, train
-from echostill.platform.training.run import Member
+from echostill.platform.training.collective import TrainingWorker
+from echostill.platform.training.loop import TrainingSettings, TrainingState, train
+from echostill.platform.training.run import PlannedRun
 from echostill.platform.training.staging import StagedImages, staged_side
 
+ALONE = TrainingWorker()
 SETTINGS = TrainingSettings(
     steps=6, batch_size=4, learning_rate=0.02, checkpoints=3, log_every=1, warmup=0.2
 )
@@ -59,7 +56,7 @@ def images():
 def job(teacher, seed=0, settings=SETTINGS, others=(), initial=(), **objective):
     """A job of one student, or of several with the objectives of ``others`` beside it."""
     runs = [
-        Run(f"student{place}", f"student{place}", "tinyusfm-micro", None, chosen, seed)
+        StudentRun(f"student{place}", f"student{place}", "tinyusfm-micro", None, chosen, seed)
         for place, chosen in enumerate([ObjectiveSettings(**objective), *others])
     ]
     return DistillationJob(
@@ -84,7 +81,7 @@ def run(task, images, state=None, kept=None, settings=SETTINGS):
             torch.save({"task": task.state_dict(), "optimiser": current.optimiser}, buffer)
             kept[current.step] = (buffer, copy.deepcopy(current.history))
 
-    train(task, task, images, settings, task.seed, state, Place(), on_checkpoint)
+    train(task, task, images, settings, task.seed, state, ALONE, on_checkpoint)
     return state.history
 
 
@@ -157,7 +154,7 @@ def test_students_of_one_seed_start_alike_whatever_they_follow(teacher, images):
     tasks = [each.task() for each in followers]
     for task in tasks[1:]:
         assert equal(student(tasks[0]), student(task))
-    batches = [make_batch(images, SETTINGS, 0, 128, 3, Place()) for _ in tasks]
+    batches = [make_batch(images, SETTINGS, 0, 128, 3, ALONE) for _ in tasks]
     parts = [task(batch)[1] for task, batch in zip(tasks, batches, strict=True)]
     for part in parts[1:]:
         assert torch.equal(part["reconstruction"], parts[0]["reconstruction"])
@@ -187,7 +184,7 @@ def test_students_on_one_teacher_pass_end_as_those_trained_alone(teacher, images
     settings = SETTINGS.model_copy(update={"micro_batch": micro_batch})
     together = job(teacher, settings=settings, others=SHARING).task()
     history = run(together, images, settings=settings)
-    members = [Member(f"student{place}/", None, None, None, None) for place in range(3)]
+    members = [PlannedRun(f"student{place}/", None, None, None, None) for place in range(3)]
     for place, objective in enumerate([ObjectiveSettings(), *SHARING]):
         alone = job(teacher, settings=settings, **objective.model_dump(exclude={"masks"})).task()
         assert run(alone, images, settings=settings) == members[place].rows(history)
@@ -237,7 +234,7 @@ def test_the_weight_is_told_by_organ_and_device_and_against_the_error(teacher, i
     )
     told = counts[1] * last["weight_by_organ/liver"] + counts[0] * last["weight_by_organ/lung"]
     assert told / counts.sum() == pytest.approx(everything, rel=1e-6)
-    batch = make_batch(placed, settings, 0, 128, 0, Place())
+    batch = make_batch(placed, settings, 0, 128, 0, ALONE)
     _, parts = job(teacher).task()(batch)
     expected = np.corrcoef(parts["weight"].numpy(), parts["reconstruction_error"].numpy())[0, 1]
     assert history[0]["weight_error_correlation"] == pytest.approx(expected, rel=1e-5)
@@ -266,7 +263,7 @@ def test_groups_are_the_students_that_see_the_same_views(tmp_path):
         "d": ObjectiveSettings(preset="mae-lite"),
     }
     runs = [
-        Run(f"{name}-{seed}", name, "tinyusfm-micro", None, objective, seed)
+        StudentRun(f"{name}-{seed}", name, "tinyusfm-micro", None, objective, seed)
         for name, objective in objectives.items()
         for seed in (0, 1)
     ]

@@ -7,8 +7,8 @@ import pyarrow as pa
 import torch
 
 from echostill.distill import DistillConfig, distill
-from echostill.distill.distillation import StudentSettings
 from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.settings import StudentSettings
 from echostill.platform.config import TeacherSettings
 from echostill.platform.imaging.images import encode_png
 from echostill.platform.models import create_encoder, load_weights, save_weights

@@ -20,14 +20,9 @@ from echostill.distill.cache.stage import (
     verify_cache,
 )
 from echostill.distill.cache.teacher_cache import write_manifest
-from echostill.distill.distillation import (
-    DistillationJob,
-    DistillConfig,
-    StudentSettings,
-    distill,
-    plan_distill,
-)
+from echostill.distill.distillation import DistillationJob, distill, plan_distill
 from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.settings import DistillConfig, StudentSettings
 from echostill.platform.config import TeacherSettings
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.masks import MaskSettings, SpatialMask
@@ -40,9 +35,11 @@ from echostill.platform.tables.table import write_table
 from echostill.platform.tables.verify import verify_store
 from echostill.platform.training.augment import AugmentSettings
 from echostill.platform.training.batches import cut, make_batch
-from echostill.platform.training.loop import Place, TrainingSettings
+from echostill.platform.training.collective import TrainingWorker
+from echostill.platform.training.loop import TrainingSettings
 from echostill.platform.training.staging import stage_images
 
+ALONE = TrainingWorker()
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = ROOT / "examples" / "quickstart"
 TEACHER = str(SAMPLE / "teacher" / "usfm-micro.safetensors")
@@ -141,7 +138,7 @@ def test_cached_and_live_give_the_same_loss_and_gradients(store, caches, precisi
     live = task(store, find_teacher(config(store)), seed=7, **objectives).train()
     cached = task(store, caches[precision], seed=7, **objectives).train()
     for step in range(5):  # over the end of the finite set: views repeat
-        batch = make_batch(images, TRAINING, 7, 128, step, Place())
+        batch = make_batch(images, TRAINING, 7, 128, step, ALONE)
         losses = []
         for each in (live, cached):
             each.zero_grad()
@@ -172,7 +169,7 @@ def test_students_that_share_a_cache_each_get_their_own_layers_of_each_part(stor
     cached = task(store, caches["float16"], **objectives).train()
     assert live.layers == cached.layers == (2, 4, 6)
     assert len(cached.compiled()) == len(live.compiled()) - 1  # the students alone
-    parts = cut(make_batch(images, TRAINING, 0, 128, 0, Place()), 2)
+    parts = cut(make_batch(images, TRAINING, 0, 128, 0, ALONE), 2)
     for part, wanted, found in zip(parts, live.prepare(parts), cached.prepare(parts), strict=True):
         for one, other in zip(wanted.signals, found.signals, strict=True):
             assert len(one.targets) == len(other.targets)
@@ -190,7 +187,7 @@ def test_the_views_repeat_and_are_those_of_every_seed(store):
     seen = {}
     for seed in (0, 1):
         for step in range(10):
-            batch = make_batch(images, TRAINING, seed, 128, step, Place())
+            batch = make_batch(images, TRAINING, seed, 128, step, ALONE)
             for image_id, view, pixels in zip(
                 batch.image_ids, batch.epochs, batch.pixels, strict=True
             ):

@@ -9,7 +9,7 @@ import pytest
 
 from echostill.curation.scoring.stage import ScoreConfig
 from echostill.curation.selection.stage import SelectConfig
-from echostill.distill.distillation import DistillConfig
+from echostill.distill import DistillConfig
 from echostill.eval.reporting.data import Accounting, Material, gather, without_paths
 from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
 from echostill.eval.reporting.labels import DEFAULTS, labelled_values

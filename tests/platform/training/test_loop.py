@@ -12,10 +12,10 @@ from torch import nn
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder
 from echostill.platform.training.augment import AugmentSettings, augment, crop_boxes, resample
-from echostill.platform.training.batches import Batch, make_batch, prefetch, replay
+from echostill.platform.training.batches import TrainingBatch, make_batch, prefetch, replay
+from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import (
     NonFiniteLossError,
-    Place,
     TrainingSettings,
     TrainingState,
     TrainingTask,
@@ -23,6 +23,8 @@ from echostill.platform.training.loop import (
 )
 from echostill.platform.training.optimisation import parameter_groups
 from echostill.platform.training.staging import StagedImages
+
+ALONE = TrainingWorker()
 
 
 class Toy(TrainingTask):
@@ -34,7 +36,7 @@ class Toy(TrainingTask):
         self.linear = nn.Linear(3 * 64, 4)
         self.seen = []
 
-    def forward(self, batch: Batch, prepared=None):
+    def forward(self, batch: TrainingBatch, prepared=None):
         self.seen += batch.image_ids
         per_image = self.linear(batch.pixels.flatten(1)).square().mean(dim=1)
         detached = per_image.detach()
@@ -64,7 +66,7 @@ def run(images, settings=SETTINGS, state=None, task=None, keep=None, **options):
             weights = {k: v.clone() for k, v in task.state_dict().items()}
             keep[current.step] = (weights, copy.deepcopy(current))
 
-    train(task, task, images, settings, 3, state, Place(), on_checkpoint, **options)
+    train(task, task, images, settings, 3, state, ALONE, on_checkpoint, **options)
     return task, state
 
 
@@ -113,7 +115,7 @@ def test_parts_of_a_batch_add_up_to_it(images, micro_batch):
 def test_what_belongs_to_images_is_logged_for_the_whole_batch(images):
     _, state = run(images, SETTINGS.model_copy(update={"log_every": 1}))
     first = Toy()
-    batch = make_batch(images, SETTINGS, 3, 8, 0, Place())
+    batch = make_batch(images, SETTINGS, 3, 8, 0, ALONE)
     _, values = first(batch)
     assert state.history[0]["spread"] == pytest.approx(values["each"].std(unbiased=False).item())
     assert state.history[0]["value"] == pytest.approx(values["each"].mean().item())
@@ -167,7 +169,7 @@ def test_a_run_that_is_about_to_lose_a_node_saves_once(images):
 
 
 def test_a_view_can_be_made_again(images):
-    seen = make_batch(images, SETTINGS, 3, 8, 6, Place())
+    seen = make_batch(images, SETTINGS, 3, 8, 6, ALONE)
     made = replay(images, SETTINGS, 3, 8, seen.image_ids[2:], seen.epochs[2:])
     assert torch.equal(made.pixels, seen.pixels[2:])
     assert not torch.equal(
@@ -182,7 +184,7 @@ def test_views_that_repeat_are_those_of_the_view_seed(images):
     seen = {}
     for seed in (3, 4):
         for step in range(12):
-            batch = make_batch(images, settings, seed, 8, step, Place())
+            batch = make_batch(images, settings, seed, 8, step, ALONE)
             for image_id, view, pixels in zip(
                 batch.image_ids, batch.epochs, batch.pixels, strict=True
             ):
@@ -191,16 +193,16 @@ def test_views_that_repeat_are_those_of_the_view_seed(images):
             assert torch.equal(again.pixels, batch.pixels)
     assert {view for _, view in seen} == {0, 1}
     assert len(seen) == 2 * len(images)
-    orders = [make_batch(images, settings, seed, 8, 0, Place()).image_ids for seed in (3, 4)]
+    orders = [make_batch(images, settings, seed, 8, 0, ALONE).image_ids for seed in (3, 4)]
     assert orders[0] != orders[1]  # the order is the run's own
-    plain = make_batch(images, SETTINGS, 5, 8, 0, Place())  # and the views those of that seed
+    plain = make_batch(images, SETTINGS, 5, 8, 0, ALONE)  # and the views those of that seed
     for image_id, pixels in zip(plain.image_ids, plain.pixels, strict=True):
         assert torch.equal(seen[image_id, 0], pixels)
 
 
 def test_two_workers_see_together_what_one_sees(images):
-    whole = make_batch(images, SETTINGS, 1, 8, 5, Place())
-    shares = [make_batch(images, SETTINGS, 1, 8, 5, Place(rank, 2)) for rank in range(2)]
+    whole = make_batch(images, SETTINGS, 1, 8, 5, ALONE)
+    shares = [make_batch(images, SETTINGS, 1, 8, 5, TrainingWorker(rank, 2)) for rank in range(2)]
     ids = [None] * 4
     ids[0::2], ids[1::2] = shares[0].image_ids, shares[1].image_ids
     assert ids == whole.image_ids
@@ -232,7 +234,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_images(images, kind):
     with pytest.raises(NonFiniteLossError, match=r"step 5; images of that batch: image-") as caught:
         run(images, task=task)
     batch = pickle.loads(pickle.dumps(caught.value)).batch
-    drawn = make_batch(images, SETTINGS, 3, 8, 4, Place())
+    drawn = make_batch(images, SETTINGS, 3, 8, 4, ALONE)
     assert batch["image_ids"] == drawn.image_ids
     assert batch["epochs"] == drawn.epochs.tolist()
     assert (batch["step"], batch["seed"]) == (5, 3)
@@ -310,7 +312,7 @@ def test_crops_stay_inside_and_belong_to_the_image():
 def test_organs_are_drawn_equally_often(images):
     settings = SETTINGS.model_copy(update={"balance": "organ"})
     ids = [
-        i for step in range(11) for i in make_batch(images, settings, 1, 8, step, Place()).image_ids
+        i for step in range(11) for i in make_batch(images, settings, 1, 8, step, ALONE).image_ids
     ]
     lung = sum(int(name.rpartition("-")[2]) >= 8 for name in ids)
     assert len(ids) == 44

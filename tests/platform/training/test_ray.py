@@ -21,10 +21,14 @@ from echostill.platform.models import create_encoder
 from echostill.platform.progress import Progress
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training.batches import make_batch
-from echostill.platform.training.loop import Place, TrainingSettings, TrainingState, train
+from echostill.platform.training.collective import TrainingWorker
+from echostill.platform.training.loop import TrainingSettings, TrainingState, train
 from echostill.platform.training.ray import Logged, plan, run_training
 from echostill.platform.training.staging import StagedImages
 from echostill.platform.training.tracking import Tracker
+
+ALONE = TrainingWorker()
+
 
 # Ray's workers cannot import a test: what they need of it travels with them.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -104,7 +108,7 @@ def calm(tmp_path_factory):
     """History and weights of one process that is left alone."""
     job = job_in(tmp_path_factory.mktemp("calm"))
     task, images = job.build()
-    state = train(task, task, images, job.settings, 0, TrainingState(), Place(), lambda _: None)
+    state = train(task, task, images, job.settings, 0, TrainingState(), ALONE, lambda _: None)
     return state.history, task.state_dict()
 
 
@@ -135,7 +139,7 @@ def test_two_workers_one_of_which_dies_end_as_one_that_is_left_alone(ray_cluster
     ]
     assert len({path.name for path in (tmp_path / "seen").glob("*.jsonl")}) == 4  # 2 attempts of 2
     for step in range(10):
-        whole = make_batch(images, job.settings, 0, SIZE, step, Place()).image_ids
+        whole = make_batch(images, job.settings, 0, SIZE, step, ALONE).image_ids
         shares = {tuple(ids) for seen, ids in lines if seen == step}
         assert shares == {tuple(whole[0::2]), tuple(whole[1::2])}
     # What was done between a checkpoint and the death was done twice, and nothing else. The newest
@@ -155,7 +159,7 @@ def test_two_workers_one_of_which_dies_end_as_one_that_is_left_alone(ray_cluster
 
 def test_a_loss_that_is_no_number_is_written_down_and_not_tried_again(ray_cluster, tmp_path):
     images = job_in(tmp_path / "first").build()[1]
-    whole = make_batch(images, TrainingSettings(**SETTINGS), 0, SIZE, 5, Place()).image_ids
+    whole = make_batch(images, TrainingSettings(**SETTINGS), 0, SIZE, 5, ALONE).image_ids
     job = job_in(tmp_path, whole[0], workers=2)
     with pytest.raises(EchostillError, match=r"the loss became inf at step 6.*bad-batch"):
         run(job, tmp_path)

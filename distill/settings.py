@@ -1,0 +1,99 @@
+"""Settings of distillation: the students, and the runs that they take."""
+
+from dataclasses import dataclass
+
+from pydantic import Field, model_validator
+
+from echostill.distill.cache.teacher_cache import Precision
+from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.platform.config import Config, ModelsConfig, execution
+from echostill.platform.masking.masks import MaskSettings
+from echostill.platform.masking.mim import DecoderSettings
+from echostill.platform.names import Name
+from echostill.platform.training.settings import TrainingSettings
+
+
+class StudentSettings(Config):
+    """A student to train: its name and its objective."""
+
+    name: Name = Field("distilled", description="Name of the student; its runs are NAME-SEED.")
+    model: str | None = Field(None, description="A model of the zoo; default the stage's student.")
+    initial_weights: str | None = Field(
+        None, description="Weights file or finished run to start from; default fresh weights."
+    )
+    objective: ObjectiveSettings = ObjectiveSettings()
+
+
+@dataclass(frozen=True)
+class StudentRun:
+    """One student with one seed."""
+
+    name: str
+    student: str
+    model: str
+    initial_weights: str | None
+    objective: ObjectiveSettings
+    seed: int
+
+    @property
+    def shares(self) -> tuple[object, ...] | None:
+        """What must be equal for two runs to share the teacher's pass; None for a run alone.
+
+        The teacher costs several times what a small student does, so sharing always pays; without
+        a teacher there is nothing to share.
+        """
+        if not self.objective.distil:
+            return None
+        masks = self.objective.masks
+        return (self.seed, self.objective.views, masks and masks.model_dump_json())
+
+
+class DistillConfig(ModelsConfig):
+    """Distillation on a coreset; one run per student and seed."""
+
+    coreset: Name = Field("default", description="Name of the coreset.")
+    students: tuple[StudentSettings, ...] = Field((StudentSettings(),), min_length=1)
+    seeds: tuple[int, ...] = Field((), description="Seeds of the runs; default the one seed.")
+    training: TrainingSettings = TrainingSettings(steps=20_000, batch_size=1024)
+    decoder: DecoderSettings = DecoderSettings()
+    masks: MaskSettings = MaskSettings()
+    cache: bool = Field(
+        False, description="Take the teacher's outputs from what `echostill cache` made."
+    )
+    cache_name: Name = execution("default", "Name of the teacher cache in the store.")
+    cache_precision: Precision = Field("float16", description="How cached tokens are kept.")
+    cache_limit_gb: float = execution(50.0, "Largest teacher cache, in GB.", gt=0)
+
+    at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)
+    share_teacher: bool = execution(
+        True, "Train students that see the same views together, on one pass of the teacher."
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "DistillConfig":
+        names = [run.name for run in self.runs()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:  # they would be trained side by side into one folder
+            raise ValueError(f"run '{twice[0]}' is listed more than once: name students apart")
+        return self
+
+    def runs(self) -> list[StudentRun]:
+        """List the runs, one per student and seed."""
+        seeds = self.seeds or (self.seed,)
+        return [
+            StudentRun(
+                name=f"{student.name}-{seed}",
+                student=student.name,
+                model=student.model or self.student,
+                initial_weights=student.initial_weights,
+                objective=student.objective,
+                seed=seed,
+            )
+            for student in self.students
+            for seed in seeds
+        ]
+
+    def alone(self, run: StudentRun) -> "DistillConfig":
+        """Return the configuration of one run, which names nothing of the others."""
+        own = tuple(student for student in self.students if student.name == run.student)
+        return self.model_copy(update={"students": own, "seeds": (run.seed,), "seed": run.seed})
