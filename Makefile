@@ -1,11 +1,11 @@
-# make install | quickstart | test | | check | constraints | explorer
+# make install | quickstart | test | | check | hooks | constraints | explorer
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := python -m pip --disable-pip-version-check
 
-.PHONY: install constraints quickstart test check explorer \
+.PHONY: install constraints hooks quickstart test check explorer \
 	check-explorer format clean
 
 install: $(STAMP)
@@ -23,6 +23,9 @@ constraints:
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/newest/bin/$(PIP) freeze --exclude-editable >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
+
+hooks: $(STAMP)
+	$(BIN)/pre-commit install
 
 quickstart: $(STAMP)
 	$(BIN)/echostill run --config examples/quickstart/config.yaml
