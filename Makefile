@@ -1,17 +1,31 @@
-# make install | quickstart | test | check | explorer | check-explorer
+# make install | quickstart | test | | check | hooks | constraints | explorer
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := python -m pip --disable-pip-version-check
 
-.PHONY: install quickstart test check explorer check-explorer format clean
+.PHONY: install constraints hooks quickstart test check explorer \
+	check-explorer format clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/$(PIP) install --quiet --constraint constraints.txt -e ".[dev]"
 	touch $(STAMP)
+
+# The newest releases that pyproject.toml allows, all pinned. Run `make check test` before they go in.
+constraints:
+	rm -rf build/newest
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/$(PIP) install --quiet -e ".[dev]"
+	sed -n '/^#/p' constraints.txt > build/constraints.txt
+	build/newest/bin/$(PIP) freeze --exclude-editable >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+hooks: $(STAMP)
+	$(BIN)/pre-commit install
 
 quickstart: $(STAMP)
 	$(BIN)/echostill run --config examples/quickstart/config.yaml
@@ -24,7 +38,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/site .
+	$(BIN)/$(PIP) install --quiet --no-deps --target build/site .
 	cd build && MYPYPATH=site ../$(BIN)/mypy --config-file ../pyproject.toml \
 		-p echostill.platform -p echostill.curation -p echostill.distill -p echostill.eval -p echostill.jobs
 

@@ -1,12 +1,16 @@
-"""The walls of the house: who may import whom, and that `platform` stays Python's own."""
+"""The walls of the house: who may import whom, how large a room may be, and where its tests are."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.sparse.csgraph import connected_components
 
 from echostill.platform.stages import STAGES
 
@@ -21,14 +25,33 @@ ALLOWED = {
 }
 
 
+LINES, MODULES = 400, 16  # at most, in a file and in a folder
+
+
+def modules():
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
 def dotted(path):
     return ["echostill", *path.relative_to(ROOT).with_suffix("").parts]
 
 
-def imported_folders(path):
-    """Folders a module names: by import of any form, and as text given to an importer."""
-    names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(path, other_processes=True):
+    """Names a module imports in any form, anywhere in it, or gives to an importer as text.
+
+    ``other_processes=False`` leaves out what it starts with ``python -m``.
+    """
+    tree, names = ast.parse(path.read_text()), []
+    lists = [node.elts for node in ast.walk(tree) if isinstance(node, ast.List | ast.Tuple)]
+    pairs = [pair for found in lists for pair in pairwise(found)]
+    started = [name for flag, name in pairs if getattr(flag, "value", None) == "-m"]
+    for node in ast.walk(tree):
+        if node in started and not other_processes:
+            continue
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -36,37 +59,159 @@ def imported_folders(path):
             module = ".".join([*package, *([node.module] if node.module else [])])
             names += [f"{module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names += [node.value] if node.value.startswith("echostill.") else []
-    parts = [name.split(".") for name in names]
-    return {part[1] for part in parts if part[0] == "echostill" and part[1:]} & set(FOLDERS)
+            names += [node.value] if re.fullmatch(r"echostill\.[\w.:]+", node.value) else []
+    return [name.replace(":", ".") for name in names if name.startswith("echostill.")]
 
 
-def modules():
-    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+def imported_folders(path):
+    return {name.split(".")[1] for name in imported(path)} & set(FOLDERS)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def imports(paths):
+    """Which of the modules each of them imports: the longest name that is one, or a package."""
+    by_name = {".".join(dotted(path)).removesuffix(".__init__"): path for path in paths}
+    found = {}
+    for path in paths:
+        found[path] = set()
+        for name in imported(path, other_processes=False):
+            while name and name not in by_name:
+                name = name.rpartition(".")[0]
+            if name:
+                found[path].add(by_name[name])
+    return found
+
+
+def circles(paths):
+    """Groups of modules of which each imports, through others or itself, all of the group."""
+    found = imports(paths)
+    places = {path: place for place, path in enumerate(paths)}
+    arrows = np.zeros((len(paths), len(paths)), bool)
+    for path, targets in found.items():
+        arrows[places[path], [places[target] for target in targets - {path}]] = True
+    _, labels = connected_components(arrows, directed=True, connection="strong")
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return sorted([relative(paths[place]) for place in group] for group in groups if len(group) > 1)
+
+
+@pytest.mark.parametrize("path", modules(), ids=relative)
 def test_floors(path):
-    name = path.relative_to(ROOT).as_posix()
-    assert imported_folders(path) <= ALLOWED[name.split("/")[0]]
+    assert imported_folders(path) <= ALLOWED[relative(path).split("/")[0]]
 
 
-def test_the_floors_see_every_form_of_import(tmp_path, monkeypatch):
+def test_no_circle_of_imports():
+    """Imports inside functions and for types alone count: a circle is two modules that are one."""
+    found = circles(modules())
+    assert not found, "\n".join(" <-> ".join(circle) for circle in found)
+
+
+FORMS = {
+    "import echostill.curation.ingestion.sources": {"curation"},
+    "from echostill.eval import heads": {"eval"},
+    "from echostill import distill": {"distill"},
+    "from ...jobs import stages": {"jobs"},
+    "from ..errors import UsageError": {"platform"},
+    "def f():\n    from echostill.curation import why": {"curation"},
+    "if TYPE_CHECKING:\n    from echostill.eval import heads": {"eval"},
+    "import_module('echostill.eval.heads')": {"eval"},
+    "stage = 'echostill.jobs.stages:REGISTRY'": {"jobs"},
+    "run(['python', '-m', 'echostill.jobs.cli.main'])": {"jobs"},
+    "import platform, torch": set(),
+    "'echostill. A sentence that ends with the name.'": set(),
+}
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_the_floors_see_every_form_of_import(text, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     module = tmp_path / "platform" / "models" / "module.py"
     module.parent.mkdir(parents=True)
-    for text, folders in {
-        "import echostill.curation.ingestion.sources": {"curation"},
-        "from echostill.eval import heads": {"eval"},
-        "from echostill import distill": {"distill"},
-        "from ...jobs import stages": {"jobs"},
-        "from ..errors import UsageError": {"platform"},
-        "def f():\n    from echostill.curation import why": {"curation"},
-        "import_module('echostill.eval.heads')": {"eval"},
-        "import platform, torch": set(),
-    }.items():
-        module.write_text(text)
-        assert imported_folders(module) == folders, text
+    module.write_text(text)
+    assert imported_folders(module) == FORMS[text]
+
+
+@pytest.mark.parametrize(
+    ("back", "files"),
+    {
+        "from echostill.eval.b import f": {"eval/a.py", "eval/b.py"},
+        "from echostill.eval import b": {"eval/a.py", "eval/b.py"},
+        "from . import b": {"eval/a.py", "eval/b.py"},
+        "import echostill.eval.b as other": {"eval/a.py", "eval/b.py"},
+        "def f():\n    from .b import g": {"eval/a.py", "eval/b.py"},
+        "if TYPE_CHECKING:\n    from .b import g": {"eval/a.py", "eval/b.py"},
+        "import_module('echostill.eval.b')": {"eval/a.py", "eval/b.py"},
+        "TABLE = 'echostill.eval.b:f'": {"eval/a.py", "eval/b.py"},
+        "run(['python', '-m', 'echostill.eval.b'])": set(),
+        "from echostill.eval import f": {"eval/__init__.py", "eval/a.py", "eval/b.py"},
+        "from .c import f": {"eval/a.py", "eval/b.py", "eval/c.py"},
+        "from echostill.eval.d import f": set(),
+    }.items(),
+)
+def test_a_circle_is_found(back, files, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "eval").mkdir()
+    texts = {
+        "__init__": "from .b import f",
+        "a": back,
+        "b": "from echostill.eval.a import g\nfrom .d import h",
+        "c": "from .b import f",
+        "d": "import numpy",
+    }
+    for name, text in texts.items():
+        (tmp_path / "eval" / f"{name}.py").write_text(text)
+    assert circles(modules()) == ([sorted(files)] if files else [])
+
+
+def test_no_file_is_longer_than_one_story():
+    lengths = {relative(path): len(path.read_text().splitlines()) for path in modules()}
+    assert {name: lines for name, lines in lengths.items() if lines > LINES} == {}
+
+
+def test_no_room_is_crowded():
+    names = [relative(path.parent) for path in modules() if path.name != "__init__.py"]
+    assert {name: names.count(name) for name in names if names.count(name) > MODULES} == {}
+
+
+# Test files that are named after what they show, since it takes more than one module.
+ACROSS = {
+    "benchmarks/kill_training": "a benchmark, run at its smallest",
+    "curation/deidentification/planted_identifiers": "planted names, from file to every result",
+    "curation/ingestion/bad_inputs": "seventy bad or odd files, through every reader",
+    "curation/ingestion/buckets": "every kind of source, in a bucket",
+    "curation/selection/methods/methods": "all methods, each against a brute force",
+    "curation/service/client": "client and commands, with a service and without",
+    "curation/service/explorer": "the pages, in a browser",
+    "curation/service/http/hostile": "harmful requests to all routes",
+    "curation/service/http/schemathesis": "made-up requests to all routes",
+    "platform/shards/kills": "a benchmark, run at its smallest",
+    "docs": "documents",
+    "house": "this file",
+}
+
+
+def test_a_test_file_is_named_after_a_module_of_its_room():
+    files = (ROOT / "tests").rglob("test_*.py")
+    names = {
+        file.relative_to(ROOT / "tests").as_posix().replace("test_", "")[:-3] for file in files
+    }
+    tested = {relative(path)[:-3] for path in modules()}
+    assert names - tested - ACROSS.keys() == set(), "neither a module nor named in ACROSS"
+    assert ACROSS.keys() - (names - tested) == set(), "named in ACROSS without need"
+
+
+@pytest.mark.parametrize("floor", FOLDERS)
+def test_every_module_is_reached_by_the_tests_of_its_floor(floor):
+    paths, tests = modules(), sorted((ROOT / "tests" / floor).rglob("*.py"))
+    found = imports([*paths, *tests])
+    reached, waiting = set(), tests
+    while waiting:
+        path = waiting.pop()
+        if path not in reached:
+            reached.add(path)
+            waiting += found[path]
+    own = [path for path in paths if relative(path).startswith(f"{floor}/")]
+    unreached = [path for path in own if path not in reached and path.name != "__init__.py"]
+    # Job scripts are run as files: see below.
+    assert [relative(path) for path in unreached if "sys.path.pop(0)" not in path.read_text()] == []
 
 
 def test_every_folder_with_modules_is_in_the_wheel():
