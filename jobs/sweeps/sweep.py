@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from echostill.distill.distillation import (
-    DistillConfig,
     distill,
     plan_distill,
     weight_spread,
