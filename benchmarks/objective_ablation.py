@@ -89,7 +89,7 @@ def train_group(variants, options, teacher, images, seed):
     found = {}
     for place, name in enumerate(variants):
         prefix = "" if len(variants) == 1 else f"{name}/"
-        rows = PlannedRun(prefix, None, None, None, None).rows(state.history)
+        rows = PlannedRun(prefix, None, None, None).rows(state.history)
         found[name] = (task.each(place).student.encoder, rows)
     return found
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from echostill.distill.cache.stage import open_cache
+from echostill.distill.cache.teacher_cache import CachedWeights
 from echostill.distill.groups import run_groups
 from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.reconstructions import draw_reconstructions
@@ -22,8 +23,8 @@ from echostill.platform.models import Encoder, create_encoder, save_weights
 from echostill.platform.models.weights import Weights, find_initial, find_teacher
 from echostill.platform.progress import Progress, console
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import Fingerprint, fingerprint
-from echostill.platform.tables.store import Store, selected_ids
+from echostill.platform.tables.fingerprint import Claim, fingerprint
+from echostill.platform.tables.store import Store, check_origin, selected_ids
 from echostill.platform.tables.table import Table
 from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
 from echostill.platform.training.ray import plan, runs_at_once
@@ -87,14 +88,8 @@ def distill(config: DistillConfig, *, overwrite: bool = False) -> StageResult:
         Counts of images, steps and runs. Each run's student is
         ``runs/<name>-<seed>/model.safetensors``.
     """
-    store = Store(config.store)
-    coreset = store.open_coreset(config.coreset)
-    ids = selected_ids(coreset)
-    runs = config.runs()
-    teacher = find_teacher(config) if any(run.objective.distil for run in runs) else None
-    if teacher is not None and config.cache:
-        teacher = open_cache(config, teacher, ids)
-    stage = _Stage(config, store, coreset, ids, teacher)
+    stage = _prepare(config)
+    store, ids, runs = stage.store, stage.ids, config.runs()
     groups = run_groups(runs, store, share=config.share_teacher)
     open_groups = [g for g in groups if any(not is_finished(store.run(run.name)) for run in g)]
     at_once = _at_once(config, len(open_groups), connect=bool(open_groups))
@@ -147,19 +142,35 @@ def _at_once(config: DistillConfig, runs: int, *, connect: bool) -> int:
     return config.at_once or runs_at_once(config.training, max(runs, 1), *resources)
 
 
-def plan_distill(config: DistillConfig) -> Plan:
-    """Say what :func:`distill` would do."""
+def _prepare(config: DistillConfig) -> "_Stage":
+    """Open and check what the runs have in common."""
     store = Store(config.store)
     coreset = store.open_coreset(config.coreset)
+    check_origin(store, coreset)
     ids = selected_ids(coreset)
+    distils = any(run.objective.distil for run in config.runs())
+    teacher = find_teacher(config) if distils else None
+    if teacher is not None and config.cache:
+        teacher = open_cache(config, teacher, ids)
+    return _Stage(config, store, coreset, ids, teacher)
+
+
+def plan_distill(config: DistillConfig, *, overwrite: bool = False) -> Plan:
+    """Say what :func:`distill` would do."""
+    stage = _prepare(config)
+    store, coreset, ids, teacher = stage.store, stage.coreset, stage.ids, stage.teacher
     runs = config.runs()
+    replaced = {
+        run.name
+        for run in runs
+        if stage.claim(run, find_initial(store, run.model, run.initial_weights)).check(overwrite)
+    }
     out = Plan("distill")
     out.add("coreset", f"{len(ids)} images of {coreset.rows}, {coreset.storage.root}")
-    if any(run.objective.distil for run in runs):
-        teacher = find_teacher(config)
+    if teacher is not None:
         out.add("teacher", f"{teacher.model}, {teacher.path}")
-        if config.cache:
-            out.add("teacher cache", open_cache(config, teacher, ids).folder)
+        if isinstance(teacher, CachedWeights):
+            out.add("teacher cache", teacher.folder)
     out.add("student", ", ".join(dict.fromkeys(run.model for run in runs)))
     out.add("steps", config.training.describe(len(ids)))
     groups = run_groups(runs, store, share=config.share_teacher)
@@ -169,7 +180,8 @@ def plan_distill(config: DistillConfig) -> Plan:
     for group in groups:
         shared = f", with {len(group) - 1} more on one teacher pass" if len(group) > 1 else ""
         for run in group:
-            done = "done" if is_finished(store.run(run.name)) else "to do"
+            finished = is_finished(store.run(run.name)) and run.name not in replaced
+            done = "done" if finished else "to do"
             out.add(run.name, f"{run.objective.preset}{shared}, {done}")
     return out
 
@@ -204,8 +216,7 @@ class _Stage:
         members = [
             PlannedRun(
                 prefix="" if len(group) == 1 else f"{run.name}/",
-                storage=store.run(run.name),
-                wanted=self._fingerprint(run, start),
+                claim=self.claim(run, start),
                 config=config.alone(run),
                 export=partial(_export, job, place),
             )
@@ -216,17 +227,22 @@ class _Stage:
         )
         return {run.name: result for run, result in zip(group, results, strict=True)}
 
-    def _fingerprint(self, run: StudentRun, initial: Weights | None) -> Fingerprint:
-        weights = {"initial": initial.digest} if initial else {}
+    def claim(self, run: StudentRun, initial: Weights | None) -> Claim:
+        """Return the claim on a run's folder."""
+        weights, about = {}, {"inputs.coreset": f"{len(self.ids)} images of {self.coreset.rows}"}
+        if initial:
+            weights["initial"] = initial.digest
         if run.objective.distil:
             assert self.teacher is not None
             weights["teacher"] = self.teacher.digest
-        return fingerprint(
+            about["weights.teacher"] = self.teacher.path.rpartition("/")[2]
+        wanted = fingerprint(
             self.config.alone(run),
             weights=weights,
             inputs={"coreset": self.coreset.digest, "pool": self.store.open_pool().digest},
             without=("teacher", "coreset"),
         )
+        return Claim(self.store.run(run.name), wanted, "distill", "a run", about=about)
 
 
 def _export(job: DistillationJob, place: int, task: TrainingTask, folder: Path) -> Encoder:

@@ -13,8 +13,9 @@ from echostill.platform.models import Encoder, save_weights
 from echostill.platform.models.weights import Weights, find_initial
 from echostill.platform.names import Name
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import fingerprint
+from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import Table
 from echostill.platform.training.loop import TrainingSettings, TrainingTask
 from echostill.platform.training.ray import plan
 from echostill.platform.training.run import WEIGHTS, is_finished, train_run
@@ -44,18 +45,10 @@ def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> StageResult:
     store = Store(config.store)
     pool = store.open_pool()
     initial = find_initial(store, config.model, config.initial_weights)
-    wanted = fingerprint(
-        config,
-        weights={"initial": initial.digest} if initial else {},
-        inputs={"pool": pool.digest},
-        without=("initial_weights",),
-    )
     result = train_run(
         _job(config, initial),
-        store.run(config.name),
-        wanted,
+        _claim(config, store, pool, initial),
         config,
-        stage="pretrain",
         export=_export,
         overwrite=overwrite,
     )
@@ -72,10 +65,24 @@ def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> StageResult:
     )
 
 
-def plan_pretrain(config: PretrainConfig) -> Plan:
+def _claim(config: PretrainConfig, store: Store, pool: Table, initial: Weights | None) -> Claim:
+    """Return the claim on the run's folder."""
+    wanted = fingerprint(
+        config,
+        weights={"initial": initial.digest} if initial else {},
+        inputs={"pool": pool.digest},
+        without=("initial_weights",),
+    )
+    about = {"inputs.pool": f"{pool.rows} images"}
+    return Claim(store.run(config.name), wanted, "pretrain", "a run", about=about)
+
+
+def plan_pretrain(config: PretrainConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`pretrain` would do."""
     store = Store(config.store)
     pool = store.open_pool()
+    initial = find_initial(store, config.model, config.initial_weights)
+    replaces = _claim(config, store, pool, initial).check(overwrite)
     out = Plan("pretrain")
     out.add("images", f"{pool.rows} in {pool.storage.root}")
     out.add("model", config.model)
@@ -83,7 +90,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
     out.add("resources", plan(config.training, *runtime.local_resources()).describe())
     storage = store.run(config.name)
     out.add("result", storage.locate(WEIGHTS))
-    out.add("already done", "yes" if is_finished(storage) else "no")
+    out.add("already done", "yes" if is_finished(storage) and not replaces else "no")
     return out
 
 

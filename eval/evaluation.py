@@ -106,19 +106,8 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     store = Store(config.store)
     storage = store.report(config.name)
     units = _units(config, store)
-    sizes = {unit.model: create_encoder(unit.model).image_size for unit in units}
-    datasets = {
-        (task.name, size): load_dataset(task, size)
-        for task in config.tasks
-        for size in sorted(set(sizes.values()))
-    }
-    wanted = fingerprint(
-        config,
-        weights={f"{u.candidate}/{u.run}": u.weights.digest for u in units if u.weights},
-        inputs={f"{name}@{size}": _digest(data) for (name, size), data in datasets.items()},
-        without=("teacher",),
-    )
-    Claim(storage, wanted, "evaluate", "an evaluation", "report").take(overwrite)
+    sizes, datasets = _datasets(config, units)
+    _claim(config, storage, units, datasets).take(overwrite)
     if storage.exists(RESULT):
         sentence = f"already done: {storage.locate(RESULT)}"
         return _result(config, storage, len(units), sentence, already_done=True)
@@ -160,18 +149,51 @@ def _result(
     )
 
 
-def plan_evaluate(config: EvaluateConfig) -> Plan:
+def _datasets(
+    config: EvaluateConfig, units: list[Unit]
+) -> tuple[dict[str, int], dict[tuple[str, int], LabelledDataset]]:
+    """Return each model's input side, and the tasks' images at each of these sides."""
+    sizes = {unit.model: create_encoder(unit.model).image_size for unit in units}
+    datasets = {
+        (task.name, size): load_dataset(task, size)
+        for task in config.tasks
+        for size in sorted(set(sizes.values()))
+    }
+    return sizes, datasets
+
+
+def _claim(
+    config: EvaluateConfig,
+    storage: Storage,
+    units: list[Unit],
+    datasets: dict[tuple[str, int], LabelledDataset],
+) -> Claim:
+    """Return the claim on the evaluation's folder, which the report writes into as well."""
+    wanted = fingerprint(
+        config,
+        weights={f"{u.candidate}/{u.run}": u.weights.digest for u in units if u.weights},
+        inputs={f"{name}@{size}": _digest(data) for (name, size), data in datasets.items()},
+        without=("teacher",),
+    )
+    about = {
+        f"inputs.{name}@{size}": f"{len(data)} images" for (name, size), data in datasets.items()
+    }
+    return Claim(storage, wanted, "evaluate", "an evaluation", "report", about)
+
+
+def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`evaluate` would do."""
     store = Store(config.store)
     storage = store.report(config.name)
     units = _units(config, store)
+    replaces = _claim(config, storage, units, _datasets(config, units)[1]).check(overwrite)
     cpus, _ = runtime.local_resources()
     out = Plan("evaluate")
     out.add("candidates", ", ".join(dict.fromkeys(unit.candidate for unit in units)))
     out.add("tasks", ", ".join(f"{task.name} ({task.kind})" for task in config.tasks))
     out.add("seeds", ", ".join(str(seed) for seed in config.seeds))
     out.add("workers", runtime.plan_workers(config.workers, len(units), cpus).describe())
-    done = sum(storage.exists(unit.file) for unit in units)
+    done = 0 if replaces else sum(storage.exists(unit.file) for unit in units)
     out.add("already done", f"{done} of {len(units)} evaluations")
     out.add("result", storage.locate(RESULT))
     return out

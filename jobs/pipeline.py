@@ -67,7 +67,7 @@ def run_pipeline(
     if dry_run:
         for name, config in configs.items():
             try:
-                print(find_stage(name).plan(config).describe())
+                print(find_stage(name).plan(config, overwrite=overwrite).describe())
             except UsageError as error:  # what an earlier stage would make is not there yet
                 print(f"{name}\n  waits for an earlier stage: {error}")
         return

@@ -73,14 +73,14 @@ class Stage(Generic[ConfigType]):
         info: Its row in the table of stages.
         config: Class of its configuration.
         run: Runs it; takes the configuration and ``overwrite``.
-        plan: Says what ``run`` would do.
+        plan: Says what ``run`` would do with the same ``overwrite``, and refuses what it would.
         retry: Tries the rows in its quarantine again; None where it has no quarantine.
     """
 
     info: StageInfo
     config: type[ConfigType]
     run: Callable[..., StageResult]
-    plan: Callable[[ConfigType], Plan]
+    plan: Callable[..., Plan]
     retry: Callable[[ConfigType], StageResult] | None = None
 
     def load(self, path: str | None = None, overrides: tuple[str, ...] = ()) -> ConfigType:

@@ -184,6 +184,7 @@ ACROSS = {
     "curation/service/http/schemathesis": "made-up requests to all routes",
     "platform/shards/kills": "a benchmark, run at its smallest",
     "docs": "documents",
+    "python_docs": "the documented Python",
     "house": "this file",
 }
 

@@ -79,11 +79,9 @@ def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> Sta
     store = Store(config.store)
     pool = store.open_pool()
     scores = store.open_scores() if config.semantic_epsilon is not None else None
-    require_columns(pool, HASH_COLUMNS)
-    inputs = {"pool": pool.digest} | ({"scores": scores.digest} if scores is not None else {})
-    wanted = fingerprint(config, inputs=inputs, without=() if scores is not None else ("seed",))
-    storage = store.duplicates()
-    Claim(storage, wanted, "duplicates", "a search for duplicates").take(overwrite)
+    claim = _claim(config, store, pool, scores)
+    claim.take(overwrite)
+    storage, wanted = claim.storage, claim.wanted
     if storage.exists(MANIFEST):
         counts = count(
             Table.open(storage, "duplicates").read(["kind", "duplicate_group"]), pool.rows
@@ -104,10 +102,24 @@ def _result(
     )
 
 
-def plan_find_duplicates(config: DuplicatesConfig) -> Plan:
+def _claim(config: DuplicatesConfig, store: Store, pool: Table, scores: Table | None) -> Claim:
+    """Return the claim on the table's folder; refuses a pool without hashes."""
+    require_columns(pool, HASH_COLUMNS)
+    inputs, about = {"pool": pool.digest}, {"inputs.pool": f"{pool.rows} images"}
+    if scores is not None:
+        inputs["scores"] = scores.digest
+        about["inputs.scores"] = f"{scores.rows} images"
+    wanted = fingerprint(config, inputs=inputs, without=() if scores is not None else ("seed",))
+    what = "a search for duplicates"
+    return Claim(store.duplicates(), wanted, "duplicates", what, about=about)
+
+
+def plan_find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`find_duplicates` would do."""
     store = Store(config.store)
     pool = store.open_pool()
+    scores = store.open_scores() if config.semantic_epsilon is not None else None
+    replaces = _claim(config, store, pool, scores).check(overwrite)
     out = Plan("duplicates")
     out.add("pool", f"{pool.rows} images in {pool.storage.root}")
     out.add("exact", "equal staged pixels, everywhere")
@@ -117,15 +129,15 @@ def plan_find_duplicates(config: DuplicatesConfig) -> Plan:
     else:
         limit = f"up to {config.near_distance} of {BITS} bits"
         out.add("near", f"{limit}, correlation from {config.near_correlation}, {where}")
-    if config.semantic_epsilon is None:
+    if scores is None:
         out.add("semantic", "not looked for")
     else:
-        scores = store.open_scores()
         out.add("semantic", f"1 - cosine up to {config.semantic_epsilon}, {where}")
         out.add("scores", f"{scores.rows} rows in {scores.storage.root}")
     out.add("memory", f"about {describe_bytes(pool.rows * BYTES_PER_ROW)}")
     out.add("result", store.duplicates().root)
-    out.add("already done", "yes" if store.duplicates().exists(MANIFEST) else "no")
+    done = store.duplicates().exists(MANIFEST) and not replaces
+    out.add("already done", "yes" if done else "no")
     return out
 
 

@@ -20,6 +20,7 @@ from echostill.curation.deidentification.review import (
     waiting_in,
     write_review,
 )
+from echostill.curation.ingestion.changes import describe_changes, entries, keep, listing
 from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.keys import beginnings, find_veil, keep_key, under_key
 from echostill.curation.ingestion.listing import list_sources
@@ -34,7 +35,7 @@ from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import Claim, fingerprint
+from echostill.platform.tables.fingerprint import Claim, Fingerprint, fingerprint
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, save_configuration
@@ -207,8 +208,19 @@ def retry_ingest(config: IngestConfig) -> StageResult:
     return done.result("ingest", "pool", store.pool().root, sentence + ready.describe_held())
 
 
-def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
-    store = Store(config.store)
+@dataclass(frozen=True)
+class _Request:
+    """What an ingest was asked for: its files, under which key, and the pool they make."""
+
+    shards: list[list[Source]]
+    veil: Veil
+    contents: list[bytes]  # beginnings of files, that a key of this run is locked with
+    shown: IngestConfig  # as it is kept beside the pool
+    claim: Claim
+    listing: pa.Table
+
+
+def _request(config: IngestConfig, store: Store, overwrite: bool) -> _Request:
     listed = _shards(config)
     contents = beginnings(config, [source for shard in listed for source in shard])
     veil = find_veil(config, contents, None if overwrite else store.pool())
@@ -216,22 +228,32 @@ def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
     shown = config.model_copy(
         update=veil.values(config.model_dump(), ("source", "exclude", "root"))
     )
+    table = listing([source for shard in shards for source in shard], veil)
+    explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
     wanted = _fingerprint(shown, shards, veil)
-    Claim(store.pool(), wanted, "ingest", "a pool").take(overwrite)
-    keep_key(store.pool(), veil, contents)
+    claim = Claim(store.pool(), wanted, "ingest", "a pool", explained=explained)
+    return _Request(shards, veil, contents, shown, claim, table)
+
+
+def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
+    store = Store(config.store)
+    request = _request(config, store, overwrite)
+    request.claim.take(overwrite)
+    keep_key(store.pool(), request.veil, request.contents)
     stage = ShardedStage(
         name="ingest",
         table=store.pool(),
         quarantine=store.quarantine("ingest"),
         schema=POOL_SCHEMA,
-        fingerprint=wanted,
+        fingerprint=request.claim.wanted,
         max_error_rate=config.max_error_rate,
         events=store.events(),
     )
     if not stage.is_finished():
-        save_configuration(store.pool(), shown)
-    plain = [[asdict(source) for source in shard] for shard in shards]
-    return Prepared(store, stage, plain, veil, approved_pixels(store))
+        save_configuration(store.pool(), request.shown)
+        keep(store.sources(), request.listing)
+    plain = [[asdict(source) for source in shard] for shard in request.shards]
+    return Prepared(store, stage, plain, request.veil, approved_pixels(store))
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
@@ -273,10 +295,12 @@ def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[s
     }
 
 
-def plan_ingest(config: IngestConfig) -> Plan:
+def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`ingest` would do."""
     store = Store(config.store)
-    shards = _shards(config)
+    request = _request(config, store, overwrite)
+    replaces = request.claim.check(overwrite)
+    shards = request.shards
     files = sum(len(shard) for shard in shards)
     cpus, _ = runtime.local_resources()
     out = Plan("ingest")
@@ -284,7 +308,7 @@ def plan_ingest(config: IngestConfig) -> Plan:
     out.add("shards", f"{len(shards)} of up to {config.files_per_shard} files")
     out.add("workers", runtime.plan_workers(config.workers, len(shards), cpus).describe())
     out.add("size", estimate([source for shard in shards for source in shard], config).describe())
-    done = len(store.pool().list("done"))
+    done = 0 if replaces else len(store.pool().list("done"))
     names = "as keyed hashes" if config.hides_names else "as they are"
     pixels = "the sector alone, doubtful frames held back"
     if config.deidentify.pixels == "off":
@@ -322,21 +346,8 @@ def _shards(config: IngestConfig) -> list[list[Source]]:
     return shards
 
 
-def _fingerprint(config: IngestConfig, shards: list[list[Source]], veil: Veil) -> Any:
-    # What may change while the pool stays the same: where the files lie, and what mending changes.
-    passing = {"file", "size", "problem"}
-    listing = [
-        [
-            {
-                key: veil.name(str(value))
-                for key, value in asdict(source).items()
-                if key not in passing
-            }
-            for source in shard
-        ]
-        for shard in shards
-    ]
-    digest = sha256(json.dumps(listing, sort_keys=True).encode())
+def _fingerprint(config: IngestConfig, shards: list[list[Source]], veil: Veil) -> Fingerprint:
+    digest = sha256(json.dumps([entries(shard, veil) for shard in shards], sort_keys=True).encode())
     return fingerprint(config, inputs={"files": digest, "key check": key_check(veil.key)})
 
 

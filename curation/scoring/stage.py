@@ -20,7 +20,7 @@ from echostill.platform.config import ModelsConfig, execution
 from echostill.platform.masking.mim_training import MaskedImageJob, snapshot_name
 from echostill.platform.models import create_encoder
 from echostill.platform.models.complexity import gflops
-from echostill.platform.models.weights import find_teacher
+from echostill.platform.models.weights import Weights, find_teacher
 from echostill.platform.seeding import stream
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.stage import ShardedStage
@@ -133,13 +133,9 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> Prepared:
     teacher = find_teacher(config)
     proxy = _train_proxy(config, store, pool, overwrite)
     steps = config.proxy.snapshot_steps()
-    wanted = fingerprint(
-        config,
-        weights={"teacher": teacher.digest, "proxy": _proxy_digest(proxy.storage, steps)},
-        inputs={"pool": pool.digest},
-        without=("teacher",),
-    )
-    Claim(store.scores(), wanted, "score", "scores").take(overwrite)
+    claim = _claim(config, store, pool, teacher, _proxy_digest(proxy.storage, steps))
+    claim.take(overwrite)
+    wanted = claim.wanted
     sizes = (create_encoder(teacher.model), create_encoder(config.student))
     worker = ScoreWorker(
         decoder=PartDecoder(
@@ -176,11 +172,52 @@ def _plan(config: ScoreConfig, count: int, cpus: float, gpus: float) -> runtime.
     return runtime.plan_workers(config.workers, count, cpus, gpus, config.threads, config.decoders)
 
 
-def plan_score(config: ScoreConfig) -> Plan:
+def _claim(
+    config: ScoreConfig, store: Store, pool: Table, teacher: Weights, proxy_digest: str
+) -> Claim:
+    """Return the claim on the scores' folder."""
+    wanted = fingerprint(
+        config,
+        weights={"teacher": teacher.digest, "proxy": proxy_digest},
+        inputs={"pool": pool.digest},
+        without=("teacher",),
+    )
+    about = {
+        "inputs.pool": f"{pool.rows} images",
+        "weights.teacher": teacher.path.rpartition("/")[2],
+    }
+    return Claim(store.scores(), wanted, "score", "scores", about=about)
+
+
+def _proxy_claim(config: ScoreConfig, store: Store, pool: Table) -> Claim:
+    """Return the claim on the proxy's folder."""
+    wanted = fingerprint(
+        config,
+        inputs={"pool": pool.digest},
+        without=("teacher", "gradient_loss", "mask_draws", "batch_size", "rows_per_shard"),
+    )
+    about = {"inputs.pool": f"{pool.rows} images"}
+    return Claim(store.run(PROXY), wanted, "proxy", "a proxy", about=about)
+
+
+def _check_claims(
+    config: ScoreConfig, store: Store, pool: Table, teacher: Weights, overwrite: bool
+) -> bool:
+    """Say whether scores would be replaced; refuse what :func:`score` would refuse."""
+    if _proxy_claim(config, store, pool).check(overwrite):
+        return True
+    if not is_finished(store.run(PROXY)):
+        return False
+    digest = _proxy_digest(store.run(PROXY), config.proxy.snapshot_steps())
+    return _claim(config, store, pool, teacher, digest).check(overwrite)
+
+
+def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`score` would do."""
     store = Store(config.store)
     pool = store.open_pool()
     teacher = find_teacher(config)
+    replaces = _check_claims(config, store, pool, teacher, overwrite)
     training = config.proxy.training
     encoder, student = create_encoder(teacher.model), create_encoder(config.student)
     cpus, gpus = runtime.local_resources()
@@ -205,18 +242,13 @@ def plan_score(config: ScoreConfig) -> Plan:
     )
     out.add("CPU:GPU", balance.describe(cpus, gpus))
     out.add("size", f"{describe_bytes(per_row * pool.rows)} of scores")
-    done = len(store.scores().list("done"))
+    done = 0 if replaces else len(store.scores().list("done"))
     out.add("already done", f"{done} of {count} shards")
     return out
 
 
 def _train_proxy(config: ScoreConfig, store: Store, pool: Table, overwrite: bool) -> RunResult:
-    storage = store.run(PROXY)
-    wanted = fingerprint(
-        config,
-        inputs={"pool": pool.digest},
-        without=("teacher", "gradient_loss", "mask_draws", "batch_size", "rows_per_shard"),
-    )
+    claim = _proxy_claim(config, store, pool)
     ids = sample_ids(pool.read(["image_id"])["image_id"].to_pylist(), config)
     job = MaskedImageJob(
         store=store.root,
@@ -228,11 +260,9 @@ def _train_proxy(config: ScoreConfig, store: Store, pool: Table, overwrite: bool
         reconstruction=config.proxy.reconstruction,
         views="separated",
         seed=config.seed,
-        snapshot_folder=storage.root,
+        snapshot_folder=claim.storage.root,
     )
-    return train_run(
-        job, storage, wanted, config, stage="proxy", export=_no_export, overwrite=overwrite
-    )
+    return train_run(job, claim, config, export=_no_export, overwrite=overwrite)
 
 
 def _no_export(task: torch.nn.Module, folder: Path) -> None:

@@ -95,22 +95,13 @@ def select(
     features = TableFeatures(scores)
     budget = resolve_budget(config.budget, scores.rows)
     check_limits(config, scores.rows, features.dimension)
-    inputs = {"scores": scores.digest, "pool": pool.digest}
-    banned, held = selection_tables(store)
-    decided = {
-        "excluded": _together(
-            config.exclude, [exclusions(store, config), banned, excluded], "exclude"
-        ),
-        "pinned": _together(config.pin, [held, pinned], "pin"),
-    }
-    for name, table in decided.items():
-        if table is not None:
-            inputs[name] = sha256(encode_parquet(table))
-    storage = store.coreset(config.name)
-    wanted = fingerprint(config, inputs=inputs, without=("exclude", "pin"))
+    decided = _decided(config, store, excluded, pinned)
+    claim = _claim(config, store, scores, pool, decided)
+    storage, wanted = claim.storage, claim.wanted
     if storage.exists(MANIFEST) and claimed(storage).digest == wanted.digest:
         made = Table.open(storage, "select")
         return _result(config, made, f"already done: {storage.root}", already_done=True)
+    claim.check(overwrite)
     report("reading", 0.0)
     # What can be refused is refused before the folder is claimed and anything is computed.
     with phase("scores"):
@@ -120,7 +111,7 @@ def select(
     with phase("ids and groups"):
         request = prepare(columns, groups, config, **decided)
     del columns, groups
-    Claim(storage, wanted, "select", "a coreset").take(overwrite)
+    claim.take(overwrite)
     save_configuration(storage, config)
     report("clustering", 0.1)
     crew = Crew(_workers(config, scores.rows, features.dimension), address=config.address)
@@ -167,14 +158,46 @@ def _result(
     )
 
 
-def plan_select(config: SelectConfig) -> Plan:
+def _decided(
+    config: SelectConfig, store: Store, excluded: pa.Table | None, pinned: pa.Table | None
+) -> dict[str, pa.Table | None]:
+    """Put together which images are never chosen, and which in any case."""
+    banned, held = selection_tables(store)
+    copies = exclusions(store, config)
+    return {
+        "excluded": _together(config.exclude, [copies, banned, excluded], "exclude"),
+        "pinned": _together(config.pin, [held, pinned], "pin"),
+    }
+
+
+def _claim(
+    config: SelectConfig,
+    store: Store,
+    scores: Table,
+    pool: Table,
+    decided: dict[str, pa.Table | None],
+) -> Claim:
+    """Return the claim on the coreset's folder."""
+    inputs = {"scores": scores.digest, "pool": pool.digest}
+    about = {"inputs.scores": f"{scores.rows} images", "inputs.pool": f"{pool.rows} images"}
+    for name, table in decided.items():
+        if table is not None:
+            inputs[name] = sha256(encode_parquet(table))
+            about[f"inputs.{name}"] = f"{table.num_rows} images"
+    wanted = fingerprint(config, inputs=inputs, without=("exclude", "pin"))
+    return Claim(store.coreset(config.name), wanted, "select", "a coreset", about=about)
+
+
+def plan_select(config: SelectConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`select` would do."""
     store = Store(config.store)
-    scores = store.open_scores()
+    scores, pool = store.open_scores(), store.open_pool()
     dimension = TableFeatures(scores).dimension
     check_limits(config, scores.rows, dimension)
-    _pool_columns(config, store.open_pool())
-    storage = store.coreset(config.name)
+    _pool_columns(config, pool)
+    claim = _claim(config, store, scores, pool, _decided(config, store, None, None))
+    replaces = claim.check(overwrite)
+    storage = claim.storage
     clusters = cluster_count(scores.rows, config.clusters)
     sample = training_rows(scores.rows, config)
     out = Plan("select")
@@ -203,7 +226,8 @@ def plan_select(config: SelectConfig) -> Plan:
         needed = operations(config, scores.rows, dimension, config.inside_clusters)
         out.add("operations", f"about {needed:.1e}, of {config.operation_limit:.1e} allowed")
     out.add("result", storage.root)
-    out.add("already done", "yes" if storage.exists(MANIFEST) else "no")
+    done = storage.exists(MANIFEST) and not replaces
+    out.add("already done", "yes" if done else "no, another one is replaced" if replaces else "no")
     return out
 
 

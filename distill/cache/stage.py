@@ -202,9 +202,10 @@ def _result(
     )
 
 
-def plan_cache(config: DistillConfig) -> Plan:
+def plan_cache(config: DistillConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`make_cache` would do, and how large it would be."""
     job, storage = _job(config), cache_storage(config)
+    replaces = Claim(storage, job.fingerprint(), "cache", "a teacher cache").check(overwrite)
     spec = job.spec
     out = Plan("cache")
     out.add("teacher", f"{job.teacher.model}, {job.teacher.path}")
@@ -214,7 +215,8 @@ def plan_cache(config: DistillConfig) -> Plan:
     limit = config.cache_limit_gb * 1e9
     above = " ABOVE the limit" if spec.bytes > limit else ""
     out.add("size", f"{describe_bytes(spec.bytes)}, limit {describe_bytes(limit)}{above}")
-    done = "yes" if storage.exists(MANIFEST) else f"{len(_finished(storage, spec))} shards"
+    finished = 0 if replaces else len(_finished(storage, spec))
+    done = "yes" if storage.exists(MANIFEST) and not replaces else f"{finished} shards"
     out.add("already done", f"{done} of {spec.shards}" if done != "yes" else done)
     out.add("result", storage.root)
     return out

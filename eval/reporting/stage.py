@@ -80,7 +80,7 @@ def report(config: ReportConfig, *, overwrite: bool = False) -> StageResult:
     )
 
 
-def plan_report(config: ReportConfig) -> Plan:
+def plan_report(config: ReportConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`report` would do."""
     store = Store(config.store)
     evaluation, _ = read_evaluation(store, config.name)

@@ -166,7 +166,7 @@ def cache_command(
 
     settings = STAGE.load(config, tuple(overrides or ()))
     if dry_run:
-        print(STAGE.plan(settings).describe())
+        print(STAGE.plan(settings, overwrite=overwrite).describe())
     elif verify:
         print(f"cache: {verify_cache(settings)}")
     else:

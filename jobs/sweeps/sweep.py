@@ -108,7 +108,7 @@ def sweep(config: SweepConfig, *, overwrite: bool = False) -> StageResult:
     )
 
 
-def plan_sweep(config: SweepConfig) -> Plan:
+def plan_sweep(config: SweepConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`sweep` would do."""
     store = Store(config.store)
     trials = trials_of(config)

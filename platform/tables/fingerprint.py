@@ -1,7 +1,8 @@
 """Fingerprints: what a result depends on, and whether a half-finished one may be continued."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -11,6 +12,7 @@ from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import MANIFEST
 
 FINGERPRINT = "fingerprint.json"
+SHOWN = 60  # characters of a value in a message
 _PARTS = ("configuration", "code", "weights", "inputs")
 
 
@@ -74,14 +76,58 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return lines that say what differs between two fingerprints."""
-    before, after = flatten(old), flatten(new)
+def difference(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    explained: Mapping[str, Callable[[], str]] | None = None,
+) -> list[str]:
+    """Say in words what differs between two fingerprints, one text for each part.
+
+    Args:
+        old: The fingerprint as plain values, with what was said ``about`` its parts.
+        new: The other one.
+        explained: For a part that is a digest (``inputs.files``), what says how it differs.
+    """
+    before = flatten({part: old.get(part, {}) for part in _PARTS})
+    after = flatten({part: new.get(part, {}) for part in _PARTS})
+    about = old.get("about", {}), new.get("about", {})
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if key not in ("digest", "stage") and before.get(key) != after.get(key):
-            lines.append(f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}")
+        values = before.get(key), after.get(key)
+        if values[0] == values[1]:
+            continue
+        part, _, name = key.partition(".")
+        if explained and key in explained:
+            lines.append(explained[key]())
+        elif part == "configuration":
+            was, is_now = (_shown(each, key) for each in (before, after))
+            lines.append(f"{name} {was} -> {is_now}")
+        elif part == "code":
+            lines.append(f"echostill {values[0]} -> {values[1]}")
+        else:
+            what = f"weights of the {name}" if part == "weights" else name
+            said = tuple(each.get(key, "") for each in about)
+            lines.append(f"{what}: {_change_of_digest(values, said)}")
     return lines
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    if key not in values:
+        return "unset"
+    text = values[key] if isinstance(values[key], str) else json.dumps(values[key])
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _change_of_digest(values: tuple[Any, Any], said: tuple[str, str]) -> str:
+    if None in values:
+        was, now = (
+            text or ("some" if value else "none") for text, value in zip(said, values, strict=True)
+        )
+        return f"{was} -> {now}"
+    if said[0] != said[1] and all(said):
+        return f"{said[0]} -> {said[1]}"
+    kept = f"{said[1]}, but " if said[1] else ""
+    return f"{kept}with other content ({values[0][:8]} -> {values[1][:8]})"
 
 
 def claimed(storage: Storage) -> Fingerprint:
@@ -100,6 +146,9 @@ class Claim:
         stage: Name of the stage.
         what: The result in words, such as ``a coreset``.
         shared_with: Another stage that writes into the same folder.
+        about: What to say of a part that is a digest, by the part's key: ``inputs.pool`` or
+            ``weights.teacher``.
+        explained: For such a part, what says how it differs.
     """
 
     storage: Storage
@@ -107,6 +156,8 @@ class Claim:
     stage: str
     what: str
     shared_with: str = ""
+    about: dict[str, str] = field(default_factory=dict)
+    explained: dict[str, Callable[[], str]] = field(default_factory=dict)
 
     def check(self, overwrite: bool = False) -> bool:
         """Say whether the folder holds (part of) another result, which would be replaced.
@@ -135,10 +186,10 @@ class Claim:
                 "not replace it, with --overwrite or without: use another name."
             )
         if not overwrite:
-            changes = "; ".join(difference(old, self.wanted.as_dict()))
+            changes = "; ".join(difference(old, self._written(), self.explained))
             raise UsageError(
-                f"'{self.storage.root}' holds {self.what} made from something else ({changes}). "
-                "Use another store or name, or --overwrite to replace it."
+                f"refused: {changes}. '{self.storage.root}' holds {self.what} made from something "
+                "else: use another store or name, or --overwrite to replace it."
             )
         return True
 
@@ -155,8 +206,11 @@ class Claim:
                 self.storage.delete(name)
         elif self.storage.exists(FINGERPRINT):
             return
-        claimed_by = {**self.wanted.as_dict(), "stage": self.stage}
-        self.storage.write(FINGERPRINT, json.dumps(claimed_by, indent=1, sort_keys=True).encode())
+        data = json.dumps(self._written(), indent=1, sort_keys=True).encode()
+        self.storage.write(FINGERPRINT, data)
+
+    def _written(self) -> dict[str, Any]:
+        return {**self.wanted.as_dict(), "stage": self.stage, "about": self.about}
 
     def _maker(self, old: dict[str, Any]) -> str:
         """Name of the stage that claimed the folder; folders of before say it in the manifest."""

@@ -42,6 +42,10 @@ class Store:
         """The pool table."""
         return self.storage.at("pool")
 
+    def sources(self) -> Storage:
+        """The list of files that the pool was made from."""
+        return self.storage.at("sources")
+
     def scores(self) -> Storage:
         """The scores table."""
         return self.storage.at("scores")
@@ -154,6 +158,24 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
         return None
     manifest: dict[str, Any] = json.loads(storage.read(MANIFEST))
     return manifest
+
+
+def check_origin(store: Store, coreset: Table) -> None:
+    """See that a coreset was selected from the pool and the scores that the store holds now.
+
+    Raises:
+        UsageError: One of them was made again since; says what to run.
+    """
+    made = json.loads(coreset.storage.read(FINGERPRINT))
+    for name, table in (("pool", store.open_pool()), ("scores", store.open_scores())):
+        if made["inputs"].get(name, table.digest) != table.digest:
+            then = made.get("about", {}).get(f"inputs.{name}", "")
+            counts = f" ({then} then, {table.rows} now)" if then else f" ({table.rows} rows now)"
+            raise UsageError(
+                f"coreset '{coreset.storage.root.rpartition('/')[2]}' was selected from another "
+                f"{name}{counts}: run `echostill score` and `echostill select` again, with "
+                "--overwrite where they refuse."
+            )
 
 
 def selected_ids(coreset: Table) -> tuple[str, ...]:

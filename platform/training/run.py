@@ -32,10 +32,19 @@ class PlannedRun:
     """A run of a training: alone, or one of several that are trained together."""
 
     prefix: str  # of the names of its logged values
-    storage: Storage  # its folder, whose last part is its name
-    wanted: Fingerprint
+    claim: Claim  # on its folder, whose last part is its name
     config: StageConfig
     export: Export
+
+    @property
+    def storage(self) -> Storage:
+        """Folder of the run."""
+        return self.claim.storage
+
+    @property
+    def wanted(self) -> Fingerprint:
+        """What the run depends on."""
+        return self.claim.wanted
 
     @property
     def name(self) -> str:
@@ -80,28 +89,19 @@ def read_history(storage: Storage) -> list[dict[str, float]]:
 
 
 def train_run(
-    job: TrainingJob,
-    storage: Storage,
-    wanted: Fingerprint,
-    config: StageConfig,
-    *,
-    stage: str,
-    export: Export,
-    overwrite: bool,
+    job: TrainingJob, claim: Claim, config: StageConfig, *, export: Export, overwrite: bool
 ) -> RunResult:
     """Train a job, continuing where an earlier attempt stopped, and export what it made.
 
     Args:
         job: What to train.
-        storage: The run's folder; its last part is the run's name.
-        wanted: What the run depends on.
+        claim: On the run's folder; the folder's last part is the run's name.
         config: Configuration of the stage, kept beside the run and recorded in MLflow.
-        stage: Name of the stage.
         export: Writes the run's files.
         overwrite: Replace a run with another fingerprint.
     """
-    member = PlannedRun("", storage, wanted, config, export)
-    return train_together(job, [member], stage=stage, overwrite=overwrite)[0]
+    member = PlannedRun("", claim, config, export)
+    return train_together(job, [member], stage=claim.stage, overwrite=overwrite)[0]
 
 
 def train_together(
@@ -126,7 +126,7 @@ def train_together(
         at_once: Trainings that share the cluster.
     """
     for member in members:
-        Claim(member.storage, member.wanted, stage, "a run").take(overwrite)
+        member.claim.take(overwrite)
     finished = [is_finished(member.storage) for member in members]
     if not all(finished):
         _train(job, members, finished, stage=stage, bar=bar, at_once=at_once)

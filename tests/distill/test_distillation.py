@@ -184,7 +184,7 @@ def test_students_on_one_teacher_pass_end_as_those_trained_alone(teacher, images
     settings = SETTINGS.model_copy(update={"micro_batch": micro_batch})
     together = job(teacher, settings=settings, others=SHARING).task()
     history = run(together, images, settings=settings)
-    members = [PlannedRun(f"student{place}/", None, None, None, None) for place in range(3)]
+    members = [PlannedRun(f"student{place}/", None, None, None) for place in range(3)]
     for place, objective in enumerate([ObjectiveSettings(), *SHARING]):
         alone = job(teacher, settings=settings, **objective.model_dump(exclude={"masks"})).task()
         assert run(alone, images, settings=settings) == members[place].rows(history)

@@ -60,7 +60,7 @@ def test_the_teacher_is_found_and_not_trained_again(pretrained):
     assert not encoder.training
     assert pretrain(configuration(pretrained)).startswith("already done")
     assert "already done  yes" in plan_pretrain(configuration(pretrained)).describe()
-    with pytest.raises(UsageError, match=r"configuration\.seed: 0 -> 1"):
+    with pytest.raises(UsageError, match="refused: seed 0 -> 1"):
         pretrain(configuration(pretrained, seed=1))
     store = Store(str(pretrained))
     assert [row["step"] for row in read_history(store.run("teacher"))] == [1, 2, 3]

@@ -17,9 +17,12 @@ import pytest
 import torch
 import yaml
 
+from echostill.jobs.stages import run_stage
+from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder, save_weights
 from echostill.platform.stages import IN_RUN
-from echostill.platform.tables.storage import sha256
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAMPLE = ROOT / "examples" / "quickstart"
@@ -150,7 +153,7 @@ def test_verify_and_a_second_run(stores, configuration):
     assert again.stderr.count("already done") >= 5
     other = finish(command(configuration, calm, "seed=1"))
     assert other.returncode == 2
-    assert "configuration.seed: 0 -> 1" in other.stderr
+    assert "refused: seed 0 -> 1" in other.stderr
     assert "Traceback" not in other.stderr
 
 
@@ -180,6 +183,57 @@ def test_a_changed_byte_is_found(stores, tmp_path):
     found = finish([*CLI, "verify", str(copy)])
     assert found.returncode == 1
     assert part.name in found.stdout
+
+
+CHANGED = [
+    ("ingest", "files_per_shard=9", "files_per_shard 8 -> 9"),
+    ("ingest", "organ=liver", "organ unset -> liver"),
+    ("ingest", "stage_side=128", "stage_side 256 -> 128"),
+    ("ingest", "quality.dark=0.1", "quality.dark 0.2 -> 0.1"),
+    ("ingest", "source={benchmark}", "file"),
+    ("score", "proxy.training.steps=4", "proxy.training.steps 3 -> 4"),
+    ("score", "proxy.snapshots=2", "proxy.snapshots 3 -> 2"),
+    ("score", "mask_draws=3", "mask_draws"),
+    ("score", "rows_per_shard=5", "rows_per_shard"),
+    ("score", "seed=5", "seed 0 -> 5"),
+    ("duplicates", "near_distance=3", "near_distance"),
+    ("duplicates", "within_group=true", "within_group false -> true"),
+    ("select", "budget=10", "budget 15 -> 10"),
+    ("select", "method=random", "method dual-rank -> random"),
+    ("select", "seed=9", "seed 0 -> 9"),
+    ("select", "alpha=0.25", "alpha 0.5 -> 0.25"),
+    ("select", "exclude={banned}", "excluded: "),
+    ("distill", "training.steps=13", "training.steps 12 -> 13"),
+    ("distill", "training.batch_size=2", "training.batch_size 4 -> 2"),
+    ("distill", "decoder.width=32", "decoder."),
+    ("evaluate", "finetune.steps=3", "finetune.steps 2 -> 3"),
+    ("evaluate", "neighbours=3", "neighbours"),
+    ("evaluate", "test_share=0.3", "test_share 0.4 -> 0.3"),
+]
+
+
+@pytest.mark.parametrize(("stage", "change", "words"), CHANGED)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    stores, configuration, tmp_path, stage, change, words
+):
+    banned = tmp_path / "banned.csv"
+    row = Table.open(Storage(str(stores[0] / "pool")), "ingest").read(["image_id"]).slice(0, 1)
+    banned.write_text(f"image_id\n{row['image_id'][0].as_py()}\n")
+    benchmark = configuration.parent / "liver.csv"
+    overrides = [f"store={stores[0]}", change.format(banned=banned, benchmark=benchmark)]
+    said = []
+    for dry_run in (True, False):
+        with pytest.raises(UsageError) as raised:
+            run_stage(stage, str(configuration), overrides, dry_run=dry_run)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+    assert said[0].startswith("refused: ")
+    assert words in said[0]
+    assert "--overwrite" in said[0]
+    # With --overwrite the dry run plans, and changes nothing.
+    before = digests(stores[0])
+    assert stage in run_stage(stage, str(configuration), overrides, dry_run=True, overwrite=True)
+    assert digests(stores[0]) == before
 
 
 def test_every_stage_of_a_run_has_its_start_and_its_end_in_the_event_log(stores):

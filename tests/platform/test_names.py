@@ -109,7 +109,7 @@ def test_overwrite_replaces_what_the_same_stage_made_and_nothing_else(tmp_path):
     for overwrite in (False, True):
         with pytest.raises(UsageError, match="made by `echostill distill`"):
             Claim(storage, fingerprint(1), "pretrain", "a run").take(overwrite)
-    with pytest.raises(UsageError, match="value: 0 -> 1"):
+    with pytest.raises(UsageError, match="refused: value 0 -> 1"):
         Claim(storage, fingerprint(1), "distill", "a run").take(False)
     assert storage.read("train/checkpoint") == b"1"
     Claim(storage, fingerprint(1), "distill", "a run").take(True)

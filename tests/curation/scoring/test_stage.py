@@ -225,7 +225,7 @@ def test_lost_shards_are_computed_again_and_the_rest_is_not(scored, weights, tmp
     assert "(2 finished earlier)" in said
     assert files(other / "scores") == files(scored / "scores")
     assert "already done" in str(score(configuration(other, weights)))
-    with pytest.raises(UsageError, match=r"configuration\.mask_draws: 2 -> 3"):
+    with pytest.raises(UsageError, match="refused: mask_draws 2 -> 3"):
         score(configuration(other, weights, mask_draws=3))
 
 

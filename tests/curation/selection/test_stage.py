@@ -110,7 +110,7 @@ def test_the_files_do_not_depend_on_the_order_of_the_scores(store, tmp_path):
 def test_selecting_again_is_done_already_and_another_request_is_refused(store):
     select(config(store, budget=17))
     assert select(config(store, budget=17)).startswith("already done")
-    with pytest.raises(UsageError, match=r"configuration\.budget: 17 -> 18"):
+    with pytest.raises(UsageError, match="refused: budget 17 -> 18"):
         select(config(store, budget=18))
     select(config(store, budget=18), overwrite=True)
     assert len(selected(store, "default")) == 18

@@ -131,7 +131,7 @@ def write_store(root, rows=ROWS, quarantined=QUARANTINED, dimension=DIMENSION):
 
 
 def pick(root, **keys):
-    return select(SelectConfig(**{"store": str(root), "budget": 60, "clusters": 8, **keys}))
+    return str(select(SelectConfig(**{"store": str(root), "budget": 60, "clusters": 8, **keys})))
 
 
 @pytest.fixture(scope="session")

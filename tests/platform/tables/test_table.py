@@ -75,7 +75,7 @@ def test_a_folder_belongs_to_one_fingerprint(tmp_path):
     Claim(storage, fingerprint(seed=1, deep={"x": 2}), "score", "scores").take(False)
     storage.write("part", b"done")
     Claim(storage, fingerprint(seed=1, deep={"x": 2}), "score", "scores").take(False)
-    with pytest.raises(UsageError, match=r"configuration\.deep\.x: 2 -> 3"):
+    with pytest.raises(UsageError, match=r"refused: deep\.x 2 -> 3"):
         Claim(storage, fingerprint(seed=1, deep={"x": 3}), "score", "scores").take(False)
     assert storage.exists("part")
     Claim(storage, fingerprint(seed=1, deep={"x": 3}), "score", "scores").take(True)
@@ -85,8 +85,8 @@ def test_a_folder_belongs_to_one_fingerprint(tmp_path):
 def test_differences_name_added_and_removed_keys():
     old, new = fingerprint(a=1, b=2).as_dict(), fingerprint(b=2, c=3).as_dict()
     assert difference(old, new) == [
-        "configuration.a: 1 -> absent",
-        "configuration.c: absent -> 3",
+        "a 1 -> unset",
+        "c unset -> 3",
     ]
 
 

@@ -1,0 +1,56 @@
+"""Which files an ingest was asked to read, and how another listing differs from it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pyarrow as pa
+
+from echostill.curation.deidentification.pseudonyms import Veil
+from echostill.curation.ingestion.settings import Source
+from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.table import decode_parquet, encode_parquet
+
+FILE = "files.parquet"
+NAMED = 3  # files that a message names
+# What may change while the pool stays the same: where the files lie, and what mending changes.
+_PASSING = {"file", "size", "problem"}
+
+
+def entries(sources: Sequence[Source], veil: Veil) -> list[dict[str, str]]:
+    """Return what the pool depends on of each source, as plain values, veiled as in the pool."""
+    return [
+        {key: veil.name(str(value)) for key, value in asdict(one).items() if key not in _PASSING}
+        for one in sources
+    ]
+
+
+def listing(sources: Sequence[Source], veil: Veil) -> pa.Table:
+    """Return the name of each source and a digest of what was said about it."""
+    found = entries(sources, veil)
+    digests = [sha256(json.dumps(entry, sort_keys=True).encode())[:16] for entry in found]
+    return pa.table({"name": [entry["name"] for entry in found], "digest": digests})
+
+
+def keep(folder: Storage, table: pa.Table) -> None:
+    """Keep the listing of an ingest in the store."""
+    folder.write(FILE, encode_parquet(table))
+
+
+def describe_changes(folder: Storage, new: pa.Table) -> str:
+    """Say how a listing differs from the one that was kept, naming a few of the files."""
+    if not folder.exists(FILE):
+        return f"other files ({new.num_rows} now)"
+    before, after = (
+        dict(zip(table["name"].to_pylist(), table["digest"].to_pylist(), strict=True))
+        for table in (decode_parquet(folder.read(FILE)), new)
+    )
+    added = [name for name in after if name not in before]
+    removed = [name for name in before if name not in after]
+    changed = [name for name in after if name in before and before[name] != after[name]]
+    touched = [*added, *removed, *changed]
+    if not touched:
+        return "the same files in another order"
+    named = ", ".join(touched[:NAMED]) + (", ..." if len(touched) > NAMED else "")
+    files = "file" if len(added) == 1 else "files"
+    return f"{len(added)} {files} added, {len(removed)} removed, {len(changed)} changed: {named}"
