@@ -1,11 +1,9 @@
 """The select stage: scores in, coreset table out, every pool row with its reason."""
 
-import os
 from collections.abc import Callable
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from pydantic import Field
 
 from echostill.curation.selection.clustering import cluster_count, cluster_pieces, training_rows
@@ -13,6 +11,7 @@ from echostill.curation.selection.core import choose, prepare
 from echostill.curation.selection.exclusions import ExclusionSettings, exclusions
 from echostill.curation.selection.feature_rows import fits_in_memory
 from echostill.curation.selection.features import TableFeatures
+from echostill.curation.selection.image_lists import in_pool, join_images, read_images
 from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.pin_table import selection_tables
 from echostill.curation.selection.settings import (
@@ -30,12 +29,11 @@ from echostill.platform.phases import phase
 from echostill.platform.ray_tasks import Crew
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, claimed, fingerprint
-from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
 from echostill.platform.tables.table import (
     MANIFEST,
     Table,
-    decode_parquet,
     encode_parquet,
     write_table,
 )
@@ -95,7 +93,7 @@ def select(
     features = TableFeatures(scores)
     budget = resolve_budget(config.budget, scores.rows)
     check_limits(config, scores.rows, features.dimension)
-    decided = _decided(config, store, excluded, pinned)
+    decided = _decided(config, store, pool, excluded, pinned)
     claim = _claim(config, store, scores, pool, decided)
     storage, wanted = claim.storage, claim.wanted
     if storage.exists(MANIFEST) and claimed(storage).digest == wanted.digest:
@@ -159,14 +157,22 @@ def _result(
 
 
 def _decided(
-    config: SelectConfig, store: Store, excluded: pa.Table | None, pinned: pa.Table | None
+    config: SelectConfig,
+    store: Store,
+    pool: Table,
+    excluded: pa.Table | None = None,
+    pinned: pa.Table | None = None,
 ) -> dict[str, pa.Table | None]:
     """Put together which images are never chosen, and which in any case."""
     banned, held = selection_tables(store)
     copies = exclusions(store, config)
+    named = {
+        key: None if path is None else in_pool(read_images(path, key), pool, key, path)
+        for key, path in (("exclude", config.exclude), ("pin", config.pin))
+    }
     return {
-        "excluded": _together(config.exclude, [copies, banned, excluded], "exclude"),
-        "pinned": _together(config.pin, [held, pinned], "pin"),
+        "excluded": join_images([named["exclude"], copies, banned, excluded], "exclude"),
+        "pinned": join_images([named["pin"], held, pinned], "pin"),
     }
 
 
@@ -195,7 +201,7 @@ def plan_select(config: SelectConfig, *, overwrite: bool = False) -> Plan:
     dimension = TableFeatures(scores).dimension
     check_limits(config, scores.rows, dimension)
     _pool_columns(config, pool)
-    claim = _claim(config, store, scores, pool, _decided(config, store, None, None))
+    claim = _claim(config, store, scores, pool, _decided(config, store, pool))
     replaces = claim.check(overwrite)
     storage = claim.storage
     clusters = cluster_count(scores.rows, config.clusters)
@@ -256,49 +262,6 @@ def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False
         runtime.connect(config.address)
         cpus, _ = runtime.cluster_resources()
     return max(int(cpus), 1)
-
-
-def _together(path: str | None, given: list[pa.Table | None], key: str) -> pa.Table | None:
-    """Join the images of a file with those from elsewhere; None where there are none."""
-    tables = [table for table in (_read(path, key) if path else None, *given) if table]
-    if not tables:
-        return None
-    names = ["image_id", "reason"]
-    for table in tables:
-        if "image_id" not in table.column_names:
-            raise UsageError(
-                f"{key}: a column 'image_id' is needed; there are: {', '.join(table.column_names)}."
-            )
-    columns = [
-        pa.table(
-            {
-                name: table[name].cast(pa.string())
-                if name in table.column_names
-                else pa.repeat(pa.scalar(""), table.num_rows)
-                for name in names
-            }
-        )
-        for table in tables
-    ]
-    return pa.concat_tables(columns).sort_by([(name, "ascending") for name in names])
-
-
-def _read(path: str, key: str) -> pa.Table:
-    folder, _, name = path.rpartition("/")
-    storage = Storage(folder or os.curdir)
-    if not storage.exists(name):
-        raise UsageError(f"{key}: no file '{path}'.")
-    data = storage.read(name)
-    try:
-        if name.endswith(".parquet"):
-            return decode_parquet(data)
-        # Ids may look like numbers; they are text.
-        types = {"image_id": pa.string(), "reason": pa.string()}
-        return pa_csv.read_csv(
-            pa.BufferReader(data), convert_options=pa_csv.ConvertOptions(column_types=types)
-        )
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{key}: cannot read '{path}': {error}") from None
 
 
 STAGE = Stage(stages.SELECT, SelectConfig, select, plan_select)

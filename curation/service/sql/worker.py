@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 import duckdb
@@ -138,7 +138,12 @@ class Worker:
             self._rows(found, request["limit"], started)
 
     def _rows(self, found: duckdb.DuckDBPyConnection, limit: int, started: float) -> None:
-        columns = [{"name": name, "type": str(kind)} for name, kind, *_ in found.description or []]
+        described = found.description or []
+        names = unique_names([name for name, *_ in described])
+        columns = [
+            {"name": name, "type": str(kind)}
+            for name, (_, kind, *_) in zip(names, described, strict=True)
+        ]
         rows: list[str] = []
         size, truncated = 0, False
         while not truncated:
@@ -159,20 +164,23 @@ class Worker:
 
     def _stream(self, found: duckdb.DuckDBPyConnection, limit: int) -> None:
         reader: Any = found.to_arrow_reader(ROWS_PER_FETCH * 16)
+        named = zip(unique_names(reader.schema.names), reader.schema, strict=True)
+        schema = pa.schema([field.with_name(name) for name, field in named])
         sink = _Frames(self)
         left, truncated, error = limit, False, ""
-        with pa.ipc.new_stream(pa.PythonFile(sink, "w"), reader.schema) as writer:
+        with pa.ipc.new_stream(pa.PythonFile(sink, "w"), schema) as writer:
             try:
                 for batch in reader:
                     truncated = batch.num_rows > left
                     if batch.num_rows and left:
-                        writer.write_batch(batch.slice(0, left))
+                        renamed = pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+                        writer.write_batch(renamed.slice(0, left))
                     left -= min(left, batch.num_rows)
                     if truncated:
                         break
             except (duckdb.Error, pa.ArrowException, OSError) as failure:
                 error = self._words(failure)
-            last = pa.RecordBatch.from_pylist([], schema=reader.schema)
+            last = pa.RecordBatch.from_pylist([], schema=schema)
             end = {"error": error} if error else {"truncated": json.dumps(truncated)}
             writer.write_batch(last, custom_metadata=end)
         self._send(END)
@@ -226,6 +234,23 @@ class _Frames:
 
     def close(self) -> None:
         self.closed = True
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return column names with repeated ones numbered: ``organ, organ`` is ``organ, organ_1``.
+
+    A join repeats names, and a table with one name twice loses a column on its way to a mapping.
+    """
+    taken, found = set(names), []
+    seen: set[str] = set()
+    for name in names:
+        unique, number = name, 0
+        while unique in seen or (number and unique in taken):
+            number += 1
+            unique = f"{name}_{number}"
+        seen.add(unique)
+        found.append(unique)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -109,7 +109,7 @@ def test_the_files_do_not_depend_on_the_order_of_the_scores(store, tmp_path):
 
 def test_selecting_again_is_done_already_and_another_request_is_refused(store):
     select(config(store, budget=17))
-    assert select(config(store, budget=17)).startswith("already done")
+    assert str(select(config(store, budget=17))).startswith("already done")
     with pytest.raises(UsageError, match="refused: budget 17 -> 18"):
         select(config(store, budget=18))
     select(config(store, budget=18), overwrite=True)
@@ -236,10 +236,20 @@ def test_pins_and_exclusions_from_files_and_from_callers(store, tmp_path):
     moved = tmp_path / "moved.csv"
     moved.write_bytes(csv.read_bytes())
     again = config(store, budget=17, exclude=str(moved), pin=str(parquet))
-    assert select(again, excluded=given).startswith("already done")
+    assert str(select(again, excluded=given)).startswith("already done")
     moved.write_text(f"image_id,reason\n{ids[0]},blank\n")
-    with pytest.raises(UsageError, match=r"inputs\.excluded"):
+    with pytest.raises(UsageError, match="refused: excluded: 3 images -> 2 images"):
         select(again, excluded=given)
+    # Case and blanks do not matter; a list that matches less than it names is refused, with counts.
+    moved.write_text(f"image_id\n {ids[0].upper()}\n{ids[1]}\n")
+    select(config(store, budget=17, exclude=str(moved), name="shouted"))
+    shouted = store.open_coreset("shouted").read().to_pylist()
+    assert [row["selected"] for row in shouted[:2]] == [False, False]
+    moved.write_text(f"image_id\n{ids[0]}\n{ids[1][:8]}\nnone\n")
+    with pytest.raises(UsageError, match=rf"2 of 3 images .* not in the pool: '{ids[1][:8]}'"):
+        select(again, excluded=given)
+    with pytest.raises(UsageError, match="exclude: 2 of 3"):
+        plan_select(again)
     with pytest.raises(UsageError, match="no file"):
         select(config(store, exclude=str(tmp_path / "none.csv"), name="x"))
 

@@ -170,3 +170,19 @@ def test_a_pin_from_the_command_line(own_store, make):
     assert text.strip() == f"p-000002: {make['identity'](3)} banned by me"
     shown = run("query", "select action, author from pins order by pin_id", "-s", own_store)
     assert shown.splitlines()[-1].split() == ["ban", "me"]
+
+
+def test_columns_of_one_name_are_all_there(service, live):
+    """A join repeats names; nothing may shift under another heading."""
+    text = (
+        "select a.organ, b.organ, a.width as organ_1, b.image_id from pool a "
+        "join pool b using (image_id) order by b.image_id limit 3"
+    )
+    table = service.sql(text)
+    assert table.column_names == ["organ", "organ_2", "organ_1", "image_id"]
+    assert table["organ"].to_pylist() == table["organ_2"].to_pylist()
+    assert all(isinstance(value, int) for value in table["organ_1"].to_pylist())
+    printed = run("query", text, "--store", live.root, "--csv").splitlines()
+    assert printed[0] == "organ,organ_2,organ_1,image_id"
+    listed = json.loads(run("query", text, "--store", live.root, "--json"))
+    assert [list(row) for row in listed] == [table.column_names] * 3
