@@ -23,7 +23,7 @@ def pick(values: dict[str, Any], address: str | None, say: children.Say) -> None
         say(stage=stage, fraction=fraction)
 
     if address is None:
-        say(done=select(config, report=report))
+        say(done=str(select(config, report=report)))
         return
     from echostill.platform import runtime
 
