@@ -1,4 +1,4 @@
-"""The ingest stage: files in, pool out; bad rows to quarantine, nothing decoded twice."""
+"""The ingest stage: files into the pool, each decoded once; bad rows go to quarantine."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ class IngestConfig(StageConfig, IngestSettings):
 
 @dataclass(frozen=True)
 class IngestWorker:
-    """Reads the files of one shard; each file is a unit that can be read again by itself."""
+    """Reads the files of one shard; each file is a unit that can be read again separately."""
 
     settings: IngestSettings
     veil: Veil
@@ -90,7 +90,7 @@ class IngestWorker:
         )
 
     def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
-        """Read the sources of those numbers alone."""
+        """Read only the sources with these numbers."""
         return self.process([payload[number] for number in units])
 
 
@@ -124,40 +124,43 @@ class Prepared:
         )
 
     def make_worker(self, config: IngestConfig) -> "_MakeWorker":
-        """Return what makes the workers."""
+        """Return the factory of the workers."""
         desk = _desk(config, self.store, self.approved)
         return _MakeWorker(
             _settings(config, self.veil), self.veil, desk, _samples(config, self.shards)
         )
 
     def finish(self, stage: ShardedStage, records: dict[int, Record]) -> None:
-        """Amend the shards when all are there, and write the review table."""
+        """Amend the shards when all are finished, and write the review table."""
         move_repeated_ids(stage, records)
         write_review(self.store, stage, records)
 
-    def held(self) -> int:
-        """Number of frames that wait for review, as far as shards are finished."""
+    def held_back(self) -> int:
+        """Number of frames held back for review in the finished shards."""
         records = self.stage.finished(len(self.shards))
         return sum(waiting_in(self.stage, record) for record in records.values())
 
     @contextlib.contextmanager
     def with_review(self) -> Iterator[None]:
-        """Let an error say how many of the quarantined rows only wait for review."""
+        """Add to an error how many of the quarantined rows were only held back for review."""
         try:
             yield
         except EchostillError as error:
-            held = self.held()
-            if not held:
+            held_back = self.held_back()
+            if not held_back:
                 raise
             raise EchostillError(
-                f"{error} {held} of the rows in quarantine were held back by de-identification "
-                f"({NEEDS_REVIEW}): they count as errors until they are approved."
+                f"{error} {held_back} of the rows in quarantine were held back by "
+                f"de-identification ({NEEDS_REVIEW}). They count as errors until they are "
+                f"approved with `echostill review {self.store.root}`."
             ) from error
 
-    def describe_held(self) -> str:
-        """Say in words how many frames wait for review, if any do."""
-        held = self.held()
-        return f"; {held} wait for `echostill review {self.store.root}`" if held else ""
+    def describe_held_back(self) -> str:
+        """Describe how many frames are held back for review, if any are."""
+        held_back = self.held_back()
+        if not held_back:
+            return ""
+        return f"; {held_back} held back for `echostill review {self.store.root}`"
 
 
 @logged(stages.INGEST)
@@ -180,18 +183,18 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> StageResult:
             finish=ready.finish,
         )
     again = f"; {reopened} shard(s) read again for approved frames" if reopened else ""
-    return ready.result(done, again + ready.describe_held())
+    return ready.result(done, again + ready.describe_held_back())
 
 
 @logged(stages.INGEST, "retry")
 def retry_ingest(config: IngestConfig) -> StageResult:
-    """Read the quarantined files again, after they were mended or a decoder was installed.
+    """Read the quarantined files again, after they were repaired or a decoder was installed.
 
-    What now works takes its place in the pool, as if it had worked the first time. Frames that were
-    held back and have been approved come in too.
+    Rows that now succeed are inserted into the pool where they would have been. Frames that were
+    held back and have been approved are added too.
 
     Returns:
-        Counts as of :func:`ingest`; the sentence names what was made from the pool as it was.
+        Counts as of :func:`ingest`; the sentence lists what was made from the previous pool.
     """
     store = Store(config.store)
     ready = _prepare(config, overwrite=False)
@@ -205,7 +208,7 @@ def retry_ingest(config: IngestConfig) -> StageResult:
             finish=ready.finish,
         )
     sentence = done.describe(store.made_from(before) if before and done.changed else [])
-    return done.result("ingest", "pool", store.pool().root, sentence + ready.describe_held())
+    return done.result("ingest", "pool", store.pool().root, sentence + ready.describe_held_back())
 
 
 @dataclass(frozen=True)
@@ -258,13 +261,13 @@ def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
 
 def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
     runtime.connect(config.address)
-    # Decoding is the CPU's work: GPUs of the cluster are left to the models.
+    # Decoding runs on CPUs: the GPUs of the cluster are left to the models.
     cpus, _ = runtime.cluster_resources()
     return runtime.plan_workers(config.workers, shards, cpus)
 
 
 def _settings(config: IngestConfig, veil: Veil) -> IngestSettings:
-    """Return the settings for the workers, which need not ask for the key themselves."""
+    """Return the settings for the workers, which then do not need to look up the key."""
     values = {name: getattr(config, name) for name in IngestSettings.model_fields}
     sources = "hashed" if veil.hidden else "names"
     values["deidentify"] = config.deidentify.model_copy(update={"sources": sources})
@@ -277,8 +280,8 @@ def _desk(config: IngestConfig, store: Store, approved: dict[str, str]) -> Desk:
         return Desk(approved)
     pictures = prepare_pictures(store)
     console.print(
-        f"warning: identifiable pixels are written to '{pictures.root}': keep it as the original "
-        "files are kept, and delete it after the review.",
+        f"warning: identifiable pixels are written to '{pictures.root}': protect this folder like "
+        "the original files, and delete it after the review.",
         markup=False,
         soft_wrap=True,
     )
@@ -286,7 +289,7 @@ def _desk(config: IngestConfig, store: Store, approved: dict[str, str]) -> Desk:
 
 
 def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[str, int]:
-    """Share the frames of the contact sheet out over the shards."""
+    """Distribute the frames of the contact sheet over the shards."""
     wanted = config.deidentify.contact_sheet
     names = [shard_name(shard) for shard in spread(shards, wanted)] if wanted else []
     return {
@@ -296,7 +299,7 @@ def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[s
 
 
 def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`ingest` would do."""
+    """Describe what :func:`ingest` would do."""
     store = Store(config.store)
     request = _request(config, store, overwrite)
     replaces = request.claim.check(overwrite)
@@ -309,10 +312,10 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     out.add("workers", runtime.plan_workers(config.workers, len(shards), cpus).describe())
     out.add("size", estimate([source for shard in shards for source in shard], config).describe())
     done = 0 if replaces else len(store.pool().list("done"))
-    names = "as keyed hashes" if config.hides_names else "as they are"
-    pixels = "the sector alone, doubtful frames held back"
+    names = "as keyed hashes" if config.hides_names else "unchanged"
+    pixels = "only the sector, uncertain frames held back"
     if config.deidentify.pixels == "off":
-        pixels = "as they are (deidentify.pixels is off)"
+        pixels = "unchanged (deidentify.pixels is off)"
     out.add("identifiers", f"pixels: {pixels}; file names and groups: {names}")
     out.add("already done", f"{done} of {len(shards)} shards")
     out.add("result", store.pool().root)
@@ -331,18 +334,18 @@ class _MakeWorker:
 
 
 def _shards(config: IngestConfig) -> list[list[Source]]:
-    """Cut the sources into shards: by files, and by bytes, so that cines do not fill the memory."""
+    """Divide the sources into shards by files and bytes, so that cines do not fill the memory."""
     shards: list[list[Source]] = []
-    held = 0
+    size = 0
     for source in list_sources(config):
         full = bool(shards) and (
-            len(shards[-1]) >= config.files_per_shard or held + source.size > config.bytes_per_shard
+            len(shards[-1]) >= config.files_per_shard or size + source.size > config.bytes_per_shard
         )
         if not shards or full:
             shards.append([])
-            held = 0
+            size = 0
         shards[-1].append(source)
-        held += source.size
+        size += source.size
     return shards
 
 
@@ -352,15 +355,15 @@ def _fingerprint(config: IngestConfig, shards: list[list[Source]], veil: Veil) -
 
 
 def shard_name(payload: list[dict[str, Any]]) -> str:
-    """Return a name for a shard that depends on its files alone, and tells none of them."""
+    """Return a name for a shard that depends only on its files and reveals none of them."""
     return sha256(json.dumps(payload, sort_keys=True).encode())[:16]
 
 
 def move_repeated_ids(stage: ShardedStage, records: dict[int, Record]) -> None:
-    """Move rows whose id an earlier shard or row has already to the quarantine.
+    """Move rows whose id has already occurred in an earlier shard or row to the quarantine.
 
-    Ids come from content and origin: the same DICOM instance in two files is one image. A shard is
-    amended by writing it again, and is unfinished meanwhile.
+    Ids are derived from content and origin: the same DICOM instance in two files is one image. A
+    shard is amended by writing it again, and is unfinished until then.
     """
     seen: set[str] = set()
     for index in sorted(records):
