@@ -121,7 +121,7 @@ def spread(items: Sequence[Item], count: int = _SAMPLED_FILES) -> list[Item]:
 
 
 @dataclass(frozen=True)
-class Veil:
+class Pseudonymiser:
     """Replaces the user's own names by keyed hashes, or leaves them, as configured."""
 
     key: bytes = field(repr=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from echostill.curation.deidentification.pseudonyms import (
-    Veil,
+    Pseudonymiser,
     check_key,
     key_shares,
     recovered_key,
@@ -27,7 +27,9 @@ KEY_SHARES = "key_shares.json"  # in the pool; can be opened only with the files
 _BEGINNING = 2**20  # bytes of a file that a key is derived from
 
 
-def find_veil(settings: IngestSettings, contents: Sequence[bytes], pool: Storage | None) -> Veil:
+def find_pseudonymiser(
+    settings: IngestSettings, contents: Sequence[bytes], pool: Storage | None
+) -> Pseudonymiser:
     """Return the key for identifiers, the user's or one of this run, and what it hides.
 
     Args:
@@ -43,13 +45,13 @@ def find_veil(settings: IngestSettings, contents: Sequence[bytes], pool: Storage
         check_key(key)
     elif pool is not None and pool.exists(KEY_SHARES):
         key = recovered_key(json.loads(pool.read(KEY_SHARES)), contents)
-    return Veil(key or run_key(contents), settings.hides_names)
+    return Pseudonymiser(key or run_key(contents), settings.hides_names)
 
 
-def keep_key(pool: Storage, veil: Veil, contents: Sequence[bytes]) -> None:
+def keep_key(pool: Storage, pseudonymiser: Pseudonymiser, contents: Sequence[bytes]) -> None:
     """Store a run's own key in a new pool, locked with the contents of its files."""
     if contents and not pool.exists(KEY_SHARES):
-        pool.write(KEY_SHARES, json.dumps(key_shares(veil.key, contents)).encode())
+        pool.write(KEY_SHARES, json.dumps(key_shares(pseudonymiser.key, contents)).encode())
 
 
 def beginnings(settings: IngestSettings, sources: Sequence[Source]) -> list[bytes]:
@@ -84,8 +86,12 @@ def reveal(settings: IngestSettings, pool: Storage, hashes: Sequence[str]) -> di
         Name by hash, for the hashes that were found.
     """
     sources = list_sources(settings)
-    veil = replace(find_veil(settings, beginnings(settings, sources), pool), hidden=True)
-    names = {veil.name(name): name for source in sources for name in _names(source, settings)}
+    pseudonymiser = replace(
+        find_pseudonymiser(settings, beginnings(settings, sources), pool), hidden=True
+    )
+    names = {
+        pseudonymiser.name(name): name for source in sources for name in _names(source, settings)
+    }
     found = {}
     for given in hashes:
         stem, mark, frame = given.partition("#")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from echostill.curation.deidentification.pseudonyms import Veil, key_check, spread
+from echostill.curation.deidentification.pseudonyms import Pseudonymiser, key_check, spread
 from echostill.curation.deidentification.review import (
     NEEDS_REVIEW,
     Desk,
@@ -22,7 +22,7 @@ from echostill.curation.deidentification.review import (
 )
 from echostill.curation.ingestion.changes import describe_changes, entries, keep, listing
 from echostill.curation.ingestion.estimate import estimate
-from echostill.curation.ingestion.keys import beginnings, find_veil, keep_key, under_key
+from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
@@ -60,7 +60,7 @@ class IngestWorker:
     """Reads the files of one shard; each file is a unit that can be read again separately."""
 
     settings: IngestSettings
-    veil: Veil
+    pseudonymiser: Pseudonymiser
     desk: Desk
     samples: dict[str, int]  # frames for the contact sheet, by shard
 
@@ -75,11 +75,11 @@ class IngestWorker:
         for values in payload:
             before = len(rows), len(refused)
             source = Source(**values)
-            for item in read_source(source, self.settings, self.veil.key, self.desk):
+            for item in read_source(source, self.settings, self.pseudonymiser.key, self.desk):
                 if isinstance(item, Failure):
-                    refused.append(self.veil.refusal(item.row(), source.group))
+                    refused.append(self.pseudonymiser.refusal(item.row(), source.group))
                 else:
-                    rows.append(self.veil.row(item))
+                    rows.append(self.pseudonymiser.row(item))
             units.append((len(rows) - before[0], len(refused) - before[1]))
         self.desk.finish(shard)
         return Outcome(
@@ -101,7 +101,7 @@ class Prepared:
     store: Store
     stage: ShardedStage
     shards: list[list[dict[str, Any]]]  # sources as plain values
-    veil: Veil
+    pseudonymiser: Pseudonymiser
     approved: dict[str, str]
 
     @property
@@ -127,7 +127,10 @@ class Prepared:
         """Return the factory of the workers."""
         desk = _desk(config, self.store, self.approved)
         return _MakeWorker(
-            _settings(config, self.veil), self.veil, desk, _samples(config, self.shards)
+            _settings(config, self.pseudonymiser),
+            self.pseudonymiser,
+            desk,
+            _samples(config, self.shards),
         )
 
     def finish(self, stage: ShardedStage, records: dict[int, Record]) -> None:
@@ -216,7 +219,7 @@ class _Request:
     """What an ingest was asked for: its files, under which key, and the pool they make."""
 
     shards: list[list[Source]]
-    veil: Veil
+    pseudonymiser: Pseudonymiser
     contents: list[bytes]  # beginnings of files, that a key of this run is locked with
     shown: IngestConfig  # as it is kept beside the pool
     claim: Claim
@@ -226,23 +229,23 @@ class _Request:
 def _request(config: IngestConfig, store: Store, overwrite: bool) -> _Request:
     listed = _shards(config)
     contents = beginnings(config, [source for shard in listed for source in shard])
-    veil = find_veil(config, contents, None if overwrite else store.pool())
-    shards = [[under_key(source, veil.key) for source in shard] for shard in listed]
+    pseudonymiser = find_pseudonymiser(config, contents, None if overwrite else store.pool())
+    shards = [[under_key(source, pseudonymiser.key) for source in shard] for shard in listed]
     shown = config.model_copy(
-        update=veil.values(config.model_dump(), ("source", "exclude", "root"))
+        update=pseudonymiser.values(config.model_dump(), ("source", "exclude", "root"))
     )
-    table = listing([source for shard in shards for source in shard], veil)
+    table = listing([source for shard in shards for source in shard], pseudonymiser)
     explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
-    wanted = _fingerprint(shown, shards, veil)
+    wanted = _fingerprint(shown, shards, pseudonymiser)
     claim = Claim(store.pool(), wanted, "ingest", "a pool", explained=explained)
-    return _Request(shards, veil, contents, shown, claim, table)
+    return _Request(shards, pseudonymiser, contents, shown, claim, table)
 
 
 def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
     store = Store(config.store)
     request = _request(config, store, overwrite)
     request.claim.take(overwrite)
-    keep_key(store.pool(), request.veil, request.contents)
+    keep_key(store.pool(), request.pseudonymiser, request.contents)
     stage = ShardedStage(
         name="ingest",
         table=store.pool(),
@@ -256,7 +259,7 @@ def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
         save_configuration(store.pool(), request.shown)
         keep(store.sources(), request.listing)
     plain = [[asdict(source) for source in shard] for shard in request.shards]
-    return Prepared(store, stage, plain, request.veil, approved_pixels(store))
+    return Prepared(store, stage, plain, request.pseudonymiser, approved_pixels(store))
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
@@ -266,10 +269,10 @@ def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
     return runtime.plan_workers(config.workers, shards, cpus)
 
 
-def _settings(config: IngestConfig, veil: Veil) -> IngestSettings:
+def _settings(config: IngestConfig, pseudonymiser: Pseudonymiser) -> IngestSettings:
     """Return the settings for the workers, which then do not need to look up the key."""
     values = {name: getattr(config, name) for name in IngestSettings.model_fields}
-    sources = "hashed" if veil.hidden else "names"
+    sources = "hashed" if pseudonymiser.hidden else "names"
     values["deidentify"] = config.deidentify.model_copy(update={"sources": sources})
     return IngestSettings(**values)
 
@@ -325,12 +328,12 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
 @dataclass(frozen=True)
 class _MakeWorker:
     settings: IngestSettings
-    veil: Veil
+    pseudonymiser: Pseudonymiser
     desk: Desk
     samples: dict[str, int]
 
     def __call__(self) -> IngestWorker:
-        return IngestWorker(self.settings, self.veil, self.desk, self.samples)
+        return IngestWorker(self.settings, self.pseudonymiser, self.desk, self.samples)
 
 
 def _shards(config: IngestConfig) -> list[list[Source]]:
@@ -349,9 +352,13 @@ def _shards(config: IngestConfig) -> list[list[Source]]:
     return shards
 
 
-def _fingerprint(config: IngestConfig, shards: list[list[Source]], veil: Veil) -> Fingerprint:
-    digest = sha256(json.dumps([entries(shard, veil) for shard in shards], sort_keys=True).encode())
-    return fingerprint(config, inputs={"files": digest, "key check": key_check(veil.key)})
+def _fingerprint(
+    config: IngestConfig, shards: list[list[Source]], pseudonymiser: Pseudonymiser
+) -> Fingerprint:
+    digest = sha256(
+        json.dumps([entries(shard, pseudonymiser) for shard in shards], sort_keys=True).encode()
+    )
+    return fingerprint(config, inputs={"files": digest, "key check": key_check(pseudonymiser.key)})
 
 
 def shard_name(payload: list[dict[str, Any]]) -> str:
