@@ -1,4 +1,4 @@
-"""The select stage: scores in, coreset table out, every pool row with its reason."""
+"""The select stage: reads the scores and writes the coreset table, with a reason for every row."""
 
 import os
 from collections.abc import Callable
@@ -54,12 +54,12 @@ class SelectConfig(StageConfig, SelectionSettings, ExclusionSettings):
         "optionally, reason.",
     )
     pin: str | None = Field(
-        None, description="A file, likewise, of images that are chosen in any case."
+        None, description="A file with the same columns, of images that are always chosen."
     )
     workers: int | Literal["auto"] = execution(
         "auto",
-        "Ray workers that read features and assign them; 0 is threads of this process. 'auto' is "
-        "0, and one per CPU of the cluster where the features exceed this machine's memory.",
+        "Ray workers that read features and assign them; 0 uses threads of this process. 'auto' is "
+        "0, or one per CPU of the cluster if the features are larger than this machine's memory.",
         ge=0,
     )
     scratch: str | None = execution(
@@ -76,15 +76,15 @@ def select(
     pinned: pa.Table | None = None,
     report: Callable[[str, float], None] | None = None,
 ) -> StageResult:
-    """Pick the coreset and write it as ``coresets/<name>`` in the store.
+    """Select the coreset and write it as ``coresets/<name>`` in the store.
 
     Args:
         config: the stage's configuration.
-        overwrite: replace a coreset of that name that was made from something else.
+        overwrite: replace a coreset of that name that has another fingerprint.
         excluded: image_id and reason of images that are never chosen, besides ``config.exclude``,
-            copies, leaks, named flags and what was banned by hand.
-        pinned: likewise, images that are chosen in any case.
-        report: told the stage and the fraction that is done.
+            copies, leaks, named flags and bans.
+        pinned: the same columns, for images that are always chosen.
+        report: called with the stage and the fraction that is done.
 
     Returns:
         Counts of ``selected`` and ``images``, and of ``clusters``.
@@ -103,7 +103,7 @@ def select(
         return _result(config, made, f"already done: {storage.root}", already_done=True)
     claim.check(overwrite)
     report("reading", 0.0)
-    # What can be refused is refused before the folder is claimed and anything is computed.
+    # Check everything before the folder is claimed and anything is computed.
     with phase("scores"):
         columns = scores.read(["image_id", "gradient_mean", "gradient_std"])
     with phase("pool"):
@@ -161,12 +161,12 @@ def _result(
 def _decided(
     config: SelectConfig, store: Store, excluded: pa.Table | None, pinned: pa.Table | None
 ) -> dict[str, pa.Table | None]:
-    """Put together which images are never chosen, and which in any case."""
-    banned, held = selection_tables(store)
+    """Collect the images that are never chosen and those that are always chosen."""
+    banned, kept = selection_tables(store)
     copies = exclusions(store, config)
     return {
         "excluded": _together(config.exclude, [copies, banned, excluded], "exclude"),
-        "pinned": _together(config.pin, [held, pinned], "pin"),
+        "pinned": _together(config.pin, [kept, pinned], "pin"),
     }
 
 
@@ -189,7 +189,7 @@ def _claim(
 
 
 def plan_select(config: SelectConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`select` would do."""
+    """Describe what :func:`select` would do."""
     store = Store(config.store)
     scores, pool = store.open_scores(), store.open_pool()
     dimension = TableFeatures(scores).dimension
@@ -221,8 +221,8 @@ def plan_select(config: SelectConfig, *, overwrite: bool = False) -> Plan:
     if METHODS[config.method].compares:
         size = describe_bytes(scores.rows * dimension * 2)
         fits = fits_in_memory(scores.rows, dimension)
-        place = "in memory" if fits else f"in a file in {config.scratch or 'the temporary folder'}"
-        out.add("features", f"{size} {place}")
+        where = "in memory" if fits else f"in a file in {config.scratch or 'the temporary folder'}"
+        out.add("features", f"{size} {where}")
         needed = operations(config, scores.rows, dimension, config.inside_clusters)
         out.add("operations", f"about {needed:.1e}, of {config.operation_limit:.1e} allowed")
     out.add("result", storage.root)
@@ -243,7 +243,7 @@ def _pool_columns(config: SelectConfig, pool: Table) -> list[str]:
 
 
 def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False) -> int:
-    """Resolve the number of Ray workers; a plan does not start Ray to count."""
+    """Resolve the number of Ray workers; a plan does not start Ray to count CPUs."""
     if config.workers != "auto":
         return config.workers
     if rows * dimension * 2 <= available_memory():
@@ -259,7 +259,7 @@ def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False
 
 
 def _together(path: str | None, given: list[pa.Table | None], key: str) -> pa.Table | None:
-    """Join the images of a file with those from elsewhere; None where there are none."""
+    """Join the images of a file with other tables of images; None if there are none."""
     tables = [table for table in (_read(path, key) if path else None, *given) if table]
     if not tables:
         return None
@@ -267,7 +267,7 @@ def _together(path: str | None, given: list[pa.Table | None], key: str) -> pa.Ta
     for table in tables:
         if "image_id" not in table.column_names:
             raise UsageError(
-                f"{key}: a column 'image_id' is needed; there are: {', '.join(table.column_names)}."
+                f"{key}: expected a column 'image_id'; found: {', '.join(table.column_names)}."
             )
     columns = [
         pa.table(
@@ -292,7 +292,7 @@ def _read(path: str, key: str) -> pa.Table:
     try:
         if name.endswith(".parquet"):
             return decode_parquet(data)
-        # Ids may look like numbers; they are text.
+        # Ids are text, even if they look like numbers.
         types = {"image_id": pa.string(), "reason": pa.string()}
         return pa_csv.read_csv(
             pa.BufferReader(data), convert_options=pa_csv.ConvertOptions(column_types=types)
