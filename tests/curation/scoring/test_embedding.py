@@ -173,5 +173,5 @@ def test_an_unknown_model_is_named(store, name, options, words):
 
 
 def test_the_target_must_be_parquet(folder, store, tmp_path):
-    with pytest.raises(UsageError, match=r"as \.parquet"):
+    with pytest.raises(UsageError, match=r"is not a \.parquet file"):
         embed([str(folder)], model(store), str(tmp_path / "features.csv"))
