@@ -122,7 +122,7 @@ def test_another_store_is_a_benchmark(store, tmp_path, make_pool):
 
 
 def test_wrong_usage_is_named(store, clean, tmp_path):
-    with pytest.raises(UsageError, match="gone.csv. does not exist"):
+    with pytest.raises(UsageError, match=r"gone\.csv' does not exist"):
         check_leaks(store.root, [str(tmp_path / "gone.csv")])
     with pytest.raises(UsageError, match="given twice"):
         check_leaks(store.root, [clean, clean])
