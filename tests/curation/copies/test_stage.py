@@ -114,7 +114,7 @@ def test_again_is_done_already_and_another_search_is_refused(store):
         find_duplicates(other)
     said = str(find_duplicates(other, overwrite=True))
     assert said == "1 exact, 0 near, 0 semantic copies in 1 groups; 10 images searched"
-    assert "not looked for" in plan_find_duplicates(other).describe()
+    assert "not searched" in plan_find_duplicates(other).describe()
 
 
 def test_semantic_copies_come_from_the_scores(store):
