@@ -4,8 +4,8 @@ The manifest has a row per image. Columns: ``file``, and the group column (patie
 clip); ``label`` for classification; ``mask`` for segmentation; optionally ``split`` with ``train``
 or ``test``. Relative paths start at the manifest's folder.
 
-Images are squashed to S x S (bilinear), masks follow (nearest), as the published downstream
-protocol does; all metrics are taken at that size.
+Images are resized to S x S (bilinear) and masks likewise (nearest), as in the published downstream
+protocol; all metrics are computed at that size.
 """
 
 import csv
@@ -38,7 +38,7 @@ class TaskSettings(Config):
         (), description="Labels to keep, in this order; none keeps every label, sorted."
     )
     exclude_labels: tuple[str, ...] = Field((), description="Labels whose rows are left out.")
-    min_groups: int = Field(2, ge=2, description="Fewest groups a class may have.")
+    min_groups: int = Field(2, ge=2, description="Smallest number of groups of a class.")
     mask_classes: int | dict[str, int] = Field(
         1,
         description="Foreground classes of the masks: 1 is grey above half; a number n is raw grey "
@@ -95,8 +95,8 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
         image_size: Side S of the images in pixels.
 
     Raises:
-        UsageError: A file, column or label is missing, an image cannot be read, a mask does not fit
-            its image, or a class has too few groups to stand on both sides of a split.
+        UsageError: A file, column or label is missing, an image cannot be read, a mask and its
+            image have different sizes, or a class has too few groups for both sides of a split.
     """
     folder, rows = read_manifest(task)
     official = _official_split(task, rows)
@@ -124,7 +124,7 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
             if mask.size != image.size:
                 raise UsageError(
                     f"task '{task.name}': mask '{row['mask']}' is {mask.size[0]} x {mask.size[1]} "
-                    f"pixels, its image {image.size[0]} x {image.size[1]}. They must be equal."
+                    f"pixels, but its image {image.size[0]} x {image.size[1]}: both must be equal."
                 )
             raw = _grey_values(mask)
             raw_values.update(np.unique(raw).tolist())
@@ -134,7 +134,7 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
         listing = ", ".join(str(value) for value in sorted(raw_values)[:12])
         raise UsageError(
             f"task '{task.name}': no mask has foreground; their grey values are {listing}. "
-            "Set mask_classes to the values that mean something, e.g. {lesion: 1}."
+            "Set mask_classes to the grey values of the classes, for example {lesion: 1}."
         )
     notes += _doubles(pixels, [row[task.group_column] for row in rows])
     return LabelledDataset(
@@ -152,7 +152,7 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
 
 
 def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
-    """Read a task's manifest: its folder and its rows, every needed column checked."""
+    """Read a task's manifest: its folder and its rows; checks every needed column."""
     path = task.manifest
     folder_name, _, name = path.rpartition("/")
     folder = Storage(folder_name or ("/" if path.startswith("/") else "."))
@@ -186,7 +186,7 @@ def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
 
 
 def _official_split(task: TaskSettings, rows: list[Row]) -> bool:
-    """Return whether the manifest splits its rows; then every row must say where it belongs."""
+    """Return whether the manifest has a split; if so, every row must name its side."""
     values = {row.get("split", "") for row in rows}
     if values <= {""}:
         return False
@@ -232,19 +232,19 @@ def _require_groups(
 ) -> None:
     if len(class_names) < 2:
         raise UsageError(
-            f"task '{task.name}' has the one class '{class_names[0]}': two are needed."
+            f"task '{task.name}' has only the class '{class_names[0]}': at least two are needed."
         )
     for index, name in enumerate(class_names):
         own = {group for group, label in zip(groups, labels, strict=True) if label == index}
         if len(own) < task.min_groups:
             raise UsageError(
-                f"task '{task.name}': class '{name}' has {len(own)} group(s), at least "
-                f"{task.min_groups} are needed. Put it in exclude_labels or add images of it."
+                f"task '{task.name}': class '{name}' has {len(own)} group(s); at least "
+                f"{task.min_groups} are needed. Add it to exclude_labels, or add images of it."
             )
 
 
 def _doubles(pixels: np.ndarray, groups: list[str]) -> list[str]:
-    """Say so where one image stands in two groups, which a split by group cannot keep together."""
+    """Note images that occur in two groups, which a split by group cannot keep together."""
     first: dict[bytes, str] = {}
     count = 0
     for image, group in zip(pixels, groups, strict=True):
@@ -271,21 +271,21 @@ def _class_indices(task: TaskSettings, raw: np.ndarray, file: str) -> np.ndarray
         return (raw > BINARY_THRESHOLD).astype(np.uint8)
     if int(raw.max()) > values:
         raise UsageError(
-            f"task '{task.name}': mask '{file}' holds the grey value {int(raw.max())}, but "
+            f"task '{task.name}': mask '{file}' has the grey value {int(raw.max())}, but "
             f"mask_classes is {values}. Map class names to grey values instead."
         )
     return raw
 
 
 def _grey_values(mask: Image.Image) -> np.ndarray:
-    """Raw grey values of a mask, (H, W) uint8; of a palette the indices, not the colours."""
+    """Return the raw grey values of a mask, (H, W) uint8; for a palette the indices."""
     if mask.mode == "1":
         return np.asarray(mask.convert("L"))
     if mask.mode in ("L", "P"):
         return np.array(mask)
     if mask.mode.startswith("I"):
         values = np.asarray(mask)
-        # A 16-bit mask that is only a scaled binary one keeps its meaning.
+        # A 16-bit mask that is a scaled binary mask stays a binary mask.
         return (values if int(values.max()) <= 255 else values // 257).astype(np.uint8)
     return np.asarray(mask.convert("RGB").convert("L"))
 

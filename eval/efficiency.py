@@ -1,4 +1,4 @@
-"""What a model costs: parameters, operations, latency, throughput."""
+"""Cost of a model: parameters, operations, latency, throughput."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def efficiency(
     Args:
         encoder: The model, without a head.
         batch_size: Images per batch for the throughput.
-        repeats: Timed runs; the median counts.
-        warmup: Runs before that are not timed.
+        repeats: Timed runs; the median is reported.
+        warmup: Runs before these, which are not timed.
         device: Where to time it.
 
     Returns:
@@ -57,7 +57,7 @@ def efficiency(
 
 
 def device_name(device: torch.device) -> str:
-    """Name a device in words, as far as the system tells."""
+    """Return the name of a device, as far as the system provides one."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"

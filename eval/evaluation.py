@@ -1,8 +1,8 @@
 """The evaluate stage: teacher and students on labelled benchmarks, split by group, seed by seed.
 
-Each (candidate, task, seed) is a Ray task whose result is kept as soon as it is there, so that an
-interrupted evaluation goes on where it stopped. Within a seed every candidate sees the same split,
-the same order and the same number of steps.
+Each (candidate, task, seed) is a Ray task whose result is stored as soon as it is available, so
+that an interrupted evaluation continues where it stopped. Within a seed every candidate sees the
+same split, the same order and the same number of steps.
 """
 
 import json
@@ -54,19 +54,19 @@ class EvaluateConfig(ModelsConfig):
     name: Name = Field("default", description="Name of the evaluation and its report.")
     tasks: tuple[TaskSettings, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    test_share: float = Field(0.4, gt=0, lt=1, description="Share of each task that is tested on.")
+    test_share: float = Field(0.4, gt=0, lt=1, description="Fraction of each task for testing.")
     neighbours: int = Field(10, ge=1, description="Neighbours of the k-NN probe.")
     finetune: FineTuneSettings = FineTuneSettings()
     candidates: tuple[Candidate, ...] = Field(
         (), description="Default: the teacher, every distilled student, the untrained student."
     )
-    workers: int | None = execution(None, "Evaluations at a time; default one per CPU.", ge=1)
+    workers: int | None = execution(None, "Concurrent evaluations; default one per CPU.", ge=1)
 
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):  # a seed that counts twice narrows the spread
-            raise ValueError("a seed is listed more than once")
+        if len(set(seeds)) < len(seeds):  # a repeated seed would make the spread too small
+            raise ValueError("a seed is listed more than once: list each seed once")
         return seeds
 
 
@@ -83,12 +83,12 @@ class Unit:
 
     @property
     def file(self) -> str:
-        """Where the unit's results are kept."""
+        """Name of the file with the unit's results."""
         key = f"{self.candidate}\n{self.task}\n{self.seed}"
         return f"units/{sha256(key.encode())[:16]}.json"
 
     def encoder(self) -> Encoder:
-        """Load the model; untrained it is drawn from the seed, as a student's start is."""
+        """Load the model; the untrained one is initialised from the seed, like a student."""
         if self.weights is not None:
             return self.weights.load().requires_grad_(True)
         torch.manual_seed(self.seed)
@@ -182,7 +182,7 @@ def _claim(
 
 
 def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`evaluate` would do."""
+    """Describe what :func:`evaluate` would do."""
     store = Store(config.store)
     storage = store.report(config.name)
     units = _units(config, store)
@@ -225,7 +225,7 @@ def _units(config: EvaluateConfig, store: Store) -> list[Unit]:
         elif candidate.kind == "untrained":
             known[""] = None
         elif not candidate.runs:
-            raise UsageError(f"candidate '{candidate.label}' names no runs.")
+            raise UsageError(f"candidate '{candidate.label}' has no runs: list them under runs.")
         for run in candidate.runs:
             storage = store.run(run)
             if read_manifest(storage) is None:
@@ -310,14 +310,14 @@ def _run_units(
                 cause = getattr(error, "cause", None) or error
                 raise EchostillError(
                     f"evaluating {unit.candidate} on {unit.task}, seed {unit.seed}: "
-                    f"{str(cause).strip().splitlines()[-1]} What was evaluated is kept."
+                    f"{str(cause).strip().splitlines()[-1]} Finished evaluations are kept."
                 ) from error
             storage.write(unit.file, json.dumps(rows).encode())
             bar.advance(note=f"{unit.candidate}, {unit.task}")
 
 
 def _candidates_with_costs(units: list[Unit]) -> list[dict[str, Any]]:
-    """Describe each candidate with what it costs; a model is timed once, whatever its weights."""
+    """Describe each candidate and its cost; each model is timed once, for all weights."""
     costs: dict[str, dict[str, Any]] = {}
     described: dict[str, dict[str, Any]] = {}
     for unit in units:

@@ -1,7 +1,7 @@
 """Fine-tuning: a head on an encoder, both trained for the same number of steps for every model.
 
-Batches and augmentation are a pure function of (seed, step, image); the head's start is one of the
-seed. The encoder that is passed in stays as it is: a copy is trained.
+Batches and augmentation depend only on (seed, step, image), and the head's initial weights only on
+the seed. The encoder that is passed in is not changed: a copy is trained.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class FineTuneSettings(Config):
     """How heads are trained.
 
     The published run is AdamW, 1e-4, batch 8, no weight decay, 400 to 1000 epochs. In the few steps
-    of a laptop run plain cross-entropy ends at the most frequent class, or at no foreground at all,
-    for every model alike; so the loss is class-balanced and half of it is Dice by default.
+    of a laptop run every model with plain cross-entropy ends by predicting only the most frequent
+    class, or no foreground at all. By default the loss is therefore class-balanced and half Dice.
     """
 
     steps: int = Field(100, ge=1, description="Optimiser steps, the same for every model.")
@@ -49,18 +49,18 @@ class FineTuneSettings(Config):
         gt=0,
         le=1,
         description="Factor on the encoder's rate per block, from the last block backwards. The "
-        "published 0.8 has no effect there, where every group gets the same rate.",
+        "published 0.8 has no effect in the published code, which gives every group the same rate.",
     )
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps with a rising rate.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
     class_balanced: bool = Field(
-        True, description="Weigh classes so that each counts alike in the loss; false as published."
+        True, description="Weight the classes equally in the loss; false as published."
     )
     dice_weight: float = Field(
         0.5, ge=0, le=1, description="Share of the soft Dice loss in segmentation; 0 as published."
     )
     frozen: bool = Field(False, description="Train the head only.")
-    flip: float = Field(0.5, ge=0, le=1, description="Share of images flipped left to right.")
+    flip: float = Field(0.5, ge=0, le=1, description="Fraction of images flipped left to right.")
     rotation: float = Field(15.0, ge=0, le=180, description="Largest rotation in degrees.")
     head_width: int = Field(32, ge=1, description="Channels of the pyramid; 128 as published.")
 
@@ -93,14 +93,14 @@ def finetune(
 
     Raises:
         UsageError: The images do not have the encoder's size.
-        EchostillError: The loss stopped being a finite number.
+        EchostillError: The loss became non-finite.
     """
     require_size(encoder, dataset.pixels)
     targets = dataset.labels if dataset.labels is not None else dataset.masks
     assert targets is not None
     classes = len(dataset.class_names)
     kind = torch.device(device).type
-    # Drop path and initialisation draw from torch's own generator: seed it here, restore it after.
+    # Drop path and initialisation use torch's generator: seed it here and restore it afterwards.
     with torch.random.fork_rng(enabled=True, devices=None if kind == "cuda" else []):
         torch.manual_seed(seed)
         own = copy.deepcopy(encoder)
@@ -198,12 +198,12 @@ def augment_pair(
 
     Args:
         images: (B, 3, S, S) float in [0, 1].
-        targets: (B,) labels, returned as they are, or (B, S, S) masks.
+        targets: (B,) labels, returned unchanged, or (B, S, S) masks.
         uniforms: (B, 2) in [0, 1): flip, angle.
         settings: Share of flips, largest angle.
 
     Returns:
-        Images (bilinear) and targets (masks nearest); what rotates in from outside is black, and
+        Images (bilinear) and targets (masks nearest); pixels from outside the image are black, and
         background in the mask.
     """
     angle = torch.from_numpy((2 * uniforms[:, 1] - 1) * np.deg2rad(settings.rotation)).to(images)

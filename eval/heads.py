@@ -1,9 +1,9 @@
 """Heads on an encoder: a linear classifier, and a feature-pyramid segmentation head.
 
-The segmentation head follows the published downstream code in its outline: blocks 4, 6, 8 and 12 of
-12, a 1x1 convolution to 48 channels each, scales 4, 2, 1 and 1/2 of the token grid, then a feature
-pyramid (Lin et al., 2017) of 128 channels (method notes, section 1.6). How the scales are made, the
-norms and the sum of the levels are our choice: the same for every model compared.
+The segmentation head follows the structure of the published downstream code: blocks 4, 6, 8 and 12
+of 12, a 1x1 convolution to 48 channels each, scales 4, 2, 1 and 1/2 of the token grid, then a
+feature pyramid (Lin et al., 2017) of 128 channels. The computation of the scales, the norms and the
+sum of the levels are our choice; they are the same for every model compared.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def segmentation_layers(depth: int) -> tuple[int, int, int, int]:
 class ClassificationHead(nn.Module):
     """Batch norm without parameters, then one linear layer, on the encoder's pooled feature.
 
-    Pooled features of different images are often nearly alike beside a large common part; without
-    the norm a short training does not get past that part. MAE's linear probe (He et al., 2022)
-    norms for the same reason.
+    Pooled features of different images often share a large common part and differ little; without
+    the norm a short training fits only that part. MAE's linear probe (He et al., 2022) uses a norm
+    for the same reason.
     """
 
     def __init__(self, dim: int, classes: int) -> None:
-        """Make a head for features of ``dim`` numbers; it starts near zero, all classes alike."""
+        """Create a head for features of size ``dim``; near zero at first, equal for all classes."""
         super().__init__()
         self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6)
         self.linear = nn.Linear(dim, classes)
@@ -47,9 +47,9 @@ class ClassificationHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def set_statistics(self, features: Tensor) -> None:
-        """Use the mean and variance of the training side's features (n, dim) from here on.
+        """Use the mean and variance of the training side's features (n, dim) from now on.
 
-        The running ones of a few small batches are noisy and lag behind a moving encoder.
+        Running statistics of a few small batches are noisy and lag behind a changing encoder.
         """
         assert self.norm.running_mean is not None
         assert self.norm.running_var is not None
@@ -106,7 +106,7 @@ class SegmentationHead(nn.Module):
             tokens: Patch tokens of four blocks, each (B, N, dim), N a square number, no prefix.
 
         Raises:
-            UsageError: The tokens do not lie on one square grid, as those of a hierarchical model.
+            UsageError: The tokens are not on one square grid, as with hierarchical models.
         """
         levels = []
         for layer in tokens:
@@ -141,8 +141,8 @@ class ClassificationTask(nn.Module):
         Args:
             encoder: The encoder.
             classes: Number of classes.
-            class_weights: (classes,) weights of the classes' rows in the loss; None weighs all
-                rows alike.
+            class_weights: (classes,) weights of the classes' rows in the loss; None weights all
+                rows equally.
         """
         super().__init__()
         self.encoder = encoder
@@ -157,8 +157,8 @@ class ClassificationTask(nn.Module):
 
     def training_step(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """Return the mean weighted cross-entropy; ``targets`` are labels (B,) int64."""
-        # Divided by the batch size, not by the weights in the batch: a batch of one class alone
-        # would count for as much as any other.
+        # Divided by the batch size, not by the sum of the weights in the batch; otherwise a batch
+        # of a single class would count as much as any other.
         rows = functional.cross_entropy(self.logits(pixels), targets, reduction="none")
         return (rows * self.class_weights[targets]).mean()
 
@@ -220,8 +220,8 @@ class SegmentationTask(nn.Module):
 def soft_dice_loss(shares: Tensor, wanted: Tensor) -> Tensor:
     """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), mean over the foreground classes.
 
-    The sums run over the whole batch (Milletari et al., 2016, without the squares), so an image
-    without foreground does not stand for a whole loss of its own.
+    The sums run over the whole batch (Milletari et al., 2016, without the squares), so that an
+    image without foreground does not contribute a full loss.
 
     Args:
         shares: (B, classes, S, S) predicted probabilities.

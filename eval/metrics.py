@@ -58,7 +58,7 @@ def area_under_curve(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     Args:
         labels: (N,) int64.
-        probabilities: (N, C) scores, higher for likelier classes. Classes without a positive or
+        probabilities: (N, C) scores, higher for more likely classes. Classes without a positive or
             a negative row are left out of the mean.
     """
     if probabilities.shape[1] == 2:

@@ -1,8 +1,8 @@
-"""Probes: how much a frozen encoder's features say, without training the encoder.
+"""Probes: the quality of a frozen encoder's features, without training the encoder.
 
 k-nearest neighbours and a linear classifier on pooled features; for segmentation a linear
-classifier on each patch token. Features are extracted once per (encoder, task); the probes take
-them with any split. Everything is deterministic.
+classifier on each patch token. Features are extracted once per (encoder, task) and used with any
+split. Everything is deterministic.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class LinearModel(NamedTuple):
 
 
 def require_size(encoder: Encoder, pixels: np.ndarray) -> None:
-    """Refuse images of another size than the encoder's.
+    """Check that the images have the encoder's size.
 
     Raises:
         UsageError: The sizes differ.
     """
     if pixels.shape[-1] != encoder.image_size:
         raise UsageError(
-            f"model '{encoder.name}' takes {encoder.image_size} px images, the task has "
+            f"model '{encoder.name}' expects images of {encoder.image_size} px, but the task has "
             f"{pixels.shape[-1]} px: load the task at the model's size."
         )
 
@@ -125,7 +125,7 @@ def knn_probe(
         features: (N, D) pooled features of the whole dataset.
         dataset: A classification dataset.
         split: Rows to vote and rows to test.
-        neighbours: How many vote; all training images where there are fewer.
+        neighbours: How many vote; all training images if there are fewer.
         temperature: T.
     """
     labels = _labels(dataset)
@@ -152,9 +152,9 @@ def linear_probe(
 ) -> ProbeResult:
     """Class-balanced logistic regression on features standardised by the training side.
 
-    The inverse penalty C comes from a split by group inside the training side (least class-balanced
-    log loss; the smaller C of equals). Where a class has too few groups for that, the middle of the
-    list is used.
+    The inverse penalty C comes from a split by group inside the training side (lowest
+    class-balanced log loss; the smaller C if equal). If a class has too few groups for that, the
+    middle of the list is used.
 
     Args:
         features: (N, D) pooled features of the whole dataset.
@@ -205,7 +205,7 @@ def linear_probe_segmentation(
         tokens: (N, tokens, D) from :func:`token_features`.
         dataset: A segmentation dataset.
         split: Rows to train and to test on.
-        seed: Seed of the draw of training tokens where there are more than fit in memory.
+        seed: Seed of the sample of training tokens if there are more than fit in memory.
         inverse_penalty: C of the regression.
     """
     masks = _masks(dataset)
@@ -242,7 +242,7 @@ def _pixel_shares(model: LinearModel, tokens: np.ndarray, masks: np.ndarray) -> 
 
 
 def _predict_mask(shares: np.ndarray, threshold: float) -> np.ndarray:
-    """Largest foreground class where the foreground's share reaches the threshold, else 0."""
+    """Return the largest foreground class if the foreground's share reaches the threshold, or 0."""
     inside = 1 - shares[0] >= threshold
     return np.where(inside, shares[1:].argmax(0) + 1, 0).astype(np.uint8)
 
@@ -287,7 +287,7 @@ def fit_logistic(
     """Fit a multinomial logistic regression with L-BFGS in float64, from zero.
 
     Minimises  mean_i w_i CE(t_i, softmax(W x_i + b)) + |W|^2 / (2 C n)  on standardised x; the bias
-    is not penalised. The problem is convex, so the result depends on the data alone.
+    is not penalised. The problem is convex, so the result depends only on the data.
 
     Args:
         features: (n, D) float64.

@@ -1,6 +1,6 @@
-"""Splits that never put one group (patient, examination, clip) on both sides.
+"""Splits that never put a group (patient, examination, clip) on both sides.
 
-A split is a pure function of (seed, group names, labels): the order of the rows does not matter.
+A split depends only on (seed, group names, labels), not on the order of the rows.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Split(NamedTuple):
 
 
 def split_dataset(dataset: LabelledDataset, seed: int, test_share: float = 0.3) -> Split:
-    """Split a dataset: its official split where it has one, else by group with the seed.
+    """Split a dataset: by its official split if it has one, otherwise by group with the seed.
 
     Raises:
         UsageError: A class cannot be, or is not, on both sides.
@@ -44,11 +44,11 @@ def group_split(
     test_share: float = 0.3,
     label_names: tuple[str, ...] | None = None,
 ) -> Split:
-    """Split rows by group, each label's share of test rows as near to ``test_share`` as groups let.
+    """Split rows by group, with each label's share of test rows close to ``test_share``.
 
-    The rarest label goes first. Its groups are walked in seeded order; a group moves to the test
-    side where that brings the label's test rows closer to their target, and where every label of
-    the group keeps a group to train on. A label left without test rows gets its smallest group.
+    The rarest label goes first. Its groups are visited in seeded order; a group moves to the test
+    side if that brings the label's test rows closer to their target and every label of the group
+    keeps a group to train on. A label without test rows then gets its smallest group.
 
     Args:
         groups: (N,) group names.
@@ -58,10 +58,10 @@ def group_split(
         label_names: Names of the labels 0, 1, ... for messages.
 
     Raises:
-        UsageError: A label's groups do not suffice for both sides.
+        UsageError: A label has too few groups for both sides.
     """
     if not 0 < test_share < 1:
-        raise UsageError(f"test_share must lie between 0 and 1, got {test_share}.")
+        raise UsageError(f"test_share {test_share} is not valid: expected 0 < test_share < 1.")
     names, group_of = np.unique(groups, return_inverse=True)
     values, label_of = np.unique(labels, return_inverse=True)
     counts = np.zeros((len(names), len(values)), dtype=np.int64)
@@ -95,8 +95,8 @@ def group_split(
                 value = int(values[label])
                 shown = label_names[value] if label_names else str(value)
                 raise UsageError(
-                    f"class '{shown}' has {len(mine)} group(s), too few to train and to test on. "
-                    "Leave it out or add groups."
+                    f"class '{shown}' has {len(mine)} group(s), too few for training and testing. "
+                    "Leave it out, or add groups."
                 )
             held_out[min(able, key=lambda group: int(counts[group].sum()))] = True
     test = held_out[group_of]
@@ -106,7 +106,7 @@ def group_split(
 
 
 def official_split(groups: np.ndarray, sides: np.ndarray) -> Split:
-    """Take a published split as it is, provided that no group is on both sides.
+    """Use a published split unchanged, provided that no group is on both sides.
 
     Args:
         groups: (N,) group names.
@@ -118,12 +118,12 @@ def official_split(groups: np.ndarray, sides: np.ndarray) -> Split:
     split = Split(np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test"))
     for name, rows in zip(("train", "test"), split, strict=True):
         if len(rows) == 0:
-            raise UsageError(f"the split column has no row for '{name}'.")
+            raise UsageError(f"the split column has no row with '{name}': both sides need rows.")
     shared = sorted(set(groups[split.train]) & set(groups[split.test]))
     if shared:
         raise UsageError(
             f"the split column puts group '{shared[0]}' on both sides ({len(shared)} such groups). "
-            "Mend the manifest, or remove the column to split by group."
+            "Correct the manifest, or remove the column to split by group."
         )
     return split
 
@@ -140,9 +140,9 @@ def _strata(dataset: LabelledDataset) -> tuple[np.ndarray, tuple[str, ...]]:
     present = class_presence(dataset.masks, len(dataset.class_names))
     spread = [len(set(dataset.groups[column])) for column in present.T]
     strata = np.zeros(len(dataset), dtype=np.int64)
-    for index in np.argsort(-np.array(spread), kind="stable"):  # the rarest class writes last
+    for index in np.argsort(-np.array(spread), kind="stable"):  # the rarest class comes last
         strata[present[:, index]] = index + 1
-    # A stratum of one group cannot be on both sides, and need not be: it joins the largest.
+    # A stratum with one group cannot be on both sides and need not be: it joins the largest.
     largest = int(np.bincount(strata).argmax())
     for value in np.unique(strata):
         if len(set(dataset.groups[strata == value])) < 2:
@@ -151,7 +151,7 @@ def _strata(dataset: LabelledDataset) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def class_presence(masks: np.ndarray, classes: int) -> np.ndarray:
-    """Return which foreground classes each mask holds: (N, classes) bool of masks (N, S, S)."""
+    """Return which foreground classes each mask contains: (N, classes) bool of masks (N, S, S)."""
     flat = masks.reshape(len(masks), -1)
     return np.stack([(flat == index).any(1) for index in range(1, classes + 1)], axis=1)
 
@@ -167,5 +167,5 @@ def _require_classes(dataset: LabelledDataset, split: Split) -> None:
             if not column.any():
                 raise UsageError(
                     f"task '{dataset.name}': the {side} side has no image of class '{name}'. "
-                    "Leave the class out, or add groups that hold it."
+                    "Leave the class out, or add groups that contain it."
                 )

@@ -1,10 +1,10 @@
-"""Which of millions of hashes are close: a search by bands that compares few pairs and misses none.
+"""Search for close pairs among millions of hashes by bands: compares few pairs and misses none.
 
-A hash of 256 bits is cut into 8 bands of 32. Two hashes that differ in at most 15 bits have a band
-in which they differ in at most one (8 bands with two each would need 16). So every band is looked
-up with each of its bits left out in turn: 32 sorts per band, which cost N log N each, where
-comparing all pairs costs N squared. Pairs that differ in more than 15 bits are found where they
-happen to share such a band; the caller's limit decides whether they count.
+A hash of 256 bits is divided into 8 bands of 32. Two hashes that differ in at most 15 bits have a
+band in which they differ in at most one bit (8 bands with two bits each would need 16). Every band
+is therefore searched with each of its bits ignored in turn: 32 sorts per band, which cost N log N
+each, whereas comparing all pairs costs N squared. Pairs that differ in more than 15 bits are found
+only if they happen to share such a band; the caller's limit decides whether they count.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import numpy as np
 from echostill.curation.ingestion.perceptual import BANDS, BITS, hamming
 
 BAND_BITS = BITS // BANDS
-GUARANTEED = 2 * BANDS - 1  # every pair that differs in at most so many bits is found
+GUARANTEED = 2 * BANDS - 1  # every pair that differs in at most this many bits is found
 BLOCK = 4_000_000  # pairs compared at once: bounds the memory to a few hundred megabytes
 
 
@@ -24,8 +24,8 @@ def close_pairs(
     """Find the pairs of rows whose hashes differ in few bits.
 
     Args:
-        hashes: (N, 4) uint64, band after band; an all-zero hash is like no other.
-        labels: (N,) integers. Rows of one label are not compared with each other.
+        hashes: (N, 4) uint64, band after band; an all-zero hash matches no other.
+        labels: (N,) integers. Rows with the same label are not compared with each other.
         distance: Largest number of bits that may differ.
         block: Pairs compared at once.
 
@@ -60,28 +60,28 @@ def _candidates(keys: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, np.n
     """
     row = np.arange(len(keys), dtype=np.uint64)
     for bit in range(BAND_BITS):
-        # The bit comes last and the row behind it: sorted, keys that are equal but for the bit lie
-        # side by side, those with a 0 before those with a 1.
+        # The bit comes last, followed by the row: after sorting, keys that are equal except for the
+        # bit are adjacent, those with a 0 before those with a 1.
         turned = _rotated(keys, bit).astype(np.uint64)
         order = np.sort(turned << np.uint64(32) | row)
         rows = (order & np.uint64(0xFFFFFFFF)).astype(np.int64)
         turned = order >> np.uint64(32)
         whole, rest = _starts(turned), _starts(turned >> np.uint64(1))
-        if bit == 0:  # equal keys: each row with those before it in its run
+        if bit == 0:  # equal keys: each row with the rows before it in its run
             yield from _expand(rows, whole, np.arange(len(rows)), block)
-        # One bit apart: each row with a 1 with all rows of its run that have a 0.
+        # One differing bit: each row with a 1 with all rows of its run that have a 0.
         yield from _expand(rows, rest, np.where(turned & np.uint64(1), whole, rest), block)
 
 
 def _rotated(keys: np.ndarray, bit: int) -> np.ndarray:
-    """Turn the bits of each key so that the given one comes last."""
+    """Rotate the bits of each key so that the given one comes last."""
     if bit == 0:
         return keys
     return keys >> np.uint32(bit) | keys << np.uint32(BAND_BITS - bit)
 
 
 def _starts(values: np.ndarray) -> np.ndarray:
-    """Return for each sorted value where its run of equal values begins."""
+    """Return for each sorted value the index at which its run of equal values begins."""
     new = np.empty(len(values), dtype=bool)
     new[:1] = True
     np.not_equal(values[1:], values[:-1], out=new[1:])
@@ -91,19 +91,19 @@ def _starts(values: np.ndarray) -> np.ndarray:
 def _expand(
     rows: np.ndarray, begin: np.ndarray, end: np.ndarray, block: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the pairs of each place with the places from ``begin`` up to, not with, ``end``."""
+    """Yield the pairs of each index with the indices from ``begin`` to ``end`` (exclusive)."""
     count = end - begin
-    places = np.flatnonzero(count > 0)
-    if not len(places):
+    indices = np.flatnonzero(count > 0)
+    if not len(indices):
         return
-    count = count[places]
+    count = count[indices]
     total = np.cumsum(count)
     start = 0
-    while start < len(places):
+    while start < len(indices):
         done = total[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(total, done + block, side="right")))
         some = count[start:stop]
         other = np.arange(some.sum()) - np.repeat(np.cumsum(some) - some, some)
-        other += np.repeat(begin[places[start:stop]], some)
-        yield rows[np.repeat(places[start:stop], some)], rows[other]
+        other += np.repeat(begin[indices[start:stop]], some)
+        yield rows[np.repeat(indices[start:stop], some)], rows[other]
         start = stop

@@ -1,4 +1,4 @@
-"""The images of a benchmark as the pool would hold them, for a comparison of the two."""
+"""The images of a benchmark, read as the pool was, for a comparison of the two."""
 
 import json
 import posixpath
@@ -18,7 +18,7 @@ from echostill.platform.tables.table import MANIFEST, Table
 
 COLUMNS = ("source", "content_hash", "perceptual_hash", "thumbnail", "image")
 IMAGES_AT_ONCE = 256
-# What says which files are read; everything else in the ingest settings says how.
+# These keys of the ingest settings determine which files are read; all others determine how.
 _LISTING_KEYS = frozenset(
     {"source", "exclude", "recursive", "root", "group_pattern", "organ", "device", "key_file"}
 )
@@ -30,21 +30,21 @@ class Benchmark:
 
     name: str
     location: str
-    settings: IngestSettings  # how the pool was read: read alike, equal pictures get equal pixels
+    settings: IngestSettings  # as for the pool, so that equal images get equal pixels
 
     def parts(self) -> Iterator[pa.Table]:
         """Read the images, a few at a time, as rows with the columns ``COLUMNS``.
 
         Raises:
-            UsageError: There is no such benchmark, or an image cannot be read: an image that was
-                not looked at is not known to be clean.
+            UsageError: There is no such benchmark, or an image cannot be read, so that it cannot be
+                known to be clean.
         """
         if _is_store(self.location):
             yield from Store(self.location).open_pool().parts(COLUMNS)
             return
         listing = IngestSettings(source=self.location)
-        # De-identified as the pool was, to be compared with it; frames that ingest would hold back
-        # are compared too: an approval lets them into a pool as they were cleaned.
+        # De-identified as the pool was, so that both can be compared. Frames that ingest would hold
+        # back are compared too, because an approval adds them to a pool as cleaned.
         desk = Desk(lenient=True)
         rows: list[dict[str, Any]] = []
         for source in list_sources(listing):
@@ -59,20 +59,20 @@ class Benchmark:
 
 
 def find_benchmarks(locations: Sequence[str], pool: Table) -> list[Benchmark]:
-    """Name the benchmarks by the last two parts of their paths, or as many as tell them apart.
+    """Name the benchmarks by the last two parts of their paths, or more if needed to be unique.
 
     Args:
         locations: Manifests (.csv, .parquet, .txt), folders or stores.
         pool: The pool they are compared with.
 
     Raises:
-        UsageError: None or the same one twice is given.
+        UsageError: No benchmark is given, or the same one twice.
     """
     if not locations:
-        raise UsageError("no benchmark: name a manifest, a folder or a store.")
+        raise UsageError("no benchmark given: name a manifest, a folder or a store.")
     trimmed = [location.rstrip("/") for location in locations]
     if len(set(trimmed)) < len(trimmed):
-        raise UsageError("a benchmark is named twice.")
+        raise UsageError("a benchmark is given twice: name each one once.")
     settings = _settings(pool)
     names = [_short_name(location, trimmed) for location in trimmed]
     return [

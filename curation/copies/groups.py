@@ -1,7 +1,7 @@
-"""From pairs of copies to groups: which image of a group stays, and which it stands for.
+"""From pairs of copies to groups: which images of a group are kept, and which they represent.
 
-A row is dropped only where it is itself a copy of a row that stays. In a chain (a is like b, b is
-like c, a is not like c) both ends stay: what goes is always found again in what is kept.
+A row is dropped only if it is itself a copy of a row that is kept. In a chain (a is like b, b is
+like c, a is not like c) both ends are kept, so that every dropped image has a copy that is kept.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-EXACT, NEAR, SEMANTIC = 0, 1, 2  # kinds of a link, the surest first
+EXACT, NEAR, SEMANTIC = 0, 1, 2  # kinds of a link, the most certain first
 KINDS = ("exact", "near", "semantic")
 
 
@@ -50,13 +50,13 @@ class Links:
 
 @dataclass(frozen=True)
 class Groups:
-    """What becomes of N rows.
+    """The group of each of N rows, and which rows are kept.
 
     Attributes:
-        group: (N,) int64, the component of linked rows; -1 where a row has no copy.
-        kept: (N,) int64, the row that stays for this one; itself where it stays.
-        kind: (N,) int8, kind of the link to the kept row; -1 where the row stays.
-        distance: (N,) float32, of that link; 0 where the row stays.
+        group: (N,) int64, the component of linked rows; -1 if a row has no copy.
+        kept: (N,) int64, the row that is kept in place of this one; itself if it is kept.
+        kind: (N,) int8, kind of the link to the kept row; -1 if the row is kept.
+        distance: (N,) float32, of that link; 0 if the row is kept.
     """
 
     group: np.ndarray
@@ -66,15 +66,15 @@ class Groups:
 
 
 def group_copies(links: Links, preference: np.ndarray) -> Groups:
-    """Decide which rows stay: in order of preference, each that is no copy of one that stays.
+    """Decide which rows are kept: in order of preference, each that is no copy of a kept row.
 
     Args:
         links: Pairs of copies; a pair may occur several times.
-        preference: (N,) distinct integers; of two copies, the one with the smaller stays.
+        preference: (N,) distinct integers; of two copies, the one with the smaller value is kept.
 
     Returns:
-        The groups. A dropped row goes with a kept copy that is preferred to it: the one linked
-        most surely, then the nearest, then the most preferred.
+        The groups. A dropped row is represented by a kept copy that is preferred to it: the one
+        with the most certain kind of link, then the nearest, then the most preferred.
     """
     rows = len(preference)
     swap = preference[links.first] > preference[links.second]
@@ -95,10 +95,10 @@ def group_copies(links: Links, preference: np.ndarray) -> Groups:
 
 
 def exact_classes(digests: np.ndarray, preference: np.ndarray) -> np.ndarray:
-    """Return for each row the preferred row with the same digest, itself where it is alone.
+    """Return for each row the preferred row with the same digest; itself if there is no other.
 
     Args:
-        digests: (N,) anything that sorts.
+        digests: (N,) sortable values.
         preference: (N,) distinct integers, the smaller the better.
     """
     order = np.lexsort((preference, digests))
@@ -109,7 +109,7 @@ def exact_classes(digests: np.ndarray, preference: np.ndarray) -> np.ndarray:
 
 
 def _greedily_kept(better: np.ndarray, worse: np.ndarray, rows: int) -> np.ndarray:
-    """Return which rows stay, (N,) bool: the sequential greedy choice, made in rounds.
+    """Return which rows are kept, (N,) bool: the sequential greedy choice, computed in rounds.
 
     A round keeps every undecided row without an undecided better copy, and drops their copies.
     """
@@ -129,10 +129,10 @@ def _greedily_kept(better: np.ndarray, worse: np.ndarray, rows: int) -> np.ndarr
 
 
 def _components(first: np.ndarray, second: np.ndarray, rows: int) -> np.ndarray:
-    linked, place = np.unique(np.concatenate([first, second]), return_inverse=True)
+    linked, index = np.unique(np.concatenate([first, second]), return_inverse=True)
     group = np.full(rows, -1, dtype=np.int64)
     if len(linked):
-        edges = (np.ones(len(first), dtype=bool), (place[: len(first)], place[len(first) :]))
+        edges = (np.ones(len(first), dtype=bool), (index[: len(first)], index[len(first) :]))
         graph = sparse.coo_matrix(edges, shape=(len(linked), len(linked)))
         group[linked] = sparse.csgraph.connected_components(graph, directed=False)[1]
     return group

@@ -1,8 +1,8 @@
-"""Is a benchmark in the pool? Exact, near and semantic overlap, written down so that it stays out.
+"""Search for benchmark images in the pool: exact, near and semantic overlap.
 
-A model that saw a test image in training is tested on nothing. Every pool image that is a copy of a
-benchmark's image gets a row in the store's table ``leaks``, and a selection leaves it out, with the
-benchmark's image in its reason.
+The result of a test on images that the model saw in training is meaningless. Every pool image that
+is a copy of a benchmark image therefore gets a row in the store's table ``leaks``. A selection
+leaves it out and names the benchmark image in the reason.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class LeakSettings(NearSettings):
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a pool and a benchmark share.
+    """The overlap of a pool with a benchmark.
 
     Attributes:
         images: images of the benchmark.
@@ -103,7 +103,7 @@ class LeakReport:
         }
 
     def describe(self) -> str:
-        """Say it as a table."""
+        """Format the report as a table."""
         width = max(9, *(len(overlap.benchmark) for overlap in self.overlaps))
         lines = [f"{'benchmark':<{width}}{'images':>9}" + "".join(f"{kind:>10}" for kind in KINDS)]
         for overlap in self.overlaps:
@@ -123,9 +123,9 @@ class LeakReport:
 def check_leaks(
     store: str, benchmarks: Sequence[str], settings: LeakSettings | None = None
 ) -> LeakReport:
-    """Look for benchmark images in a store's pool, and write down what is found.
+    """Search for benchmark images in a store's pool, and record the findings.
 
-    The table ``leaks`` keeps what earlier checks of the same pool found in other benchmarks.
+    The table ``leaks`` keeps the findings of earlier checks of the same pool in other benchmarks.
 
     Args:
         store: The store with the pool.
@@ -179,7 +179,7 @@ class _PoolSide:
         return mean_feature(TableFeatures(self.scores))
 
     def overlap(self, benchmark: Benchmark) -> Overlap:
-        """Compare the pool with one benchmark; of each pool image the surest match is told."""
+        """Compare the pool with one benchmark; each pool image gets its most certain match."""
         columns, features = self._read(benchmark)
         matches = [self._exact(columns), self._near(columns)]
         if self.scores is not None and features is not None:
@@ -274,7 +274,7 @@ def _record(store: Store, pool: Table, overlaps: Sequence[Overlap]) -> None:
     table = pa.concat_tables(tables)
     table = table.sort_by([("image_id", "ascending"), ("benchmark", "ascending")])
     data = encode_parquet(table)
-    # A name of its own: until the manifest names the new part, the old one stays whole.
+    # A new name: the old part stays intact until the manifest names the new one.
     name = f"part-{sha256(data)[:16]}.parquet"
     storage.write(name, data)
     inputs = {"pool": pool.digest}

@@ -1,7 +1,7 @@
-"""Near copies: the same picture resized, saved again, a little brighter, or with other borders.
+"""Near copies: the same image resized, re-encoded, slightly brighter, or with other borders.
 
-Two views of every picture are compared, the whole of it and its sector: the first is steady where
-the sector's edge is faint, the second where borders were cut or added. Close hashes make a pair a
+Two views of every image are compared, the whole image and its sector. The first is stable if the
+edge of the sector is faint, the second if borders were cropped or added. Close hashes make a pair a
 candidate, and the thumbnails of that view decide.
 """
 
@@ -22,11 +22,11 @@ from echostill.curation.ingestion.perceptual import (
 from echostill.platform.config import Config
 from echostill.platform.tables.table import Table
 
-PAIRS_PER_CHUNK = 100_000  # correlated at once: a few hundred megabytes
+PAIRS_PER_CHUNK = 100_000  # correlated at once, to limit memory to a few hundred megabytes
 
 
 class NearSettings(Config):
-    """When two pictures count as copies of each other."""
+    """When two images count as copies of each other."""
 
     near_distance: int | None = Field(
         24,
@@ -36,7 +36,7 @@ class NearSettings(Config):
         f"looks for none. Every pair within {GUARANTEED} is found, and most beyond.",
     )
     near_correlation: float = Field(
-        0.97, ge=0, le=1, description="Least correlation of their thumbnails."
+        0.97, ge=0, le=1, description="Smallest correlation of their thumbnails."
     )
 
 
@@ -51,9 +51,9 @@ def near_links(
     Args:
         hashes: (N, 2, 4) uint64, from
             :func:`echostill.curation.ingestion.perceptual.as_hashes`.
-        labels: (N,) integers. Rows of one label are not compared with each other.
-        thumbnails: Gives the thumbnails of some rows (sorted, without repeats), (R, 2, 256) uint8:
-            few rows have candidates, so only theirs are read.
+        labels: (N,) integers. Rows with the same label are not compared with each other.
+        thumbnails: Returns the thumbnails of some rows (sorted, unique), (R, 2, 256) uint8. Only
+            rows with candidates are read, and these are few.
         settings: Limits; no links where ``near_distance`` is None.
 
     Returns:

@@ -1,9 +1,9 @@
-"""Images that the teacher cannot tell apart: cosine of their features, looked at inside clusters.
+"""Images that the teacher cannot distinguish: cosine of their features, compared inside clusters.
 
-Raw features of a pretrained model all point much the same way, so that two random images have a
-cosine near 1. Less the pool's mean they spread (as in the consistency weight of the distillation,
-docs/method.md). Comparing only inside clusters is SemDeDup's device (Abbas et al. 2023,
-arXiv:2303.09540): a pair whose images fall into two clusters is missed.
+Raw features of a pretrained model all have similar directions, so that two random images have a
+cosine close to 1. After the pool's mean is subtracted they spread (as in the consistency weight of
+the distillation, docs/method.md). Comparing only inside clusters follows SemDeDup (Abbas et al.
+2023, arXiv:2303.09540): a pair whose images are in different clusters is missed.
 """
 
 import itertools
@@ -32,14 +32,14 @@ def mean_feature(features: Features) -> np.ndarray:
 
 
 def centred(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Take the mean away and scale to unit length.
+    """Subtract the mean and scale to unit length.
 
     Args:
         features: (N, D) any float type.
         mean: (D,) of the pool.
 
     Returns:
-        (N, D) float32; a row equal to the mean stays zero, and is like no other.
+        (N, D) float32; a row equal to the mean stays zero, and matches no other.
     """
     moved = features.astype(np.float32) - mean
     length = np.linalg.norm(moved, axis=1, keepdims=True)
@@ -79,7 +79,7 @@ def semantic_pairs(
 def nearest_features(
     features: Features, mean: np.ndarray, others: np.ndarray, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find for each row its most similar one of another set, where it is within epsilon.
+    """Find for each row the most similar row of another set, if it is within epsilon.
 
     Args:
         features: N rows of the pool; read once, a block at a time.

@@ -1,12 +1,12 @@
-"""The duplicates stage: pool in, a table of copies out, each with the image that stands for it.
+"""The duplicates stage: writes a table of the pool's copies, each with the image that is kept.
 
 Exact copies have the same staged pixels. Near copies have close perceptual hashes and thumbnails
 that agree (curation/copies/near.py). Semantic copies have teacher features that hardly differ.
 
-Neighbouring frames of one clip are near copies of each other by nature. They are in one group, are
-kept on one side of every split, and a selection limits them (``max_per_group``). So near and
-semantic copies are looked for between groups only, where a copy would cross a split unseen;
-``within_group`` looks inside groups too. Exact copies are found everywhere.
+Neighbouring frames of one clip are naturally near copies of each other. They are in one group, stay
+on one side of every split, and a selection limits them (``max_per_group``). Near and semantic
+copies are therefore searched only between groups, where a copy would cross a split unnoticed;
+``within_group`` searches inside groups too. Exact copies are found everywhere.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ from echostill.platform.tables.store import Store, describe_bytes, save_configur
 from echostill.platform.tables.table import MANIFEST, Table, write_table
 
 HASH_COLUMNS = ("content_hash", "perceptual_hash", "thumbnail")
-BYTES_PER_ROW = 600  # ids, hashes, scores and the arrays made of them, for the plan's estimate only
+BYTES_PER_ROW = 600  # ids, hashes, scores and their arrays; only for the plan's estimate
 # Why the kept copy was preferred: the first of these in which the two differ.
 PREFERRED = (
     "it has fewer quality flags",
@@ -59,10 +59,12 @@ class DuplicatesConfig(StageConfig, NearSettings):
         gt=0,
         le=1,
         description="Largest 1 - cosine of the centred teacher features of two semantic copies; "
-        "null looks for none. Needs scores. What suits depends on the teacher: docs/duplicates.md.",
+        "null searches for none. Needs scores. A suitable value depends on the teacher: see "
+        "docs/duplicates.md.",
     )
     within_group: bool = Field(
-        False, description="Look for near and semantic copies inside a patient, study or clip too."
+        False,
+        description="Search for near and semantic copies inside a patient, study or clip too.",
     )
 
 
@@ -74,7 +76,7 @@ def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> Sta
         Counts of copies by kind (``exact``, ``near``, ``semantic``), of their groups and of images.
 
     Raises:
-        UsageError: The pool was made before hashes were kept, or scores are needed and missing.
+        UsageError: The pool has no hashes (an earlier version), or needed scores are missing.
     """
     store = Store(config.store)
     pool = store.open_pool()
@@ -103,7 +105,7 @@ def _result(
 
 
 def _claim(config: DuplicatesConfig, store: Store, pool: Table, scores: Table | None) -> Claim:
-    """Return the claim on the table's folder; refuses a pool without hashes."""
+    """Return the claim on the table's folder; a pool without hashes is an error."""
     require_columns(pool, HASH_COLUMNS)
     inputs, about = {"pool": pool.digest}, {"inputs.pool": f"{pool.rows} images"}
     if scores is not None:
@@ -115,7 +117,7 @@ def _claim(config: DuplicatesConfig, store: Store, pool: Table, scores: Table | 
 
 
 def plan_find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`find_duplicates` would do."""
+    """Describe what :func:`find_duplicates` would do."""
     store = Store(config.store)
     pool = store.open_pool()
     scores = store.open_scores() if config.semantic_epsilon is not None else None
@@ -125,12 +127,12 @@ def plan_find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -
     out.add("exact", "equal staged pixels, everywhere")
     where = "everywhere" if config.within_group else "between groups"
     if config.near_distance is None:
-        out.add("near", "not looked for")
+        out.add("near", "not searched")
     else:
         limit = f"up to {config.near_distance} of {BITS} bits"
         out.add("near", f"{limit}, correlation from {config.near_correlation}, {where}")
     if scores is None:
-        out.add("semantic", "not looked for")
+        out.add("semantic", "not searched")
     else:
         out.add("semantic", f"1 - cosine up to {config.semantic_epsilon}, {where}")
         out.add("scores", f"{scores.rows} rows in {scores.storage.root}")
@@ -142,20 +144,20 @@ def plan_find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -
 
 
 def count(table: pa.Table, rows: int) -> dict[str, int]:
-    """Count what a search found among so many rows: copies by kind, groups, images."""
+    """Count what a search found among ``rows`` images: copies by kind, groups, images."""
     kinds = table["kind"].to_pylist()
     groups = pc.count_distinct(table["duplicate_group"]).as_py()
     return {**{kind: kinds.count(kind) for kind in KINDS}, "groups": groups, "images": rows}
 
 
 def describe(counts: dict[str, int]) -> str:
-    """Say in words what a search found."""
+    """Describe what a search found."""
     found = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
-    return f"{found} copies in {counts['groups']} groups; {counts['images']} images looked at"
+    return f"{found} copies in {counts['groups']} groups; {counts['images']} images searched"
 
 
 def require_columns(pool: Table, names: tuple[str, ...]) -> None:
-    """Refuse a pool of an earlier version.
+    """Reject a pool of an earlier version.
 
     Raises:
         UsageError: A column is missing.
@@ -164,8 +166,8 @@ def require_columns(pool: Table, names: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in present]
     if missing:
         raise UsageError(
-            f"the pool '{pool.storage.root}' has no column '{missing[0]}': an earlier version made "
-            "it. Run `echostill ingest --overwrite` to read the images again."
+            f"the pool '{pool.storage.root}' has no column '{missing[0]}', because an earlier "
+            "version made it. Run `echostill ingest --overwrite` to read the images again."
         )
 
 
@@ -218,7 +220,7 @@ def duplicate_table(pool: Table, config: DuplicatesConfig, scores: Table | None)
     id_place = np.empty(len(order), dtype=np.int64)
     id_place[order] = np.arange(len(order))
     preference = Preference.of(rows, id_place)
-    # Copies with the same pixels are one image to the searches that follow.
+    # The searches below treat copies with the same pixels as one image.
     stands_for = exact_classes(_codes(rows["content_hash"]), preference.place)
     links = find_links(pool, stands_for, config, scores)
     return _as_table(links, stands_for, preference, ids, id_place)
@@ -231,7 +233,7 @@ def find_links(
 
     Args:
         pool: The pool table.
-        stands_for: (N,) int64, for each row the row that is looked at in its place.
+        stands_for: (N,) int64, for each row the row that represents it.
         config: What counts as a copy.
         scores: The scores table; needed where ``semantic_epsilon`` is set.
     """
@@ -267,7 +269,7 @@ def _as_table(
     same_pixels = kept == stands_for
     kind = np.where(kept == rows, -1, np.where(same_pixels, EXACT, groups.kind[stands_for]))
     distance = np.where(same_pixels, np.float32(0), groups.distance[stands_for])
-    # A component of links, or where there are none the rows with the same pixels.
+    # A component of links or, without links, the rows with the same pixels.
     group = groups.group[stands_for]
     group = np.where(group >= 0, group, len(rows) + stands_for)
     _, group, size = np.unique(group, return_inverse=True, return_counts=True)
@@ -307,7 +309,7 @@ def _reason(kept_id: str, kind: int, distance: float, why: int, size: int) -> st
 
 
 def describe_copy(kind: int, distance: float) -> str:
-    """Say what kind of copy a link means."""
+    """Describe the kind of copy that a link stands for."""
     if kind == EXACT:
         return "exact copy (the same pixels)"
     if kind == NEAR:

@@ -1,4 +1,4 @@
-"""The brightness of a picture, with what several columns need of it made once."""
+"""The brightness of an image; quantities that several columns need are computed once."""
 
 import math
 from functools import cached_property
@@ -11,22 +11,22 @@ _LEVELS = np.arange(256)
 
 
 class Brightness:
-    """How bright a picture's pixels are, on the 256 levels of its bytes.
+    """Brightness of an image's pixels, in 256 levels.
 
     Attributes:
         levels: uint8 (H, W) (ITU-R 601-2 weights, as in Pillow).
-        image: The same for Pillow.
+        image: The same as a Pillow image.
     """
 
     def __init__(self, pixels: np.ndarray) -> None:
-        """Look at a picture, uint8 (H, W) or (H, W, 3)."""
+        """Compute the brightness of an image, uint8 (H, W) or (H, W, 3)."""
         pixels = np.ascontiguousarray(pixels)
         image = Image.fromarray(pixels)
         self.image = image if pixels.ndim == 2 else image.convert("L")
         self.levels = pixels if pixels.ndim == 2 else np.asarray(self.image)
 
     def inside(self, box: Box) -> "Brightness":
-        """Return the brightness of a part; of the whole, itself."""
+        """Return the brightness inside a box; for the whole image, this object."""
         left, top, right, bottom = box
         part = self.levels[top:bottom, left:right]
         return self if part.shape == self.levels.shape else Brightness(part)
@@ -44,7 +44,7 @@ class Brightness:
     @cached_property
     def variance(self) -> float:
         """Variance of the levels."""
-        # Python's own numbers are exact, and 0 where the picture is flat.
+        # Python's integers are exact, so a flat image has a variance of 0.
         count, total = self.levels.size, int(self.histogram @ _LEVELS)
         return (count * int(self.histogram @ _LEVELS**2) - total**2) / count**2
 

@@ -1,6 +1,6 @@
-"""Running minimum and maximum of pictures, as whole-array operations.
+"""Running minimum and maximum of images, as whole-array operations.
 
-They give what ``scipy.ndimage``'s filters give, ten times faster on 8-bit pictures.
+The results equal those of ``scipy.ndimage``'s filters, ten times faster on 8-bit images.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def shrink(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _slide(values: np.ndarray, size: int, extreme: np.ufunc, axis: int) -> np.ndarray:
-    """Slide a window along one axis: windows of 1, 2, 4, ... are joined from overlapping halves."""
+    """Slide a window along one axis: windows of 2, 4, ... are built from overlapping halves."""
     result = _extend(values, size // 2, axis)
     length = 1
     while length < size:
@@ -32,7 +32,7 @@ def _slide(values: np.ndarray, size: int, extreme: np.ufunc, axis: int) -> np.nd
 
 
 def _extend(values: np.ndarray, margin: int, axis: int) -> np.ndarray:
-    """Repeat the edges along one axis; ``numpy.pad`` takes longer for it than the sliding does."""
+    """Repeat the edges along one axis; ``numpy.pad`` would take longer than the sliding."""
     height, width = values.shape
     if axis == 0:
         tall = np.empty((height + 2 * margin, width), dtype=values.dtype)

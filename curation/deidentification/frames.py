@@ -1,7 +1,8 @@
-"""Burned-in identifiers out of frames: keep the sector, black outside, then look for text.
+"""Removal of burned-in identifiers: keep the sector, make the rest black, then look for text.
 
-It fails closed: a frame passes as clean, or is held back for a person to look at with the reason.
-No error, no doubt and no setting but ``pixels: off`` lets a frame through unchanged.
+De-identification fails closed: a frame either passes as clean or is held back for review with a
+reason. Only the setting ``pixels: off`` lets a frame through unchanged; no error and no uncertain
+result does.
 """
 
 import itertools
@@ -19,16 +20,16 @@ from echostill.platform.config import Config, execution
 from echostill.platform.imaging.header import Region
 from echostill.platform.imaging.images import content_hash
 
-_AHEAD_BYTES = 256 * 2**20  # of frames held while a cine's sector is looked for
-_BLANK = 8  # grey levels that a frame without a picture spans at most
+_AHEAD_BYTES = 256 * 2**20  # of frames kept in memory while the sector of a cine is searched
+_BLANK = 8  # largest range of grey levels in a blank frame
 _TOUCHES = 0.02  # share of a text's box inside the sector from which the text counts
 
 
 class MaskRule(Config):
-    """What to keep of the frames of one scanner, where that is known better than found."""
+    """What to keep of the frames of one scanner, if that is known in advance."""
 
-    manufacturer: str = Field("", description="Manufacturer (0008,0070); empty fits all.")
-    model: str = Field("", description="ManufacturerModelName (0008,1090); empty fits all.")
+    manufacturer: str = Field("", description="Manufacturer (0008,0070); empty matches all.")
+    model: str = Field("", description="ManufacturerModelName (0008,1090); empty matches all.")
     rows: int = Field(description="Rows of the frame.", ge=1)
     columns: int = Field(description="Columns of the frame.", ge=1)
     keep: tuple[tuple[int, int, int, int], ...] = Field(
@@ -42,41 +43,42 @@ class MaskRule(Config):
             if not (0 <= left < right <= self.columns and 0 <= top < bottom <= self.rows):
                 box = [left, top, right, bottom]
                 raise ValueError(
-                    f"{box} is no rectangle inside {self.columns} x {self.rows} pixels"
+                    f"{box} is not a rectangle inside {self.columns} x {self.rows} pixels: "
+                    "expected 0 <= left < right <= columns and 0 <= top < bottom <= rows"
                 )
         return self
 
 
 class DeidentifySettings(Config):
-    """How identifiers are taken out of pixels and names."""
+    """How identifiers are removed from pixels and names."""
 
     pixels: Literal["sector", "off"] = Field(
         "sector",
         description="Keep the ultrasound sector and hold back frames with text in it; off leaves "
-        "pixels as they are.",
+        "pixels unchanged.",
     )
     sources: Literal["auto", "hashed", "names"] = Field(
         "auto",
-        description="File names and groups as given, or as keyed hashes; auto hashes them when "
+        description="File names and groups as given, or as keyed hashes; auto hashes them if "
         "there is a key.",
     )
     min_confidence: float = Field(
-        0.5, description="Hold back frames whose sector is less sure.", ge=0, le=1
+        0.5, description="Hold back frames whose sector has a lower confidence.", ge=0, le=1
     )
     max_text: float = Field(
-        0.7, description="Hold back frames with likelier text in the sector.", ge=0, le=1
+        0.7, description="Hold back frames with a higher text score in the sector.", ge=0, le=1
     )
     frames_ahead: int = Field(
-        32, description="Frames of a cine looked at before its sector is decided.", ge=1
+        32, description="Frames of a cine that are used to find its sector.", ge=1
     )
     masks: tuple[MaskRule, ...] = Field(
-        (), description="What to keep of known scanners; the first that fits is used."
+        (), description="What to keep for known scanners; the first match is used."
     )
     review_pixels: bool = execution(
-        False, "Write the frames held back as pictures. They are identifiable."
+        False, "Write the frames that are held back as pictures. They are identifiable."
     )
     contact_sheet: int = execution(
-        0, "Frames to show before and after, in pictures. They are identifiable.", ge=0
+        0, "Frames to show before and after cleaning. The pictures are identifiable.", ge=0
     )
 
     @field_validator("pixels", mode="before")
@@ -87,7 +89,7 @@ class DeidentifySettings(Config):
 
 @dataclass(frozen=True)
 class Scanner:
-    """What made a frame, as far as a file says."""
+    """The scanner that made a frame, as far as the file states it."""
 
     manufacturer: str = ""
     model: str = ""
@@ -95,17 +97,17 @@ class Scanner:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a frame may pass, and what that stands on.
+    """Whether a frame may pass, and the evidence for it.
 
     Attributes:
-        reason: Why a person must look: ``text``, ``sector`` or ``failed: <error class>``; empty
-            for a clean frame.
+        reason: Why the frame needs review: ``text``, ``sector`` or ``failed: <error class>``;
+            empty for a clean frame.
         score: Largest text score in the sector, 0..1.
         boxes: Boxes of likely text in the sector, in the frame's pixels.
         confidence: Of the sector, 0..1.
         method: How the sector was found.
-        cleaned: Content hash of the frame with its outside blackened; an approval holds for these
-            pixels alone. Empty where there are none, or for a clean frame.
+        cleaned: Content hash of the frame with its outside made black; an approval is valid only
+            for these pixels. Empty if there are none, and for a clean frame.
     """
 
     reason: str = ""
@@ -121,28 +123,28 @@ class Verdict:
         return not self.reason
 
     def describe(self) -> str:
-        """Say it in words that :meth:`parse` reads back."""
-        places = " ".join(",".join(str(edge) for edge in box) for box in self.boxes)
+        """Describe the verdict in a sentence that :meth:`parse` can read."""
+        boxes = " ".join(",".join(str(edge) for edge in box) for box in self.boxes)
         return (
-            f"needs review ({self.reason}): text {self.score:.3f} at [{places}], sector by "
+            f"needs review ({self.reason}): text {self.score:.3f} at [{boxes}], sector by "
             f"{self.method or 'none'} with confidence {self.confidence:.3f}, "
             f"cleaned pixels {self.cleaned or 'none'}"
         )
 
     @classmethod
     def parse(cls, text: str) -> "Verdict":
-        """Read what :meth:`describe` wrote.
+        """Parse the result of :meth:`describe`.
 
         Raises:
-            ValueError: The text is something else.
+            ValueError: The text is not such a description.
         """
         match = _DESCRIBED.fullmatch(text)
         if match is None:
             raise ValueError("not the description of a verdict")
-        reason, score, places, method, confidence, cleaned = match.groups()
+        reason, score, written, method, confidence, cleaned = match.groups()
         boxes = []
-        for place in places.split():
-            left, top, right, bottom = (int(edge) for edge in place.split(","))
+        for box in written.split():
+            left, top, right, bottom = (int(edge) for edge in box.split(","))
             boxes.append((left, top, right, bottom))
         return cls(
             reason,
@@ -164,8 +166,8 @@ _DESCRIBED = re.compile(
 class Cleaned:
     """A frame after de-identification.
 
-    ``pixels`` are the frame with its outside blackened; None where that failed, or where there was
-    no frame. They may be stored only if the verdict is clean, or approved.
+    ``pixels`` are the frame with its outside made black; None if that failed or if there was no
+    frame. They may be stored only if the verdict is clean or the frame was approved.
     """
 
     pixels: np.ndarray | None
@@ -178,16 +180,16 @@ def deidentify(
     settings: DeidentifySettings,
     scanner: Scanner | None = None,
 ) -> Iterator[Cleaned]:
-    """De-identify the frames of one file, a still or a cine; one comes out for each that goes in.
+    """De-identify the frames of one file, a still or a cine; yields one result per frame.
 
-    The sector of a cine is decided on its first ``frames_ahead`` frames (fewer where they are
-    large), the text in it on every frame. Errors of the iterable itself are its caller's.
+    The sector of a cine is found in its first ``frames_ahead`` frames (fewer if they are large);
+    text is searched in every frame. Errors of the iterable itself are left to the caller.
 
     Args:
-        frames: uint8 (H, W) or (H, W, 3) each; None where a frame is missing, which stays None.
+        frames: uint8 (H, W) or (H, W, 3) each; None for a missing frame, which stays None.
         regions: The regions that the file declares.
         settings: What to do.
-        scanner: What made the frames; mask rules ask for it.
+        scanner: The scanner that made the frames, for mask rules.
     """
     if settings.pixels == "off":
         yield from (Cleaned(frame, Verdict(method="off")) for frame in frames)
@@ -198,10 +200,10 @@ def deidentify(
     try:
         sector, lettering = _decide(present, regions, settings, scanner or Scanner())
     except Exception as error:  # fail closed, whatever it is
-        held = Verdict(_failed(error))
-        yield from (Cleaned(None, held) for _ in itertools.chain(ahead, remaining))
+        verdict = Verdict(_failed(error))
+        yield from (Cleaned(None, verdict) for _ in itertools.chain(ahead, remaining))
         return
-    # A still's text has been looked for already; other frames than this one are looked at anew.
+    # The text of a still has been searched already; all other frames are searched separately.
     still = present[0] if len(present) == 1 else None
     for frame in itertools.chain(ahead, remaining):
         yield _clean(frame, sector, lettering, frame is still, settings)
@@ -209,14 +211,14 @@ def deidentify(
 
 def _take(frames: Iterator[np.ndarray | None], count: int) -> list[np.ndarray | None]:
     taken: list[np.ndarray | None] = []
-    held = 0
-    while len(taken) < count and held < _AHEAD_BYTES:
+    size = 0
+    while len(taken) < count and size < _AHEAD_BYTES:
         try:
             frame = next(frames)
         except StopIteration:
             break
         taken.append(frame)
-        held += 0 if frame is None else frame.nbytes
+        size += 0 if frame is None else frame.nbytes
     return taken
 
 
@@ -226,13 +228,13 @@ def _decide(
     settings: DeidentifySettings,
     scanner: Scanner,
 ) -> tuple[Sector, list[Row]]:
-    """Find the sector, and the text that stands still in a cine (or is in a still)."""
+    """Find the sector, and the text of a still or the text that does not move in a cine."""
     if not frames:
         return Sector(np.zeros((0, 0), dtype=bool), 0.0, "none"), []
     motion = Motion()
     for frame in frames:
         motion.add(frame)
-    # What moves fades out of the darkest picture of a cine, and lettering over it stands out.
+    # In the minimum over the frames of a cine, moving tissue fades and lettering stands out.
     lettering = _likely(frames[0] if len(frames) == 1 else motion.lowest, settings)
     rule = _rule(settings.masks, motion.lowest.shape, scanner)
     if rule is not None:

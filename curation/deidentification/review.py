@@ -1,8 +1,8 @@
-"""Frames that a person has to look at: the table of them, approvals, and pictures to look at.
+"""Review of frames that were held back: the review table, approvals, and pictures.
 
-What de-identification holds back lies in ingest's quarantine as ``NeedsReview``; the review table
-is made from there. An approval names the frame and the hash of its cleaned pixels, so it does not
-outlive a change of the settings that would show more of the frame.
+Frames that de-identification holds back are in ingest's quarantine as ``NeedsReview``; the review
+table is made from it. An approval names the frame and the hash of its cleaned pixels, so it becomes
+invalid if changed settings would show more of the frame.
 """
 
 import datetime
@@ -33,7 +33,7 @@ from echostill.platform.tables.table import (
 )
 
 NEEDS_REVIEW = "NeedsReview"
-PICTURES = "IDENTIFIABLE-PIXELS"  # a folder's name is the one warning that nobody can overlook
+PICTURES = "IDENTIFIABLE-PIXELS"  # the name of the folder is a warning that nobody can overlook
 _WARNING = b"""These pictures may show names, dates and numbers of patients.
 They were written because deidentify.review_pixels or deidentify.contact_sheet was set.
 Look at them where the original files may be looked at, and delete the folder afterwards.
@@ -47,11 +47,11 @@ REVIEW_SCHEMA = pa.schema(
         ("image_id", pa.string()),
         ("source", pa.string()),  # as in the pool: a name, or its keyed hash
         ("reason", pa.string()),  # text, sector, or failed and the class of the error
-        ("score", pa.float32()),  # of the likeliest text in the sector
+        ("score", pa.float32()),  # of the most likely text in the sector
         ("boxes", pa.list_(pa.field("element", _BOX))),  # left, top, right, bottom in pixels
         ("confidence", pa.float32()),  # of the sector
         ("method", pa.string()),  # how the sector was found
-        ("cleaned", pa.string()),  # hash of the pixels that an approval lets through
+        ("cleaned", pa.string()),  # hash of the pixels that an approval accepts
     ]
 )
 APPROVAL_SCHEMA = pa.schema(
@@ -116,27 +116,27 @@ class Desk:
 
 
 def prepare_pictures(store: Store) -> Storage:
-    """Make the folder of identifiable pictures, with its warning, and return it."""
+    """Create the folder of identifiable pictures, with its warning, and return it."""
     pictures = review_storage(store).at(PICTURES)
     pictures.write("READ-ME.txt", _WARNING)
     return pictures
 
 
 def write_review(store: Store, stage: ShardedStage, records: Mapping[int, dict[str, Any]]) -> int:
-    """Write the review table from the quarantine of a finished ingest; return its rows."""
-    rows = [row for index in sorted(records) for row in _held(stage, records[index])]
+    """Write the review table from the quarantine of a finished ingest; return its row count."""
+    rows = [row for index in sorted(records) for row in _held_back(stage, records[index])]
     table = pa.Table.from_pylist(rows, schema=REVIEW_SCHEMA)
     made_from = stage.fingerprint.as_dict()
     write_table(review_storage(store), table, stage=stage.name, fingerprint=made_from)
     return table.num_rows
 
 
-def _held(stage: ShardedStage, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a shard's frames that wait for review, as rows of the table."""
+def _held_back(stage: ShardedStage, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the frames of a shard that were held back for review, as rows of the table."""
     if record["quarantine"] is None:
         return []
-    held = decode_parquet(stage.quarantine.read(record["quarantine"]["file"])).to_pylist()
-    return [_review_row(row) for row in held if row["error_class"] == NEEDS_REVIEW]
+    quarantined = decode_parquet(stage.quarantine.read(record["quarantine"]["file"])).to_pylist()
+    return [_review_row(row) for row in quarantined if row["error_class"] == NEEDS_REVIEW]
 
 
 def _review_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -154,31 +154,31 @@ def _review_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def waiting_in(stage: ShardedStage, record: dict[str, Any]) -> int:
-    """Return how many frames of a finished shard wait for review."""
-    return len(_held(stage, record))
+    """Return how many frames of a finished shard were held back for review."""
+    return len(_held_back(stage, record))
 
 
 def reopen(stage: ShardedStage, shards: int, approved: Mapping[str, str]) -> int:
-    """Make the finished shards that hold approved frames unfinished, so that they are read again.
+    """Mark the finished shards that have approved frames as unfinished, to read them again.
 
     Returns:
-        Number of such shards.
+        Number of these shards.
     """
     reopened = 0
     for index, record in stage.finished(shards).items() if approved else ():
-        rows = _held(stage, record)
+        rows = _held_back(stage, record)
         if any(row["cleaned"] and approved.get(row["image_id"]) == row["cleaned"] for row in rows):
-            stage.table.delete(MANIFEST)  # first: a table with a shard missing is none
+            stage.table.delete(MANIFEST)  # first: a table with a missing shard must not have one
             stage.table.delete(f"done/{index:05d}.json")
             reopened += 1
     return reopened
 
 
 def waiting(root: str) -> list[dict[str, Any]]:
-    """Return the frames of a store that wait for review, with who approved them, if anybody has.
+    """Return the frames of a store held back for review, and who approved them, if anyone.
 
     Raises:
-        UsageError: The store holds no review table.
+        UsageError: The store has no review table.
     """
     store = Store(root)
     rows: list[dict[str, Any]] = Table.open(review_storage(store), "ingest").read().to_pylist()
@@ -191,8 +191,8 @@ def waiting(root: str) -> list[dict[str, Any]]:
 
 
 def describe(root: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say in words what :func:`waiting` returned."""
-    lines = [f"{'image':<34}{'reason':<22}{'text':>5}{'sector':>8}  {'places':<8}source"]
+    """Format the result of :func:`waiting` as text."""
+    lines = [f"{'image':<34}{'reason':<22}{'text':>5}{'sector':>8}  {'boxes':<8}source"]
     for row in rows:
         mark = f"  approved by {row['approved_by']}" if row["approved_by"] else ""
         lines.append(
@@ -204,37 +204,37 @@ def describe(root: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def approved_pixels(store: Store) -> dict[str, str]:
-    """Return what has been approved: the hash of the cleaned pixels, by image id."""
+    """Return the approvals: the hash of the cleaned pixels, by image id."""
     return {row["image_id"]: row["cleaned"] for row in _approvals(store).to_pylist()}
 
 
 def approve(root: str, wanted: Sequence[str], *, reason: str, by: str | None = None) -> int:
-    """Record that frames may pass as they were cleaned; the next ingest takes them in.
+    """Record that frames may pass as cleaned; the next ingest adds them to the pool.
 
     Args:
         root: The store.
-        wanted: Image ids, unique prefixes of them, or files with one of either a line.
+        wanted: Image ids, unique prefixes of ids, or files with one of these per line.
         reason: Why the frames are harmless.
-        by: Who says so; default the user of this machine.
+        by: Who approves; default the user of this machine.
 
     Returns:
         Number of frames approved.
 
     Raises:
-        UsageError: A frame does not wait for review, or has no cleaned pixels to approve; no reason
-            is given.
+        UsageError: A frame is not held back for review, or has no cleaned pixels to approve; or no
+            reason is given.
     """
     if not reason.strip():
         raise UsageError("an approval needs a reason: --reason 'what makes these frames harmless'.")
     rows = {row["image_id"]: row for row in waiting(root)}
     chosen = [_find(name, rows) for name in _names(wanted)]
     if not chosen:
-        raise UsageError("no frame is named: --approve takes image ids, or a file of them.")
+        raise UsageError("no frames given: --approve expects image ids, or a file with image ids.")
     for row in chosen:
         if not row["cleaned"]:
             raise UsageError(
-                f"'{row['image_id']}' cannot be approved: cleaning it {row['reason']}, so there "
-                "are no cleaned pixels to approve."
+                f"'{row['image_id']}' cannot be approved: cleaning {row['reason']}, so there are "
+                "no cleaned pixels to approve."
             )
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     who = by or getpass.getuser()
@@ -248,7 +248,7 @@ def approve(root: str, wanted: Sequence[str], *, reason: str, by: str | None = N
         }
         for row in chosen
     ]
-    # A file for each call: two people who approve at once do not lose each other's.
+    # One file per call, so that concurrent approvals do not overwrite each other.
     name = f"{at.replace(':', '')}-{uuid.uuid4().hex[:8]}.parquet"
     data = encode_parquet(pa.Table.from_pylist(entries, schema=APPROVAL_SCHEMA))
     review_storage(Store(root)).at("approvals").write(name, data)
@@ -278,12 +278,12 @@ def _find(name: str, rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     if len(matches) == 1 and len(name) >= _SHORTEST_PREFIX:
         return rows[matches[0]]
     if len(matches) > 1:
-        raise UsageError(f"'{name}' is the beginning of {len(matches)} ids: give more of it.")
-    raise UsageError(f"'{name}' does not wait for review.{nearest(name, rows)}")
+        raise UsageError(f"'{name}' is the beginning of {len(matches)} ids: give more characters.")
+    raise UsageError(f"'{name}' is not held back for review.{nearest(name, rows)}")
 
 
 def _pair(before: np.ndarray, cleaned: Cleaned, side: int | None = None) -> np.ndarray:
-    """Return the frame before and after side by side, its likely text in boxes; RGB."""
+    """Return the frame before and after side by side, with boxes around likely text; RGB."""
     left = Image.fromarray(before).convert("RGB")
     pen = ImageDraw.Draw(left)
     for x0, y0, x1, y1 in cleaned.verdict.boxes:
@@ -297,7 +297,7 @@ def _pair(before: np.ndarray, cleaned: Cleaned, side: int | None = None) -> np.n
 
 
 def _sheet(pairs: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Return pairs below each other, each under the beginning of its id."""
+    """Return pairs stacked vertically, each below the first characters of its id."""
     width = max(pair.shape[1] for _, pair in pairs)
     height = sum(pair.shape[0] + 14 for _, pair in pairs)
     sheet = Image.new("RGB", (width, height), (32, 32, 32))

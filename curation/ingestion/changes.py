@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from echostill.curation.deidentification.pseudonyms import Veil
+from echostill.curation.deidentification.pseudonyms import Pseudonymiser
 from echostill.curation.ingestion.settings import Source
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import decode_parquet, encode_parquet
@@ -17,17 +17,21 @@ NAMED = 3  # files that a message names
 _PASSING = {"file", "size", "problem"}
 
 
-def entries(sources: Sequence[Source], veil: Veil) -> list[dict[str, str]]:
+def entries(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> list[dict[str, str]]:
     """Return what the pool depends on of each source, as plain values, veiled as in the pool."""
     return [
-        {key: veil.name(str(value)) for key, value in asdict(one).items() if key not in _PASSING}
+        {
+            key: pseudonymiser.name(str(value))
+            for key, value in asdict(one).items()
+            if key not in _PASSING
+        }
         for one in sources
     ]
 
 
-def listing(sources: Sequence[Source], veil: Veil) -> pa.Table:
+def listing(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> pa.Table:
     """Return the name of each source and a digest of what was said about it."""
-    found = entries(sources, veil)
+    found = entries(sources, pseudonymiser)
     digests = [sha256(json.dumps(entry, sort_keys=True).encode())[:16] for entry in found]
     return pa.table({"name": [entry["name"] for entry in found], "digest": digests})
 

@@ -83,7 +83,7 @@ def _dicom_group(header: DicomHeader, key: bytes | None) -> str:
 def patient_group(patient: str, key: bytes | None) -> str:
     """Return a patient's group under the key; ``""`` without a patient, or without a key.
 
-    A bare hash is no veil: patient ids are few and can be tried one by one.
+    A plain hash does not protect: patient ids are few and can be tried one by one.
     """
     if not patient or key is None:
         return ""

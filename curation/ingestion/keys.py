@@ -1,4 +1,4 @@
-"""Under which key the identifiers of an ingest go, and which files stand behind hashed names."""
+"""The key for the identifiers of an ingest, and the file names behind hashed names."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from echostill.curation.deidentification.pseudonyms import (
-    Veil,
+    Pseudonymiser,
     check_key,
     key_shares,
     recovered_key,
@@ -23,17 +23,19 @@ from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.tables.storage import Storage
 
-KEY_SHARES = "key_shares.json"  # in the pool; opens with the files alone
+KEY_SHARES = "key_shares.json"  # in the pool; can be opened only with the files
 _BEGINNING = 2**20  # bytes of a file that a key is derived from
 
 
-def find_veil(settings: IngestSettings, contents: Sequence[bytes], pool: Storage | None) -> Veil:
-    """Return the key for identifiers, the user's or this run's own, and what it hides.
+def find_pseudonymiser(
+    settings: IngestSettings, contents: Sequence[bytes], pool: Storage | None
+) -> Pseudonymiser:
+    """Return the key for identifiers, the user's or one of this run, and what it hides.
 
     Args:
-        settings: Of the ingest.
-        contents: What :func:`beginnings` returned.
-        pool: Of a run that may be continued: some of its files may have been mended since.
+        settings: Settings of the ingest.
+        contents: The result of :func:`beginnings`.
+        pool: Pool of a run that may be continued; some of its files may have been repaired since.
 
     Raises:
         UsageError: The user's key is missing, empty or too short.
@@ -43,17 +45,17 @@ def find_veil(settings: IngestSettings, contents: Sequence[bytes], pool: Storage
         check_key(key)
     elif pool is not None and pool.exists(KEY_SHARES):
         key = recovered_key(json.loads(pool.read(KEY_SHARES)), contents)
-    return Veil(key or run_key(contents), settings.hides_names)
+    return Pseudonymiser(key or run_key(contents), settings.hides_names)
 
 
-def keep_key(pool: Storage, veil: Veil, contents: Sequence[bytes]) -> None:
-    """Keep a run's own key in a new pool, locked with the contents of its files."""
+def keep_key(pool: Storage, pseudonymiser: Pseudonymiser, contents: Sequence[bytes]) -> None:
+    """Store a run's own key in a new pool, locked with the contents of its files."""
     if contents and not pool.exists(KEY_SHARES):
-        pool.write(KEY_SHARES, json.dumps(key_shares(veil.key, contents)).encode())
+        pool.write(KEY_SHARES, json.dumps(key_shares(pseudonymiser.key, contents)).encode())
 
 
 def beginnings(settings: IngestSettings, sources: Sequence[Source]) -> list[bytes]:
-    """Return the beginnings of some files for a key of this run; none where the user has one."""
+    """Return the first bytes of some files for a key of this run; none if the user has a key."""
     if read_key(settings) is not None:
         return []
     return [_beginning(source.file) for source in spread([s for s in sources if not s.problem])]
@@ -64,28 +66,32 @@ def _beginning(file: str) -> bytes:
         with SourceFile("", file).opened() as stream:
             return stream.read(_BEGINNING)
     except (DecodeError, OSError):
-        return b""  # reading it again says why, in the quarantine
+        return b""  # reading it later puts the reason into the quarantine
 
 
 def under_key(source: Source, key: bytes) -> Source:
-    """Exchange a patient for a group: neither workers nor fingerprints get to know the name."""
+    """Replace a patient by a group, so that workers and fingerprints never see the name."""
     return replace(source, group=source.group or patient_group(source.patient, key), patient="")
 
 
 def reveal(settings: IngestSettings, pool: Storage, hashes: Sequence[str]) -> dict[str, str]:
-    """Say which files stand behind hashed names, for who has the key and the files.
+    """Find the file names behind hashed names, given the key and the files.
 
     Args:
-        settings: Of the ingest; its sources are listed, and its key is used.
-        pool: The pool that was made.
+        settings: Settings of the ingest; its sources are listed, and its key is used.
+        pool: The pool of this ingest.
         hashes: Values of ``source``, with or without the number of a frame.
 
     Returns:
-        Name by hash, as far as found.
+        Name by hash, for the hashes that were found.
     """
     sources = list_sources(settings)
-    veil = replace(find_veil(settings, beginnings(settings, sources), pool), hidden=True)
-    names = {veil.name(name): name for source in sources for name in _names(source, settings)}
+    pseudonymiser = replace(
+        find_pseudonymiser(settings, beginnings(settings, sources), pool), hidden=True
+    )
+    names = {
+        pseudonymiser.name(name): name for source in sources for name in _names(source, settings)
+    }
     found = {}
     for given in hashes:
         stem, mark, frame = given.partition("#")
@@ -95,7 +101,7 @@ def reveal(settings: IngestSettings, pool: Storage, hashes: Sequence[str]) -> di
 
 
 def _names(source: Source, settings: IngestSettings) -> Iterator[str]:
-    """Return the name of a file, and of an archive's members."""
+    """Yield the name of a file, and for an archive the names of its members."""
     yield source.name
     if source.file and source.name.lower().endswith(ARCHIVE_SUFFIXES):
         with contextlib.suppress(DecodeError):

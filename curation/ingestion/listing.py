@@ -1,8 +1,8 @@
-"""What there is to read: folders, lists, manifests, archives and files, local or in a bucket.
+"""List what there is to read: folders, lists, manifests, archives and files, local or in a bucket.
 
-What cannot or must not be read is listed too, with its problem: it becomes a row of the
-quarantine, and none goes missing unsaid. Passed over without a word are hidden files and what is
-neither by name nor by content an image, cine, volume or archive.
+Files that cannot or must not be read are listed too, with their problem. They become rows of the
+quarantine, so that no file is lost silently. Hidden files, and files that are no image, cine,
+volume or archive by name or content, are ignored.
 """
 
 import contextlib
@@ -41,19 +41,22 @@ _INDEX = "DICOMDIR"  # the table of contents of a DICOM disc
 
 
 def list_sources(settings: IngestSettings) -> list[Source]:
-    """List every file to read, in the order given; folders are listed by name.
+    """List every file to read, in the order given; the files of a folder are sorted by name.
 
-    A file listed twice appears twice, the second time with its ``problem``; so does an id.
+    A file that is listed twice appears twice, the second time with its ``problem``; the same holds
+    for an id.
 
     Raises:
-        UsageError: A source does not exist or holds nothing to read, a manifest lacks its file
-            column, ``group_pattern`` fits no name, or the key file is missing.
+        UsageError: A source does not exist or contains nothing to read, a manifest has no file
+            column, ``group_pattern`` matches no file name, or the key file is missing.
     """
-    read_key(settings)  # refuse a missing key file before the work, not in it
+    read_key(settings)  # a missing key file is an error before the work starts
     given = (settings.source,) if isinstance(settings.source, str) else settings.source
     sources = [source for location in given for source in _list_one(location, settings)]
     if not sources:
-        raise UsageError("nothing to ingest: set 'source' to a folder, list or manifest.")
+        raise UsageError(
+            "nothing to ingest: set 'source' to a folder, list, manifest, archive or file."
+        )
     _check_pattern(settings, sources)
     listed = list(_without_repeats(sources))
     excluded = _contents(settings)
@@ -69,8 +72,8 @@ def _without_repeats(sources: list[Source]) -> Iterator[Source]:
             continue
         if source.file in first_file:
             first = first_file[source.file]
-            said = f"listed more than once (first as '{first}'); it is read once"
-            yield replace(source, problem=said)
+            message = f"listed more than once (first as '{first}'); it is read once"
+            yield replace(source, problem=message)
             continue
         first_file[source.file] = source.name
         if source.id and source.id in first_id:
@@ -95,9 +98,9 @@ def _list_one(location: str, settings: IngestSettings) -> list[Source]:
         return [Source(location, name, size=_size(location))]
     listed = _remote_folder(location) if "://" in location else _local_folder(location, settings)
     if not listed:
-        deeper = "" if settings.recursive else " Its folders are not read: recursive is false."
+        hint = "" if settings.recursive else " Its sub-folders are not read: recursive is false."
         raise UsageError(
-            f"'{location}' holds no images ({', '.join(SUFFIXES)} or DICOM files).{deeper}"
+            f"'{location}' contains no images: expected {', '.join(SUFFIXES)} or DICOM files.{hint}"
         )
     return listed
 
@@ -110,7 +113,7 @@ def _kind_of_local(location: str) -> str:
         return "file"
     folder = Path(path).parent
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    raise UsageError(f"no source '{location}'.{nearest(Path(path).name, names)}")
+    raise UsageError(f"source '{location}' does not exist.{nearest(Path(path).name, names)}")
 
 
 def _kind_of_remote(location: str) -> str:
@@ -121,8 +124,8 @@ def _kind_of_remote(location: str) -> str:
         if storage.exists(key):
             return "folder"
     except OSError as error:
-        raise UsageError(f"cannot look at '{location}': {error}") from None
-    raise UsageError(f"no source '{location}'.")
+        raise UsageError(f"cannot access source '{location}': {error}") from None
+    raise UsageError(f"source '{location}' does not exist.")
 
 
 def _local_folder(root: str, settings: IngestSettings) -> list[Source]:
@@ -131,15 +134,17 @@ def _local_folder(root: str, settings: IngestSettings) -> list[Source]:
 
     def unreadable(error: OSError) -> None:
         name = os.path.relpath(error.filename or root, root)
-        said = f"is a folder that cannot be read: {error.strerror}"
-        sources.append(Source("", portable_name(Path(name).as_posix()), problem=said))
+        message = f"is a folder that cannot be read: {error.strerror}"
+        sources.append(Source("", portable_name(Path(name).as_posix()), problem=message))
 
     for folder, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if settings.recursive and os.path.islink(os.path.join(folder, name)):
-                said = "is a link to a folder, which is not followed: name its target as a source"
-                sources.append(Source("", _relative(folder, name, root), problem=said))
+                message = (
+                    "is a link to a folder, which is not followed: name its target as a source"
+                )
+                sources.append(Source("", _relative(folder, name, root), problem=message))
         if not settings.recursive:
             folders.clear()
         for name in files:
@@ -161,11 +166,11 @@ def _relative(folder: str, name: str, root: str) -> str:
 
 
 def _problem(path: str, inside: str) -> str | None:
-    """Return why a file must not be read, ``""`` where it may, None to pass it over."""
+    """Return why a file must not be read, ``""`` if it may be, None to ignore it."""
     known = path.lower().endswith(SUFFIXES)
     try:
         if os.path.islink(path) and not os.path.realpath(path).startswith(inside):
-            # What a link elsewhere shows is not the user's folder's; looking at it is following it.
+            # The target is outside the user's folder; even opening it would follow the link.
             return "is a link that leads out of its folder" if known else None
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "is not a regular file" if known else None
@@ -199,7 +204,7 @@ def _remote_folder(root: str) -> list[Source]:
 
 
 def _is_plain(name: str) -> bool:
-    """Return whether a name has no suffix but numbers: so DICOM files are called ('1.2.840.1')."""
+    """Return whether all parts after a dot are numbers, as in DICOM file names ('1.2.840.1')."""
     return all(part.isdigit() for part in name.split(".")[1:])
 
 
@@ -207,11 +212,11 @@ def _recognised(location: str) -> bool:
     try:
         return bool(container_of(SourceFile("", location).head(), ""))
     except DecodeError:
-        return True  # reading it again says why, in the quarantine
+        return True  # reading it later puts the reason into the quarantine
 
 
 def _list_table(location: str, settings: IngestSettings) -> list[Source]:
-    """List a text file or manifest; absolute paths keep what tells them apart."""
+    """List the files of a text file or manifest; names of absolute paths stay distinct."""
     rows = list(manifest_rows(location, SourceFile(location, location).read()))
     root = settings.root or posixpath.dirname(location)
     if "://" not in root:
@@ -263,24 +268,27 @@ def _row_problem(row: dict[str, str], file: str, root: str, settings: IngestSett
 
 
 def _size(location: str) -> int:
-    """Return the bytes of a file that may hold many frames; 0 for one picture, or where unknown."""
+    """Return the bytes of a file that may have many frames; 0 for a single image or if unknown."""
     if "://" in location or location.lower().endswith(IMAGE_SUFFIXES):
         return 0
     try:
         return os.stat(location).st_size
     except OSError:
-        return 0  # reading it says why
+        return 0  # reading it later gives the reason
 
 
 def _check_pattern(settings: IngestSettings, sources: list[Source]) -> None:
     pattern = settings.group_pattern
     if pattern is not None and not any(re.search(pattern, source.name) for source in sources):
         example = "" if settings.hides_names else f"; the first is '{sources[0].name}'"
-        raise UsageError(f"group_pattern '{pattern}' fits no name{example}.")
+        raise UsageError(
+            f"group_pattern '{pattern}' matches no file name{example}. It is searched in each path "
+            "relative to its source: correct it, or leave it out."
+        )
 
 
 def _contents(settings: IngestSettings) -> set[str]:
-    """Return the digests of the files to leave out: under another name they are the same image."""
+    """Return the digests of the files to leave out, because a copy may have another name."""
     plain = settings.model_copy(update={"root": None})
     return {
         digest
@@ -291,7 +299,7 @@ def _contents(settings: IngestSettings) -> set[str]:
 
 
 def _without(source: Source, excluded: set[str]) -> Iterator[Source]:
-    """Give a source unless its content is to be left out; of an archive, leave out members."""
+    """Yield a source unless its content is excluded; excluded members of an archive are skipped."""
     if not excluded:
         yield source
     elif not excluded.intersection(_digest(source)):
@@ -305,11 +313,11 @@ def _digest(source: Source) -> list[str]:
     try:
         return [SourceFile(source.name, source.file).sha256()]
     except DecodeError:
-        return []  # reading it again says why, in the quarantine
+        return []  # reading it later puts the reason into the quarantine
 
 
 def _digests_inside(source: Source) -> dict[str, str]:
-    """Return the digests of an archive's members by name; those before a damage, if it has one."""
+    """Return the digests of an archive's members by name; if it is damaged, of those before."""
     found: dict[str, str] = {}
     if source.file and not source.problem and source.name.lower().endswith(ARCHIVE_SUFFIXES):
         with contextlib.suppress(DecodeError):

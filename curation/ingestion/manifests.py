@@ -1,4 +1,4 @@
-"""Lists of files as people keep them, text, CSV, JSONL or Parquet, and what their paths mean."""
+"""Manifests: lists of files as text, CSV, JSONL or Parquet, and how their paths are resolved."""
 
 import csv
 import io
@@ -20,18 +20,18 @@ OPTIONAL_COLUMNS = ("id", "group", "patient", "organ", "device", "label")
 
 
 def manifest_rows(location: str, data: bytes) -> Iterator[dict[str, str]]:
-    """Read a list's rows as text: ``file`` and those of the optional columns that it has.
+    """Read the rows of a manifest as text: ``file`` and the optional columns that it has.
 
-    A line of JSONL that is no object gives a row with only its ``problem``.
+    A JSONL line that is not an object gives a row with only its ``problem``.
 
-    Everything stays text, because the groups '012' and '12' are two patients.
+    All values stay text, because the groups '012' and '12' are two patients.
 
     Args:
-        location: The list's path or URI; its suffix says what it is.
-        data: The list's bytes.
+        location: Path or URI of the manifest; its suffix determines the format.
+        data: Bytes of the manifest.
 
     Raises:
-        UsageError: The list is unreadable or has no file column.
+        UsageError: The manifest is unreadable or has no file column.
     """
     suffix = posixpath.splitext(location.lower())[1]
     if suffix == ".parquet":
@@ -42,7 +42,7 @@ def manifest_rows(location: str, data: bytes) -> Iterator[dict[str, str]]:
         columns = _columns(location, file.schema_arrow.names)
         table = file.read(columns=list(columns))
         for values in table.to_pylist():
-            yield {told: _text(values[column]) for column, told in columns.items()}
+            yield {meaning: _text(values[column]) for column, meaning in columns.items()}
         return
     try:
         text = data.decode("utf-8-sig")
@@ -59,22 +59,22 @@ def manifest_rows(location: str, data: bytes) -> Iterator[dict[str, str]]:
     try:
         columns = _columns(location, reader.fieldnames or [])
         for row in reader:
-            yield {told: _text(row[column]) for column, told in columns.items()}
+            yield {meaning: _text(row[column]) for column, meaning in columns.items()}
     except csv.Error as error:
-        raise UsageError(f"'{location}' is no readable CSV: {error}.") from None
+        raise UsageError(f"'{location}' is not a readable CSV file: {error}.") from None
 
 
 def _json_rows(location: str, text: str) -> Iterator[dict[str, str]]:
     lines = [line for line in text.split("\n") if line.strip()]
     found = [_json_object(line) for line in lines]
-    # Which columns there are is said by all rows together: one may lack an id that others have.
+    # The columns are those of all rows together: a row may lack an id that others have.
     names = dict.fromkeys(name for row in found if row is not None for name in row)
     columns = _columns(location, names)
     for row in found:
         if row is None:
             yield {"file": "", "problem": "is no JSON object"}
         else:
-            yield {told: _text(row.get(column)) for column, told in columns.items()}
+            yield {meaning: _text(row.get(column)) for column, meaning in columns.items()}
 
 
 def _json_object(line: str) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ def _json_object(line: str) -> dict[str, Any] | None:
 
 
 def _columns(location: str, names: Iterable[str]) -> dict[str, str]:
-    """Return the columns to read and what each means; columns of other names are ignored."""
+    """Return the columns to read and the meaning of each; other columns are ignored."""
     present = list(names)
     file_column = next((name for name in FILE_COLUMNS if name in present), None)
     if file_column is None:
@@ -115,9 +115,9 @@ def absolute_path(file: str, root: str) -> str:
 
 
 def leads_out(file: str, root: str) -> bool:
-    """Return whether a listed path climbs out of a root that it should be relative to.
+    """Return whether a listed relative path leaves its root.
 
-    An absolute path says openly where it leads, but in a bucket there is no such thing.
+    An absolute path may point anywhere, but a bucket has no absolute paths.
     """
     if "://" in file or is_inside(absolute_path(file, root), root):
         return False
@@ -125,22 +125,22 @@ def leads_out(file: str, root: str) -> bool:
 
 
 def is_inside(file: str, root: str) -> bool:
-    """Return whether a path lies in a folder, at any depth."""
+    """Return whether a path is in a folder, at any depth."""
     return file.startswith(root.rstrip("/") + "/")
 
 
 def common_folder(files: list[str]) -> str:
-    """Return the deepest folder that holds all files, ``""`` where they share none."""
+    """Return the deepest folder that contains all files, ``""`` if they share none."""
     folders = sorted({tuple(posixpath.dirname(file).split("/")) for file in files})
     if not folders:
         return ""
-    # What the first and the last in order share, all share.
+    # In sorted order, the prefix shared by the first and the last is shared by all.
     pairs = zip(folders[0], folders[-1], strict=False)
     shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
     return "".join(f"{part}/" for part, _ in shared)
 
 
 def portable_name(name: str) -> str:
-    """Return a name as other machines see it: composed Unicode, nothing that is not text."""
+    """Return a name that is the same on every machine: composed Unicode, only text."""
     text = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return unicodedata.normalize("NFC", text)

@@ -133,15 +133,15 @@ def member_name(archive: Source, member: Member) -> str:
 def _member_rows(source: Source, member: Member, reading: _Reading) -> Iterator[Row | Failure]:
     if member.data is None:
         raise DecodeError(member.problem)
-    told = member.told
+    values = member.values
     source = replace(
         source,
-        id=told.get("id", ""),
-        group=told.get("group", ""),
-        patient=told.get("patient", ""),
-        organ=told.get("organ") or source.organ,
-        device=told.get("device") or source.device,
-        label=told.get("label") or source.label,
+        id=values.get("id", ""),
+        group=values.get("group", ""),
+        patient=values.get("patient", ""),
+        organ=values.get("organ") or source.organ,
+        device=values.get("device") or source.device,
+        label=values.get("label") or source.label,
     )
     yield from _file_rows(source, SourceFile(source.name, data=member.data), reading)
 

@@ -1,4 +1,4 @@
-"""The ingest stage: files in, pool out; bad rows to quarantine, nothing decoded twice."""
+"""The ingest stage: files into the pool, each decoded once; bad rows go to quarantine."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from echostill.curation.deidentification.pseudonyms import Veil, key_check, spread
+from echostill.curation.deidentification.pseudonyms import Pseudonymiser, key_check, spread
 from echostill.curation.deidentification.review import (
     NEEDS_REVIEW,
     Desk,
@@ -22,7 +22,7 @@ from echostill.curation.deidentification.review import (
 )
 from echostill.curation.ingestion.changes import describe_changes, entries, keep, listing
 from echostill.curation.ingestion.estimate import estimate
-from echostill.curation.ingestion.keys import beginnings, find_veil, keep_key, under_key
+from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
@@ -57,10 +57,10 @@ class IngestConfig(StageConfig, IngestSettings):
 
 @dataclass(frozen=True)
 class IngestWorker:
-    """Reads the files of one shard; each file is a unit that can be read again by itself."""
+    """Reads the files of one shard; each file is a unit that can be read again separately."""
 
     settings: IngestSettings
-    veil: Veil
+    pseudonymiser: Pseudonymiser
     desk: Desk
     samples: dict[str, int]  # frames for the contact sheet, by shard
 
@@ -75,11 +75,11 @@ class IngestWorker:
         for values in payload:
             before = len(rows), len(refused)
             source = Source(**values)
-            for item in read_source(source, self.settings, self.veil.key, self.desk):
+            for item in read_source(source, self.settings, self.pseudonymiser.key, self.desk):
                 if isinstance(item, Failure):
-                    refused.append(self.veil.refusal(item.row(), source.group))
+                    refused.append(self.pseudonymiser.refusal(item.row(), source.group))
                 else:
-                    rows.append(self.veil.row(item))
+                    rows.append(self.pseudonymiser.row(item))
             units.append((len(rows) - before[0], len(refused) - before[1]))
         self.desk.finish(shard)
         return Outcome(
@@ -90,7 +90,7 @@ class IngestWorker:
         )
 
     def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
-        """Read the sources of those numbers alone."""
+        """Read only the sources with these numbers."""
         return self.process([payload[number] for number in units])
 
 
@@ -101,7 +101,7 @@ class Prepared:
     store: Store
     stage: ShardedStage
     shards: list[list[dict[str, Any]]]  # sources as plain values
-    veil: Veil
+    pseudonymiser: Pseudonymiser
     approved: dict[str, str]
 
     @property
@@ -124,40 +124,46 @@ class Prepared:
         )
 
     def make_worker(self, config: IngestConfig) -> "_MakeWorker":
-        """Return what makes the workers."""
+        """Return the factory of the workers."""
         desk = _desk(config, self.store, self.approved)
         return _MakeWorker(
-            _settings(config, self.veil), self.veil, desk, _samples(config, self.shards)
+            _settings(config, self.pseudonymiser),
+            self.pseudonymiser,
+            desk,
+            _samples(config, self.shards),
         )
 
     def finish(self, stage: ShardedStage, records: dict[int, Record]) -> None:
-        """Amend the shards when all are there, and write the review table."""
+        """Amend the shards when all are finished, and write the review table."""
         move_repeated_ids(stage, records)
         write_review(self.store, stage, records)
 
-    def held(self) -> int:
-        """Number of frames that wait for review, as far as shards are finished."""
+    def held_back(self) -> int:
+        """Number of frames held back for review in the finished shards."""
         records = self.stage.finished(len(self.shards))
         return sum(waiting_in(self.stage, record) for record in records.values())
 
     @contextlib.contextmanager
     def with_review(self) -> Iterator[None]:
-        """Let an error say how many of the quarantined rows only wait for review."""
+        """Add to an error how many of the quarantined rows were only held back for review."""
         try:
             yield
         except EchostillError as error:
-            held = self.held()
-            if not held:
+            held_back = self.held_back()
+            if not held_back:
                 raise
             raise EchostillError(
-                f"{error} {held} of the rows in quarantine were held back by de-identification "
-                f"({NEEDS_REVIEW}): they count as errors until they are approved."
+                f"{error} {held_back} of the rows in quarantine were held back by "
+                f"de-identification ({NEEDS_REVIEW}). They count as errors until they are "
+                f"approved with `echostill review {self.store.root}`."
             ) from error
 
-    def describe_held(self) -> str:
-        """Say in words how many frames wait for review, if any do."""
-        held = self.held()
-        return f"; {held} wait for `echostill review {self.store.root}`" if held else ""
+    def describe_held_back(self) -> str:
+        """Describe how many frames are held back for review, if any are."""
+        held_back = self.held_back()
+        if not held_back:
+            return ""
+        return f"; {held_back} held back for `echostill review {self.store.root}`"
 
 
 @logged(stages.INGEST)
@@ -180,18 +186,18 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> StageResult:
             finish=ready.finish,
         )
     again = f"; {reopened} shard(s) read again for approved frames" if reopened else ""
-    return ready.result(done, again + ready.describe_held())
+    return ready.result(done, again + ready.describe_held_back())
 
 
 @logged(stages.INGEST, "retry")
 def retry_ingest(config: IngestConfig) -> StageResult:
-    """Read the quarantined files again, after they were mended or a decoder was installed.
+    """Read the quarantined files again, after they were repaired or a decoder was installed.
 
-    What now works takes its place in the pool, as if it had worked the first time. Frames that were
-    held back and have been approved come in too.
+    Rows that now succeed are inserted into the pool where they would have been. Frames that were
+    held back and have been approved are added too.
 
     Returns:
-        Counts as of :func:`ingest`; the sentence names what was made from the pool as it was.
+        Counts as of :func:`ingest`; the sentence lists what was made from the previous pool.
     """
     store = Store(config.store)
     ready = _prepare(config, overwrite=False)
@@ -205,7 +211,7 @@ def retry_ingest(config: IngestConfig) -> StageResult:
             finish=ready.finish,
         )
     sentence = done.describe(store.made_from(before) if before and done.changed else [])
-    return done.result("ingest", "pool", store.pool().root, sentence + ready.describe_held())
+    return done.result("ingest", "pool", store.pool().root, sentence + ready.describe_held_back())
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ class _Request:
     """What an ingest was asked for: its files, under which key, and the pool they make."""
 
     shards: list[list[Source]]
-    veil: Veil
+    pseudonymiser: Pseudonymiser
     contents: list[bytes]  # beginnings of files, that a key of this run is locked with
     shown: IngestConfig  # as it is kept beside the pool
     claim: Claim
@@ -223,23 +229,23 @@ class _Request:
 def _request(config: IngestConfig, store: Store, overwrite: bool) -> _Request:
     listed = _shards(config)
     contents = beginnings(config, [source for shard in listed for source in shard])
-    veil = find_veil(config, contents, None if overwrite else store.pool())
-    shards = [[under_key(source, veil.key) for source in shard] for shard in listed]
+    pseudonymiser = find_pseudonymiser(config, contents, None if overwrite else store.pool())
+    shards = [[under_key(source, pseudonymiser.key) for source in shard] for shard in listed]
     shown = config.model_copy(
-        update=veil.values(config.model_dump(), ("source", "exclude", "root"))
+        update=pseudonymiser.values(config.model_dump(), ("source", "exclude", "root"))
     )
-    table = listing([source for shard in shards for source in shard], veil)
+    table = listing([source for shard in shards for source in shard], pseudonymiser)
     explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
-    wanted = _fingerprint(shown, shards, veil)
+    wanted = _fingerprint(shown, shards, pseudonymiser)
     claim = Claim(store.pool(), wanted, "ingest", "a pool", explained=explained)
-    return _Request(shards, veil, contents, shown, claim, table)
+    return _Request(shards, pseudonymiser, contents, shown, claim, table)
 
 
 def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
     store = Store(config.store)
     request = _request(config, store, overwrite)
     request.claim.take(overwrite)
-    keep_key(store.pool(), request.veil, request.contents)
+    keep_key(store.pool(), request.pseudonymiser, request.contents)
     stage = ShardedStage(
         name="ingest",
         table=store.pool(),
@@ -253,20 +259,20 @@ def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
         save_configuration(store.pool(), request.shown)
         keep(store.sources(), request.listing)
     plain = [[asdict(source) for source in shard] for shard in request.shards]
-    return Prepared(store, stage, plain, request.veil, approved_pixels(store))
+    return Prepared(store, stage, plain, request.pseudonymiser, approved_pixels(store))
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
     runtime.connect(config.address)
-    # Decoding is the CPU's work: GPUs of the cluster are left to the models.
+    # Decoding runs on CPUs: the GPUs of the cluster are left to the models.
     cpus, _ = runtime.cluster_resources()
     return runtime.plan_workers(config.workers, shards, cpus)
 
 
-def _settings(config: IngestConfig, veil: Veil) -> IngestSettings:
-    """Return the settings for the workers, which need not ask for the key themselves."""
+def _settings(config: IngestConfig, pseudonymiser: Pseudonymiser) -> IngestSettings:
+    """Return the settings for the workers, which then do not need to look up the key."""
     values = {name: getattr(config, name) for name in IngestSettings.model_fields}
-    sources = "hashed" if veil.hidden else "names"
+    sources = "hashed" if pseudonymiser.hidden else "names"
     values["deidentify"] = config.deidentify.model_copy(update={"sources": sources})
     return IngestSettings(**values)
 
@@ -277,8 +283,8 @@ def _desk(config: IngestConfig, store: Store, approved: dict[str, str]) -> Desk:
         return Desk(approved)
     pictures = prepare_pictures(store)
     console.print(
-        f"warning: identifiable pixels are written to '{pictures.root}': keep it as the original "
-        "files are kept, and delete it after the review.",
+        f"warning: identifiable pixels are written to '{pictures.root}': protect this folder like "
+        "the original files, and delete it after the review.",
         markup=False,
         soft_wrap=True,
     )
@@ -286,7 +292,7 @@ def _desk(config: IngestConfig, store: Store, approved: dict[str, str]) -> Desk:
 
 
 def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[str, int]:
-    """Share the frames of the contact sheet out over the shards."""
+    """Distribute the frames of the contact sheet over the shards."""
     wanted = config.deidentify.contact_sheet
     names = [shard_name(shard) for shard in spread(shards, wanted)] if wanted else []
     return {
@@ -296,7 +302,7 @@ def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[s
 
 
 def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`ingest` would do."""
+    """Describe what :func:`ingest` would do."""
     store = Store(config.store)
     request = _request(config, store, overwrite)
     replaces = request.claim.check(overwrite)
@@ -309,10 +315,10 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     out.add("workers", runtime.plan_workers(config.workers, len(shards), cpus).describe())
     out.add("size", estimate([source for shard in shards for source in shard], config).describe())
     done = 0 if replaces else len(store.pool().list("done"))
-    names = "as keyed hashes" if config.hides_names else "as they are"
-    pixels = "the sector alone, doubtful frames held back"
+    names = "as keyed hashes" if config.hides_names else "unchanged"
+    pixels = "only the sector, uncertain frames held back"
     if config.deidentify.pixels == "off":
-        pixels = "as they are (deidentify.pixels is off)"
+        pixels = "unchanged (deidentify.pixels is off)"
     out.add("identifiers", f"pixels: {pixels}; file names and groups: {names}")
     out.add("already done", f"{done} of {len(shards)} shards")
     out.add("result", store.pool().root)
@@ -322,45 +328,49 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
 @dataclass(frozen=True)
 class _MakeWorker:
     settings: IngestSettings
-    veil: Veil
+    pseudonymiser: Pseudonymiser
     desk: Desk
     samples: dict[str, int]
 
     def __call__(self) -> IngestWorker:
-        return IngestWorker(self.settings, self.veil, self.desk, self.samples)
+        return IngestWorker(self.settings, self.pseudonymiser, self.desk, self.samples)
 
 
 def _shards(config: IngestConfig) -> list[list[Source]]:
-    """Cut the sources into shards: by files, and by bytes, so that cines do not fill the memory."""
+    """Divide the sources into shards by files and bytes, so that cines do not fill the memory."""
     shards: list[list[Source]] = []
-    held = 0
+    size = 0
     for source in list_sources(config):
         full = bool(shards) and (
-            len(shards[-1]) >= config.files_per_shard or held + source.size > config.bytes_per_shard
+            len(shards[-1]) >= config.files_per_shard or size + source.size > config.bytes_per_shard
         )
         if not shards or full:
             shards.append([])
-            held = 0
+            size = 0
         shards[-1].append(source)
-        held += source.size
+        size += source.size
     return shards
 
 
-def _fingerprint(config: IngestConfig, shards: list[list[Source]], veil: Veil) -> Fingerprint:
-    digest = sha256(json.dumps([entries(shard, veil) for shard in shards], sort_keys=True).encode())
-    return fingerprint(config, inputs={"files": digest, "key check": key_check(veil.key)})
+def _fingerprint(
+    config: IngestConfig, shards: list[list[Source]], pseudonymiser: Pseudonymiser
+) -> Fingerprint:
+    digest = sha256(
+        json.dumps([entries(shard, pseudonymiser) for shard in shards], sort_keys=True).encode()
+    )
+    return fingerprint(config, inputs={"files": digest, "key check": key_check(pseudonymiser.key)})
 
 
 def shard_name(payload: list[dict[str, Any]]) -> str:
-    """Return a name for a shard that depends on its files alone, and tells none of them."""
+    """Return a name for a shard that depends only on its files and reveals none of them."""
     return sha256(json.dumps(payload, sort_keys=True).encode())[:16]
 
 
 def move_repeated_ids(stage: ShardedStage, records: dict[int, Record]) -> None:
-    """Move rows whose id an earlier shard or row has already to the quarantine.
+    """Move rows whose id has already occurred in an earlier shard or row to the quarantine.
 
-    Ids come from content and origin: the same DICOM instance in two files is one image. A shard is
-    amended by writing it again, and is unfinished meanwhile.
+    Ids are derived from content and origin: the same DICOM instance in two files is one image. A
+    shard is amended by writing it again, and is unfinished until then.
     """
     seen: set[str] = set()
     for index in sorted(records):

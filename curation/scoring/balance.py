@@ -1,7 +1,7 @@
-"""How many CPU cores keep one GPU busy: decoding and scoring have rates, their ratio is the plan.
+"""How many CPU cores keep one GPU busy: the ratio of the scoring rate to the decoding rate.
 
 One GPU scores images several times as fast as one core decodes them. With too few cores per GPU the
-GPU waits; the plan says so before the run, and the event log's seconds say it of a run.
+GPU waits. The plan shows this before the run, and the seconds in the event log show it for a run.
 """
 
 import time
@@ -11,7 +11,7 @@ from echostill.curation.scoring.decoding import PartDecoder
 from echostill.platform.tables.table import Table
 
 SAMPLE = 32  # images that are decoded to measure the rate
-GPU_TERAFLOPS = 20.0  # assumed of a GPU in 32-bit arithmetic, kept up in practice
+GPU_TERAFLOPS = 20.0  # assumed sustained rate of a GPU in 32-bit arithmetic
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Balance:
         return self.gpu_rate / self.decode_rate
 
     def describe(self, cpus: float, gpus: float) -> str:
-        """Say the ratio in words, and whether these CPUs and GPUs have it."""
-        said = (
+        """Describe the ratio, and whether these CPUs and GPUs have it."""
+        message = (
             f"{self.cores_per_gpu:.1f} cores per GPU: a core decodes {self.decode_rate:.0f} "
             f"images/s ({self.decode_source}), a GPU scores {self.gpu_rate:.0f} "
             f"({self.gpu_source})"
         )
         if not gpus:
-            return f"{said}; no GPU here, the workers decode for themselves"
+            return f"{message}; no GPU here, each worker decodes its own images"
         fed = min(cpus / (gpus * self.cores_per_gpu), 1.0)
-        return f"{said}; {cpus / gpus:.1f} here, which keep the GPUs {fed:.0%} busy"
+        return f"{message}; {cpus / gpus:.1f} here, which keep the GPUs {fed:.0%} busy"
 
 
 def plan_balance(
@@ -49,14 +49,14 @@ def plan_balance(
     decode_rate: float | None = None,
     gpu_rate: float | None = None,
 ) -> Balance:
-    """Find both rates: stated, or measured on a few images of the pool and estimated from FLOPs.
+    """Return both rates: as stated, or measured on a few images and estimated from FLOPs.
 
     Args:
         decoder: Decodes the pool.
         pool: The pool.
         gflops_per_image: 10^9 operations to score one image.
-        decode_rate: Images per second of one core, where it is known.
-        gpu_rate: Images per second of one GPU, where it is known.
+        decode_rate: Images per second of one core, if known.
+        gpu_rate: Images per second of one GPU, if known.
     """
     stated = "stated"
     source, gpu_source = stated, stated
@@ -74,7 +74,7 @@ def _measure(decoder: PartDecoder, pool: Table) -> tuple[float, str]:
     if part is None:
         return 1.0, "unknown: the pool is empty"
     rows = min(part["rows"], SAMPLE)
-    next(decoder.batches([part["file"], 0, 1]))  # the first one pays for imports and caches
+    next(decoder.batches([part["file"], 0, 1]))  # warm-up: imports and caches
     started = time.perf_counter()
     for _ in decoder.batches([part["file"], 0, rows]):
         pass

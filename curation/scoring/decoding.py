@@ -1,8 +1,8 @@
-"""Staged pictures of the pool as the squares that models take: what the CPU does before a model.
+"""Decoding of staged images to the square inputs of models: the CPU's work before a model.
 
-A batch keeps a slot for every row, in the pool's order, also where a picture cannot be decoded: the
-slot is black then, and its scores are thrown away. So a row's scores depend neither on its
-neighbours nor on whether they could be decoded, and one row can be scored again by itself.
+A batch keeps a slot for every row, in the pool's order, even if an image cannot be decoded: its
+slot is then black, and its scores are discarded. A row's scores therefore depend neither on its
+neighbours nor on whether they could be decoded, and a row can be scored again separately.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,9 @@ COLUMNS = ("image_id", "image")
 class Batch:
     """Rows of the pool, decoded.
 
-    ``slots`` are those that were asked for. ``squares`` has, by side length in pixels, uint8
-    (N, C, side, side), C being 1 where all are grey. ``errors`` has the class and the words of what
-    went wrong, by slot.
+    ``slots`` are the requested ones. ``squares`` maps a side length in pixels to uint8
+    (N, C, side, side); C is 1 if all images are grey. ``errors`` maps a slot to the class and the
+    message of its error.
     """
 
     ids: list[str]
@@ -53,8 +53,8 @@ class PartDecoder:
 
         Args:
             payload: Name of the part, first row and row after the last.
-            only: Slots that are wanted, counted from the first row; the others are left black, and
-                batches without one are left out.
+            only: Requested slots, counted from the first row; other slots stay black, and batches
+                without a requested slot are left out.
         """
         name, start, stop = str(payload[0]), int(payload[1]), int(payload[2])
         rows = Table(self.pool, {}).read_rows(name, start, stop, COLUMNS)
@@ -87,7 +87,7 @@ class PartDecoder:
 
 
 def shards(pool: Table, rows_per_shard: int) -> list[list[str | int]]:
-    """Cut the pool's parts into shards: name of the part, first row, row after the last."""
+    """Divide the pool's parts into shards: name of the part, first row, row after the last."""
     return [
         [part["file"], start, min(start + rows_per_shard, part["rows"])]
         for part in pool.manifest["parts"]
@@ -96,7 +96,7 @@ def shards(pool: Table, rows_per_shard: int) -> list[list[str | int]]:
 
 
 def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Decode the next batch in a thread of its own while the last one is scored."""
+    """Decode the next batch in a separate thread while the last one is scored."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, batches, None)
         while (batch := following.result()) is not None:
@@ -105,7 +105,7 @@ def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def pack(batches: Iterator[Batch]) -> bytes:
-    """Put batches into one Arrow stream, the form in which they go from task to task."""
+    """Serialise batches as one Arrow stream, to pass them between tasks."""
     sink = pa.BufferOutputStream()
     writer = None
     for batch in batches:
@@ -129,7 +129,7 @@ def pack(batches: Iterator[Batch]) -> bytes:
 
 
 def unpack(data: bytes) -> Iterator[Batch]:
-    """Read what :func:`pack` wrote."""
+    """Read the result of :func:`pack`."""
     if not data:
         return
     for packed in pa.ipc.open_stream(pa.py_buffer(data)):

@@ -1,7 +1,7 @@
 """Features of any images from any model: `echostill embed`.
 
-Images are read as ingest reads them (folders, lists, manifests, DICOM, cines), so that a feature
-here is the feature that a pool row would get. What cannot be read costs its own row alone.
+Images are read as ingest reads them (folders, lists, manifests, DICOM, cines), so that a feature is
+the same as that of the pool row. An image that cannot be read costs only its own row.
 """
 
 import os
@@ -31,12 +31,12 @@ from echostill.platform.tables.store import Store
 from echostill.platform.training.staging import staged_side
 
 BATCH_SIZE = 32
-LISTED = 10  # failures that are said by name; all are in the quarantine file
+LISTED = 10  # failures that are printed with names; the quarantine file has all of them
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What an embedding made."""
+    """The result of an embedding."""
 
     rows: int
     dim: int
@@ -45,7 +45,7 @@ class Embedded:
     quarantine: str
 
     def describe(self) -> str:
-        """Say it in words, the images that gave no row by name."""
+        """Describe the result, with the names of images that gave no row."""
         lines = [f"{self.rows} features of {self.dim} numbers: {self.target}"]
         if self.failures:
             lines.append(f"{len(self.failures)} without one, listed in {self.quarantine}:")
@@ -66,7 +66,7 @@ def find_model(
     is_zoo = name in model_names() or name.startswith(TIMM_PREFIX)
     if weights is not None or is_zoo:
         if weights is None:
-            raise UsageError(f"'{name}' is a model without weights: name them (--weights FILE).")
+            raise UsageError(f"'{name}' is a model without weights: give them with --weights FILE.")
         return _from_encoder(open_zoo(name, weights), "zoo")
     path = Path(name).expanduser()
     if path.exists():
@@ -78,7 +78,9 @@ def find_model(
             folder = path.parent
             names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
             raise UsageError(f"no exported model '{name}'.{nearest(path.name, names)}") from None
-        raise UsageError(f"no model '{name}': no export of that path, and {error}") from None
+        raise UsageError(
+            f"no model '{name}': there is no export at that path, and {error}"
+        ) from None
 
 
 def embed(
@@ -94,15 +96,15 @@ def embed(
     """Write the features of images as one Parquet file.
 
     Columns: ``image`` (the source), ``image_id``, ``frame`` (of a cine, else 0) and ``feature``
-    (fixed-size list of float32, the model's own pooling, not normalised). Rows stand in the order
-    of the sources. Pixels are taken as they are, not de-identified, unless ``settings`` say so: no
-    pixels are kept, and no image of one's own goes missing. The names of the files are kept.
-    Images that could not be read go to ``<name>.quarantine.parquet`` beside it.
+    (fixed-size list of float32, the model's own pooling, not normalised). Rows are in the order of
+    the sources. Pixels are not de-identified unless ``settings`` enable it: no pixels are stored,
+    and no image is held back. File names are stored. Images that could not be read are listed in
+    ``<name>.quarantine.parquet`` next to the file.
 
     Args:
         images: Folders, files, lists (.txt) or manifests (.csv, .parquet).
         model: From :func:`find_model`.
-        to: Parquet file to write; it appears when it is whole.
+        to: Parquet file to write; it appears only when it is complete.
         batch_size: Images per pass through the model.
         threads: Threads that decode; default all this process may use.
         settings: How files are read; its ``source`` is replaced by ``images``.
@@ -110,12 +112,12 @@ def embed(
 
     Raises:
         UsageError: Nothing to read, or the target is not a .parquet file.
-        EchostillError: Not one image could be read.
+        EchostillError: No image could be read.
     """
     if not to.endswith(".parquet"):
-        raise UsageError(f"features are written as .parquet, not as '{to}'.")
+        raise UsageError(f"'{to}' is not a .parquet file: features are written as Parquet.")
     values = {
-        # A pool stages at 256 pixels; a model that takes more must not see enlarged ones.
+        # A pool stages at 256 pixels; a model with a larger input must not see enlarged images.
         "stage_side": max(256, staged_side(model.image_size)),
         "deidentify": {"pixels": "off"},
         **(settings.model_dump(exclude_unset=True) if settings else {}),
@@ -132,8 +134,8 @@ def embed(
     if not tables:
         first = failures[0]
         raise EchostillError(
-            f"none of {len(failures)} image(s) could be read; the first, {first.source}: "
-            f"{first.message} See '{quarantine}'."
+            f"none of {len(failures)} image(s) could be read (first: {first.source}: "
+            f"{first.message}). '{quarantine}' lists all."
         )
     table = pa.concat_tables(tables)
     _write(to, table.replace_schema_metadata(_metadata(model)))
@@ -159,7 +161,7 @@ def _read(
     bar: Progress,
     threads: int | None,
 ) -> Iterator[Row]:
-    """Decode ahead in threads; rows come in the order of the sources."""
+    """Decode ahead in threads; rows are yielded in the order of the sources."""
     workers = threads or len(os.sched_getaffinity(0))
     ahead = 4 * workers
     with ThreadPoolExecutor(workers, thread_name_prefix="echostill-decode") as pool:
@@ -204,7 +206,7 @@ def _features(model: FeatureModel, batch: Sequence[Row]) -> pa.Table:
 
 
 def _metadata(model: FeatureModel) -> dict[str, str]:
-    """Which model made the features, kept in the file: two files are comparable where it agrees."""
+    """Identify the model in the file's metadata: files are comparable if this is equal."""
     return {
         "echostill.model": model.name,
         "echostill.form": model.form,
@@ -214,7 +216,7 @@ def _metadata(model: FeatureModel) -> dict[str, str]:
 
 
 def _write_quarantine(to: str, failures: Sequence[Failure]) -> str:
-    """Write the failures beside the features; without any, an old list is taken away."""
+    """Write the failures next to the features; without failures, remove an old list."""
     name = f"{to.removesuffix('.parquet')}.quarantine.parquet"
     rows: list[dict[str, Any]] = [item.row("embed") for item in failures]
     if rows:

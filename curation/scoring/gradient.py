@@ -5,9 +5,9 @@ The last layer of the decoder is linear: y = W h + b for each patch token t. Wit
     dL_i/dW = sum_t g_t h_t^T,    ||dL_i/dW||_F^2 = sum_{t,t'} (g_t . g_t') (h_t . h_t'),
 
 so the norm for image i needs only g and h. For the mean squared error over the hidden patches M
-with P values each, g_t = 2 e_t / (|M| P) inside M and 0 outside, and this is method 2.1's formula.
-For any other loss g comes from differentiating the loss with respect to the prediction alone, which
-costs next to nothing: no gradient passes through the network. The bias b is left out of the norm.
+with P values each, g_t = 2 e_t / (|M| P) inside M and 0 outside. For any other loss g is the
+derivative of the loss with respect to the prediction, which is cheap, because no gradient passes
+through the network. The norm does not include the bias b.
 """
 
 from typing import Literal
@@ -34,7 +34,7 @@ def outer_product_norms(gradient: Tensor, hidden: Tensor) -> Tensor:
     T^2 (P + d). Sums run in float32 at least, the Gram form in float64: its terms cancel.
 
     Args:
-        gradient: (B, T, P), the loss of each image differentiated by its prediction.
+        gradient: (B, T, P), derivative of each image's loss with respect to its prediction.
         hidden: (B, T, d), the input of the linear layer.
 
     Returns:
@@ -43,7 +43,7 @@ def outer_product_norms(gradient: Tensor, hidden: Tensor) -> Tensor:
     exact = torch.promote_types(gradient.dtype, torch.float32)
     device = gradient.device.type
     tokens, values, width = gradient.shape[1], gradient.shape[2], hidden.shape[2]
-    # Autocast would take the products back to half precision.
+    # Autocast would compute the products in half precision.
     with torch.autocast(device, enabled=False):
         if values * width <= tokens * (values + width):
             product = gradient.to(exact).transpose(1, 2) @ hidden.to(exact)
@@ -60,7 +60,7 @@ def prediction_gradient_norms(
     loss: GradientLoss = "mse",
     reconstruction: ReconstructionSettings | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Measure how hard each image pulls on the last layer: ||dL_i/dW_prediction||_F.
+    """Measure the gradient of each image with respect to the last layer: ||dL_i/dW_prediction||_F.
 
     The model should be in evaluation mode. For comparable images, give all of them the same mask
     draw (one row of uniforms, expanded), and average several draws.
@@ -82,7 +82,7 @@ def prediction_gradient_norms(
         views = torch.cat([views, apply_frequency(pixels, masks.frequency)])
     with torch.no_grad():
         output = model(views)
-    # Clones leave inference mode, where a caller may be; autograd refuses its tensors.
+    # The caller may be in inference mode, whose tensors autograd rejects; clones leave it.
     with torch.inference_mode(False), torch.enable_grad():
         exact = torch.promote_types(output.prediction.dtype, torch.float32)
         prediction = output.prediction.to(exact).clone().requires_grad_(True)
@@ -99,11 +99,11 @@ def prediction_gradient_norms(
             losses = spatial_reconstruction_loss(
                 prediction, target, masks.spatial, model.patch_size, pixel
             )
-        # Each loss depends on its own rows alone, so the gradient of the sum holds all of them.
+        # Each loss depends only on its own rows, so the gradient of the sum contains all gradients.
         (gradient,) = torch.autograd.grad(losses.sum(), prediction)
     hidden = output.hidden
     if loss == "separated":
-        # Both views pull on the same layer: their tokens add up in the sum over t.
+        # Both views share the layer: their tokens add up in the sum over t.
         gradient = torch.cat(gradient.chunk(2), dim=1)
         hidden = torch.cat(hidden.chunk(2), dim=1)
     return outer_product_norms(gradient, hidden), losses.detach()

@@ -1,8 +1,8 @@
 """The score stage: a briefly trained proxy, then teacher features and gradient norms in one pass.
 
 The proxy is the student itself, trained with the masked image modelling objective on a sample of
-the pool; its weights are kept at several steps. Then every image is decoded once, and gives the
-teacher's feature and, for each kept proxy, the norm of the last layer's gradient.
+the pool; its weights are stored at several steps. Then every image is decoded once to compute the
+teacher's feature and, for each stored proxy, the norm of the last layer's gradient.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,9 @@ class ScoreConfig(ModelsConfig):
     )
     threads: int = execution(1, "Threads per CPU worker.", ge=1)
     decoders: int | None = execution(
-        None, "Tasks that decode ahead of GPU workers; default the CPUs that are left.", ge=0
+        None,
+        "Tasks that decode ahead of GPU workers; default all CPUs left free.",
+        ge=0,
     )
     decode_rate: float | None = execution(
         None, "Images a CPU core decodes per second, for the plan; default measured.", gt=0
@@ -109,10 +111,10 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> StageResult:
 def retry_score(config: ScoreConfig) -> StageResult:
     """Score the quarantined images again.
 
-    What now works takes its place in the scores, as if it had worked the first time.
+    Rows that now succeed are inserted into the scores where they would have been.
 
     Returns:
-        Counts as of :func:`score`; the sentence names what was made from the scores as they were.
+        Counts as of :func:`score`; the sentence lists what was made from the previous scores.
     """
     store = Store(config.store)
     ready = _prepare(config, overwrite=False)
@@ -203,7 +205,7 @@ def _proxy_claim(config: ScoreConfig, store: Store, pool: Table) -> Claim:
 def _check_claims(
     config: ScoreConfig, store: Store, pool: Table, teacher: Weights, overwrite: bool
 ) -> bool:
-    """Say whether scores would be replaced; refuse what :func:`score` would refuse."""
+    """Return whether scores would be replaced; raises what :func:`score` would raise."""
     if _proxy_claim(config, store, pool).check(overwrite):
         return True
     if not is_finished(store.run(PROXY)):
@@ -213,7 +215,7 @@ def _check_claims(
 
 
 def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`score` would do."""
+    """Describe what :func:`score` would do."""
     store = Store(config.store)
     pool = store.open_pool()
     teacher = find_teacher(config)
@@ -266,11 +268,11 @@ def _train_proxy(config: ScoreConfig, store: Store, pool: Table, overwrite: bool
 
 
 def _no_export(task: torch.nn.Module, folder: Path) -> None:
-    """The proxy's snapshots are its export, and they are written while it trains."""
+    """Export nothing: the proxy's snapshots are its export and are written during training."""
 
 
 def sample_ids(ids: list[str], config: ScoreConfig) -> list[str]:
-    """Choose the images that the proxy is trained on; sorted, a function of seed and ids."""
+    """Choose the images for training the proxy; sorted, a function of seed and ids."""
     if len(ids) <= config.proxy.sample:
         return sorted(ids)
     order = stream(config.seed, "proxy sample").permutation(len(ids))

@@ -1,4 +1,4 @@
-"""The features that a store's scores hold, for images that are not in its pool."""
+"""Teacher features, as in a store's scores, for images that are not in its pool."""
 
 import json
 
@@ -17,17 +17,18 @@ IMAGES_PER_BATCH = 32
 
 
 def teacher_of_scores(store: Store, scores: Table) -> Encoder:
-    """Load the teacher whose features the scores hold.
+    """Load the teacher with which the scores were computed.
 
     Raises:
-        UsageError: Its weights are missing, or are not those that the scores were made with.
+        UsageError: Its weights are missing, or are not the weights used for the scores.
     """
     saved = json.loads(scores.storage.read("configuration.json")).get("teacher", {})
     settings = TeacherSettings(**saved)
     found = find_teacher(ModelsConfig(store=store.root, teacher=settings))
     if found.digest != scores.manifest["fingerprint"]["weights"].get("teacher"):
         raise UsageError(
-            f"the teacher's weights '{found.path}' are not those that the scores were made with."
+            f"the teacher's weights '{found.path}' differ from the weights used for the scores: "
+            "restore the original file, or run `echostill score` again."
         )
     return found.load()
 

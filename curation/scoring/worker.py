@@ -1,4 +1,4 @@
-"""One worker's scoring: teacher features and, per kept proxy, the last layer's gradient norm."""
+"""One worker's scoring: teacher features and, per stored proxy, the last layer's gradient norm."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -28,11 +28,11 @@ from echostill.platform.training.loop import TrainingSettings
 
 
 class ProxySettings(Config):
-    """The proxy's brief training and the steps at which its gradients are looked at."""
+    """The proxy's brief training and the steps at which its gradients are measured."""
 
     training: TrainingSettings = TrainingSettings(steps=2000, batch_size=256)
-    sample: int = Field(50_000, ge=1, description="Images of the pool that it is trained on.")
-    snapshots: int = Field(5, ge=3, description="Steps at which its weights are kept.")
+    sample: int = Field(50_000, ge=1, description="Pool images that the proxy is trained on.")
+    snapshots: int = Field(5, ge=3, description="Steps at which its weights are stored.")
     decoder: DecoderSettings = DecoderSettings()
     masks: MaskSettings = MaskSettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
@@ -41,8 +41,8 @@ class ProxySettings(Config):
     def _steps_suffice(self) -> "ProxySettings":
         if self.training.steps < self.snapshots:
             raise ValueError(
-                f"{self.snapshots} snapshots need at least as many training.steps, "
-                f"not {self.training.steps}"
+                f"{self.snapshots} snapshots need at least {self.snapshots} training.steps, "
+                f"but there are {self.training.steps}"
             )
         return self
 
@@ -52,7 +52,7 @@ class ProxySettings(Config):
         return self.training.model_copy(update={"checkpoints": self.snapshots})
 
     def snapshot_steps(self) -> tuple[int, ...]:
-        """Steps whose weights are kept, evenly spaced up to the last."""
+        """Steps whose weights are stored, evenly spaced up to the last."""
         return tuple(self.paced.checkpoint_steps())
 
 
@@ -60,7 +60,7 @@ class ProxySettings(Config):
 class ScoreWorker:
     """Scores some rows of the pool at a time. Picklable until :meth:`loaded`.
 
-    Each row is a unit that can be scored again by itself.
+    Each row is a unit that can be scored again separately.
     """
 
     decoder: PartDecoder
@@ -87,12 +87,12 @@ class ScoreWorker:
         return self
 
     def process(self, payload: Any) -> Outcome:
-        """Score a shard: its payload, or its batches where they were decoded elsewhere."""
+        """Score a shard, given as its payload or as batches that were decoded elsewhere."""
         decoded = isinstance(payload, bytes)
         return self._outcome(unpack(payload) if decoded else ahead(self.decoder.batches(payload)))
 
     def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
-        """Score the rows of those numbers alone, each in its own place of its own batch."""
+        """Score only the rows with these numbers, each in its own slot of its own batch."""
         return self._outcome(self.decoder.batches(payload, units))
 
     def _outcome(self, batches: Iterator[Batch]) -> Outcome:
@@ -131,15 +131,15 @@ class ScoreWorker:
         )
 
     def _score(self, squares: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
-        """Score a batch; an array (N, values) for each column."""
+        """Score a batch; returns an array (N, values) for each column."""
         rows = len(next(iter(squares.values())))
         by_size: dict[int, Tensor] = {}
 
         def pixels(size: int) -> Tensor:
             if size not in by_size:
                 square = torch.from_numpy(squares[size]).to(next(self._teacher.parameters()).device)
-                # Alone in its batch, an image's sums would be split among threads, and their last
-                # digits would depend on how many there are: it gets a black neighbour.
+                # For a single image the sums would be divided among threads, and their last digits
+                # would depend on the number of threads: add a black image to the batch.
                 if rows == 1:
                     square = torch.cat([square, torch.zeros_like(square)])
                 by_size[size] = (square.float() / 255).expand(-1, 3, -1, -1).contiguous()
@@ -167,7 +167,7 @@ class ScoreWorker:
         }
 
     def _masks(self, draw: int, target: Tensor) -> Masks:
-        """The same masks for every image, so that their gradients compare."""
+        """Return the same masks for every image, so that their gradients are comparable."""
         encoder = self._proxies[0].encoder
         settings = self.proxy.masks.scaled_to(encoder.image_size, encoder.patch_size)
         numbers = stream(self.seed, "score mask", draw)

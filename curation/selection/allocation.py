@@ -1,4 +1,4 @@
-"""Who competes with whom, for how many places, and what becomes of every row."""
+"""Cells in which rows compete, their quotas, and the outcome of every row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ class Strata:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What every row competes in, and how many places there are.
+    """The cell in which every row competes, and the quota of each cell.
 
     A cell is a cluster, or a cluster's images of one stratum.
     """
 
     cell: np.ndarray  # (N,)
     quotas: np.ndarray  # (cells,)
-    priority: np.ndarray  # (N,) smaller is taken first
+    priority: np.ndarray  # (N,) smaller is chosen first
 
     @classmethod
     def of(
@@ -48,7 +48,7 @@ class Allocation:
         settings: SelectionSettings,
         budget: int,
     ) -> "Allocation":
-        """Share the budget and order the rows."""
+        """Divide the budget and order the rows."""
         method, eligible = METHODS[settings.method], decided.eligible
         key = strata.number.astype(np.int64) * clustering.count + pool.cluster
         keys, cell = np.unique(key, return_inverse=True)
@@ -89,7 +89,7 @@ class Allocation:
                     block = Block(pool, rows)
                     priority[rows] = method.order(block, int(shares[stratum]), settings)
             priority[decided.pinned] = -np.inf
-            # Quotas under which the cells' best rows are the stratum's best, as if none existed.
+            # Quotas with which the best rows of the cells are the best rows of the whole stratum.
             quotas = np.zeros(len(keys), dtype=np.int64)
             for stratum, rows in _members(strata.number, eligible):
                 first = rows[np.argsort(priority[rows], kind="stable")[: shares[stratum]]]
@@ -105,7 +105,7 @@ def outcomes(
     settings: SelectionSettings,
     budget: int,
 ) -> np.ndarray:
-    """Say what becomes of every row, (N,) as in ``reasons``."""
+    """Return the outcome of every row, (N,) as in ``reasons``."""
     cell, quotas, priority = plan.cell, plan.quotas, plan.priority
     if settings.max_per_group is None:
         rank = ranks_within_clusters(cell, priority, np.arange(len(cell)))
@@ -135,7 +135,7 @@ def outcomes(
 
 
 def _members(number: np.ndarray, eligible: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each number and the eligible rows that have it, ascending."""
+    """Yield each number with its eligible rows, ascending."""
     rows = np.flatnonzero(eligible)
     rows = rows[np.argsort(number[rows], kind="stable")]
     numbers, starts = np.unique(number[rows], return_index=True)

@@ -1,11 +1,11 @@
-"""Which centroid a feature belongs to, and how far it is, whoever computes it.
+"""Assignment of features to their nearest centroids, with the same result wherever it is computed.
 
-FAISS finds the centroids of largest cosine in single precision. Its last digits depend on how many
-rows it is given at once, so that near ties would fall one way in one block and another way in the
-next. Rows whose two best cosines differ by less than single precision can err are therefore decided
-again in double precision. That is exact: halves and centroids are multiples of 2^-24 here, their
-products multiples of 2^-48, and a double holds the sum of D such products without rounding, in
-whatever order they are added. So the result depends on the row and the centroids alone.
+FAISS finds the centroids of largest cosine in single precision. The last digits depend on the
+number of rows in a call, so that near ties would be decided differently in different blocks. Rows
+whose two best cosines differ by less than the error of single precision are therefore decided again
+in double precision. That is exact: float16 values and centroids are multiples of 2^-24 here, their
+products multiples of 2^-48, and a double holds the sum of D such products without rounding, in any
+order. The result therefore depends only on the row and the centroids.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from echostill.curation.selection.features import Features, usable_rows
 from echostill.curation.selection.kmeans import flat_index
 
 GRID = 2.0**24
-CANDIDATES = 4  # centroids per row that FAISS names; near ties are nearly always among so few
+CANDIDATES = 4  # centroids per row that FAISS returns; they nearly always include all near ties
 _GPU = Lock()  # an index on GPUs serves one caller at a time
 
 
@@ -53,7 +53,7 @@ def on_grid(centroids: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class AssignPiece:
-    """Assigns the rows of one piece of the features; made once, called in threads or workers."""
+    """Assigns the rows of one piece of the features; created once, called in threads or workers."""
 
     features: Features
     centroids: np.ndarray
@@ -82,11 +82,11 @@ class AssignPiece:
         return Assigned(cluster, np.clip(distance, 0.0, 2.0).astype(np.float32))
 
     def _decide(self, exact: np.ndarray, cosine: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-        """Find the nearest centroid in double precision; of equal ones the first, (n,)."""
+        """Find the nearest centroid in double precision; the first of equal ones, (n,)."""
         options = np.sort(nearest, axis=1)
         products = np.einsum("ij,ikj->ik", exact, self._exact[options]) / self._lengths[options]
         best = options[np.arange(len(options)), products.argmax(axis=1)]
-        # Where even the last candidate is within the margin, one that is not listed may be nearer.
+        # If even the last candidate is within the margin, an unlisted centroid may be nearer.
         crowded = cosine[:, -1] >= cosine[:, 0] - self._margin
         if nearest.shape[1] < len(self.centroids) and crowded.any():
             all_products = (exact[crowded] @ self._exact.T) / self._lengths
@@ -104,7 +104,7 @@ class AssignPiece:
 
     @property
     def _margin(self) -> float:
-        """What two inner products of unit vectors may err by in single precision, together."""
+        """Largest joint error of two inner products of unit vectors in single precision."""
         return (self.centroids.shape[1] + 16) * 2.0**-23
 
     @cached_property
@@ -121,7 +121,7 @@ class AssignPiece:
         return np.where(length > 0, length, 1.0)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is made on first use stays here: an index does not travel.
+        # Values computed on first use are not pickled: an index cannot be.
         own = ("features", "centroids", "gpus")
         return {name: getattr(self, name) for name in own}
 
@@ -132,7 +132,7 @@ class AssignPiece:
 
 @dataclass(frozen=True)
 class GatherPiece:
-    """Takes the training rows out of one piece and looks for rows that cannot be used."""
+    """Collects the training rows of one piece and finds unusable rows."""
 
     features: Features
 
@@ -140,10 +140,10 @@ class GatherPiece:
         """Gather from a piece.
 
         Args:
-            argument: number of the piece, and (n,) bool: which of its rows are wanted.
+            argument: number of the piece, and (n,) bool: which of its rows to return.
 
         Returns:
-            The wanted rows of unit length, (m, D) float32, and the numbers of unusable rows.
+            These rows at unit length, (m, D) float32, and the indices of unusable rows.
         """
         piece, wanted = argument
         rows: list[np.ndarray] = [np.empty((0, self.features.dimension), np.float32)]

@@ -1,4 +1,4 @@
-"""Spherical k-means over teacher features: where in the pool an image lives.
+"""Spherical k-means over teacher features.
 
 FAISS trains the centroids on a sample of the pool, in memory; then every image is assigned to its
 nearest centroid, piece by piece. Clusters that k-means leaves without members are dropped.
@@ -34,7 +34,7 @@ class ClusteringSettings(Config):
         "quarter of the images. Never more than there are images.",
     )
     iterations: int = Field(25, ge=1, description="k-means iterations.")
-    redo: int = Field(1, ge=1, description="k-means runs with other starts; the best one is kept.")
+    redo: int = Field(1, ge=1, description="k-means runs with different starts; the best is kept.")
     max_points_per_centroid: int | None = Field(
         256,
         ge=1,
@@ -43,8 +43,8 @@ class ClusteringSettings(Config):
     )
     gpus: tuple[int, ...] = Field(
         (),
-        description="Ids of the GPUs that FAISS clusters on; empty is the CPU. A GPU rounds "
-        "otherwise, so this is part of what a result depends on.",
+        description="Ids of the GPUs on which FAISS clusters; empty means the CPU. A GPU rounds "
+        "differently, so this is part of the fingerprint.",
     )
     seed: int = Field(0, ge=0, description="Seed of the starting centroids.")
 
@@ -58,7 +58,7 @@ class Clustering:
         assignment: (N,) int32, cluster of each row, 0..k-1; every cluster has a member.
         distance: (N,) float32, 1 - cosine similarity to the row's own centroid, in [0, 2].
         centroids: (k, D) float32, of unit length (zero where the members cancel out).
-        requested: number of clusters asked for, after 'auto' and the bound by N were resolved.
+        requested: number of clusters requested, after 'auto' and the bound N were applied.
         training_rows: number of rows that k-means was trained on.
     """
 
@@ -84,7 +84,7 @@ def cluster_count(rows: int, clusters: int | Literal["auto"]) -> int:
     """Resolve the number of clusters for a pool of ``rows`` images.
 
     'auto' is round(sqrt(rows)), at most 1000, and at most rows // 4 so that ranks inside a cluster
-    mean something. The published method states no number: this one is inferred.
+    are meaningful. The published method states no number: this one is inferred.
 
     Raises:
         UsageError: A number below 1.
@@ -92,7 +92,7 @@ def cluster_count(rows: int, clusters: int | Literal["auto"]) -> int:
     if clusters == "auto":
         return max(1, min(round(math.sqrt(rows)), AUTO_CLUSTERS_MAX, rows // 4))
     if clusters < 1:
-        raise UsageError(f"clusters is {clusters}; expected 'auto' or a number from 1.")
+        raise UsageError(f"clusters is {clusters}; expected 'auto' or an integer of at least 1.")
     return min(clusters, rows)
 
 
@@ -130,14 +130,14 @@ def cluster_pieces(
 ) -> Clustering:
     """Divide features by spherical k-means (each image goes to the centroid of largest cosine).
 
-    The features are read twice, a block at a time: once to look at every row and to take the
-    training sample, once to assign. In memory are the sample (4 D bytes a row) and a few numbers
-    per image. The result depends on the rows in the order of ``ids`` alone, not on the pieces, the
+    The features are read twice, a block at a time: once to check every row and take the training
+    sample, and once to assign. Memory holds the sample (4 D bytes a row) and a few numbers per
+    image. The result depends only on the rows in the order of ``ids``, not on the pieces, the
     threads or the workers.
 
     Args:
         features: N rows in any order.
-        ids: image ids of the N rows, in the order in which the result is wanted; callers sort them.
+        ids: image ids of the N rows, in the order of the result; callers sort them.
         order: (N,) row numbers of ``features`` in the order of ``ids``.
         settings: number of clusters, iterations, sample, seed.
         crew: who reads and assigns; None for threads of this process.
@@ -174,7 +174,7 @@ def cluster_pieces(
         for number, found in crew.map(assign, pieces):
             where = place[edges[pieces[number]] : edges[pieces[number] + 1]]
             cluster[where], distance[where] = found.cluster, found.distance
-    # Clusters without members (duplicate images) are dropped, and the rest numbered without gaps.
+    # Drop clusters without members (duplicate images), and number the others without gaps.
     used = np.flatnonzero(np.bincount(cluster, minlength=len(centroids)))
     renumbered = np.full(len(centroids), -1, dtype=np.int32)
     renumbered[used] = np.arange(len(used))
@@ -218,7 +218,7 @@ def _gather(
     lost = np.sort(np.concatenate(broken))
     if len(lost):
         raise UsageError(
-            f"{len(lost)} of {len(ids)} features cannot be clustered (zero, or not finite): "
+            f"{len(lost)} of {len(ids)} features cannot be clustered (all zero, or not finite): "
             f"{first_ids(ids, lost)}. Score these images again or leave them out of the pool."
         )
     return sample

@@ -51,7 +51,7 @@ __all__ = [
     "sorted_ids",
 ]
 
-IDS_LIMIT = 2**31 - 1  # bytes that one Arrow string array holds
+IDS_LIMIT = 2**31 - 1  # largest size of an Arrow string array, in bytes
 REASONS_AT_ONCE = 1_000_000
 
 
@@ -71,9 +71,9 @@ def select(
         features: (N, D), row by row those of ``scores``.
         scores: image_id, gradient_mean, gradient_std.
         groups: image_id and group_id of these images, and the column that ``balance`` names.
-        budget: images to choose, or a share of them.
-        excluded: image_id, reason: never chosen.
-        pinned: image_id, reason: chosen in any case.
+        budget: number of images to choose, or a fraction of them.
+        excluded: image_id, reason: images that are never chosen.
+        pinned: image_id, reason: images that are always chosen.
         **settings: keys of :class:`SelectionSettings`: ``method="k-center"``, ``blocked=True``,
             ``quota="square-root"``, ``seed=3``, ...
 
@@ -81,7 +81,7 @@ def select(
         As :func:`select_coreset`.
 
     Raises:
-        UsageError: An unknown key or value, or what :func:`select_coreset` refuses.
+        UsageError: An unknown key or value, or an error of :func:`select_coreset`.
     """
     if isinstance(features, np.ndarray):
         features = ArrayFeatures(features)
@@ -115,7 +115,7 @@ def select_coreset(
     crew: Crew | None = None,
     scratch: str | None = None,
 ) -> pa.Table:
-    """Choose the coreset and say of every row why it was chosen or not.
+    """Choose the coreset, and give the reason why each row was chosen or not.
 
     Args:
         scores: image_id, gradient_mean, gradient_std, and feature unless ``features`` are given;
@@ -123,13 +123,13 @@ def select_coreset(
         groups: image_id and group_id of (at least) these images: the pool; and the column that
             ``settings.balance`` names.
         settings: budget, method, weights, clusters, seed.
-        clustering: of the same scores, where it is at hand (``cluster_scores``). Without features,
-            methods that compare images cannot run.
-        features: those of ``scores``, row by row, where they are not a column of it.
+        clustering: of the same scores, if available (``cluster_scores``). Without features, methods
+            that compare images cannot run.
+        features: the features of ``scores``, row by row, if they are not one of its columns.
         excluded: image_id and reason of images that are never chosen. They keep cluster and ranks
-            and do not count in the sizes that quotas are shared by.
-        pinned: image_id and reason of images that are chosen in any case. They count towards the
-            budget and their cluster's quota, and in their group's limit.
+            and do not count in the sizes from which quotas are computed.
+        pinned: image_id and reason of images that are always chosen. They count towards the
+            budget, their cluster's quota and their group's limit.
         crew: who reads features and assigns; None for threads of this process.
         scratch: folder for features that do not fit in memory; None is the system's.
 
@@ -138,9 +138,9 @@ def select_coreset(
         is the quality score. Exactly the budget's number of rows is selected.
 
     Raises:
-        UsageError: A budget that does not fit, scores without a pool row, values that are not
-            finite, ids that occur twice, a clustering of other images, an image pinned and
-            excluded, or a method that cannot do it with so many images.
+        UsageError: An invalid budget, scores without a pool row, values that are not finite, ids
+            that occur twice, a clustering of other images, an image that is both pinned and
+            excluded, or too many images for the method.
     """
     if features is None and "feature" in scores.column_names:
         features = ColumnFeatures(scores["feature"])
@@ -149,14 +149,16 @@ def select_coreset(
     request = prepare(scores, groups, settings, excluded, pinned)
     if clustering is None:
         if features is None:
-            raise UsageError("the scores have no column 'feature', and no features are given.")
+            raise UsageError(
+                "the scores have no column 'feature', and no features are given: give one of them."
+            )
         clustering = cluster_pieces(features, request.ids, request.order, settings, crew)
     return choose(request, settings, clustering, features=features, crew=crew, scratch=scratch)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A selection whose inputs were looked at: what can be refused was, before clustering.
+    """A selection with checked inputs: errors in them are raised before clustering.
 
     Attributes:
         ids: N image ids, ascending.
@@ -164,7 +166,7 @@ class Request:
         budget: images to choose.
         decided: pins and exclusions.
         group_ids: (N,) group of each image.
-        strata: what the budget is balanced by.
+        strata: values of the column that the budget is balanced by.
         quality: (N,) float32 gradient score.
     """
 
@@ -184,7 +186,7 @@ def prepare(
     excluded: pa.Table | None = None,
     pinned: pa.Table | None = None,
 ) -> Request:
-    """Look at the inputs of a selection; arguments and errors as of :func:`select_coreset`."""
+    """Check the inputs of a selection; arguments and errors are those of :func:`select_coreset`."""
     ids, order = sorted_ids(scores)
     budget = resolve_budget(settings.budget, len(ids))
     decided = decide(ids, excluded, pinned)
@@ -207,15 +209,19 @@ def choose(
     crew: Crew | None = None,
     scratch: str | None = None,
 ) -> pa.Table:
-    """Choose, when inputs and clusters are at hand; arguments as of :func:`select_coreset`."""
+    """Choose from checked inputs and clusters; arguments are those of :func:`select_coreset`."""
     if not clustering.ids.equals(request.ids):
-        raise UsageError("the clustering is of other images than the scores: cluster them again.")
+        raise UsageError(
+            "the clustering is of other images than the scores: cluster these scores again."
+        )
     decided, strata, budget = request.decided, request.strata, request.budget
     with phase("ranks"):
         pool = _ranked(request.ids, clustering, request.quality, settings, decided)
     if METHODS[settings.method].compares:
         if features is None:
-            raise UsageError(f"method '{settings.method}' compares images: it needs the features.")
+            raise UsageError(
+                f"method '{settings.method}' compares images with each other: give the features."
+            )
         with phase("features by row"):
             place = inverse(request.order)
             cluster = clustering.assignment
@@ -233,7 +239,7 @@ def sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:
     """Sort the ids of some scores.
 
     Returns:
-        N ids, ascending, and (N,) int64 the rows that hold them.
+        N ids, ascending, and (N,) int64 their rows.
 
     Raises:
         UsageError: No rows, ids that occur twice, or more ids than fit one array.
@@ -243,8 +249,8 @@ def sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:
     chunked = scores["image_id"].cast(pa.string())
     if chunked.nbytes > IDS_LIMIT:
         raise UsageError(
-            f"{scores.num_rows} image ids take {chunked.nbytes} bytes; one selection holds at most "
-            f"{IDS_LIMIT}. Select from parts of the pool."
+            f"{scores.num_rows} image ids take {chunked.nbytes} bytes; one selection supports at "
+            f"most {IDS_LIMIT}. Select from parts of the pool."
         )
     column = chunked.combine_chunks()
     order = pc.sort_indices(column)
@@ -252,7 +258,8 @@ def sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:
     twice = np.flatnonzero(pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))
     if len(twice):
         raise UsageError(
-            f"{len(twice)} image ids occur twice in the scores: {first_ids(ids, twice)}."
+            f"{len(twice)} image ids occur twice in the scores: {first_ids(ids, twice)}. Each id "
+            "may occur once."
         )
     return ids, order.to_numpy().astype(np.int64)
 
@@ -357,11 +364,13 @@ def _of_pool(ids: pa.Array, groups: pa.Table, balance: str | None) -> tuple[pa.A
             f"{nearest(balance, groups.column_names)}"
         )
     if pa.types.is_nested(groups[balance].type) or pa.types.is_large_binary(groups[balance].type):
-        raise UsageError(f"the pool's column '{balance}' has no values to balance by.")
+        raise UsageError(
+            f"the pool's column '{balance}' has no values to balance by: use another column."
+        )
     texts = pc.fill_null(groups[balance].cast(pa.string()), "").combine_chunks().take(row)
     encoded = pc.dictionary_encode(texts)
     names = encoded.dictionary.to_pylist()
-    ranked = np.argsort(np.argsort(np.array(names)))  # so that the order of the rows is no matter
+    ranked = np.argsort(np.argsort(np.array(names)))  # independent of the order of the rows
     return group_ids, Strata(
         balance, sorted(names), ranked[encoded.indices.to_numpy()].astype(np.int64)
     )

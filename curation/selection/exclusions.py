@@ -1,7 +1,7 @@
-"""What a selection must leave out, and why: leaks, copies of kept images, flags that were named.
+"""Images that a selection leaves out, and why: leaks, copies of kept images, flagged images.
 
-Nothing is dropped silently: an excluded row stays in the coreset's table, and its reason says what
-it is excluded for, naming the benchmark's image or the copy that is kept.
+Nothing is dropped silently: an excluded row stays in the coreset table, and its reason says why it
+is excluded and names the benchmark image or the copy that is kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,14 +33,14 @@ class ExclusionSettings(Config):
         (), description="Quality flags whose images are left out, such as [blank, blurred]."
     )
     quality: QualitySettings | None = Field(
-        None, description="Thresholds for these flags; null takes the flags as ingest set them."
+        None, description="Thresholds for these flags; null uses the flags that ingest set."
     )
     exclude_duplicates: bool = Field(
         True,
-        description="Leave out what `echostill duplicates` found to be a copy of a kept image.",
+        description="Leave out images that `echostill duplicates` found to be copies.",
     )
     exclude_leaks: bool = Field(
-        True, description="Leave out what `echostill leakcheck` found in a benchmark."
+        True, description="Leave out images that `echostill leakcheck` found in a benchmark."
     )
     exclude_leaked_groups: bool = Field(
         False, description="Leave out all images of a patient, study or clip that has a leak."
@@ -53,16 +53,16 @@ class ExclusionSettings(Config):
             if name not in QUALITY_ISSUES:
                 raise ValueError(
                     f"no quality flag '{name}'.{nearest(name, QUALITY_ISSUES)} "
-                    f"There are: {', '.join(QUALITY_ISSUES)}"
+                    f"Expected one of: {', '.join(QUALITY_ISSUES)}"
                 )
         return names
 
 
 def exclusions(store: Store, config: ExclusionSettings) -> pa.Table:
-    """Gather the images that a selection must not choose.
+    """Collect the images that a selection must not choose.
 
     Args:
-        store: The store; its pool must exist, its duplicates and leaks may.
+        store: The store; its pool must exist, its duplicates and leaks may exist.
         config: What is left out.
 
     Returns:
@@ -70,8 +70,8 @@ def exclusions(store: Store, config: ExclusionSettings) -> pa.Table:
         reasons has several rows.
 
     Raises:
-        UsageError: The duplicates or the leaks were found in another pool, a flag is asked for
-            and the pool has none, or ``only`` names a column or a value that it has not.
+        UsageError: The duplicates or the leaks were found in another pool, a flag is requested but
+            the pool has none, or ``only`` names a column or a value that the pool does not have.
     """
     pool = store.open_pool()
     found = [EXCLUSIONS_SCHEMA.empty_table()]
@@ -118,8 +118,8 @@ def _flagged(pool: Table, config: ExclusionSettings) -> Iterator[pa.Table]:
     known = {name for name, _ in pool.manifest["schema"]}
     if not known.issuperset([*QUALITY_ISSUES, *scores]):
         raise UsageError(
-            f"the pool '{pool.storage.root}' has no quality flags: an earlier version made it. Run "
-            "`echostill ingest --overwrite` to read the images again."
+            f"the pool '{pool.storage.root}' has no quality flags, because an earlier version made "
+            "it. Run `echostill ingest --overwrite` to read the images again."
         )
     images = pool.read(["image_id", *QUALITY_ISSUES, *scores])
     flagged = images if config.quality is None else flags(images, config.quality)
@@ -154,7 +154,7 @@ def _unwanted(pool: Table, only: Mapping[str, Sequence[str]]) -> Iterator[pa.Tab
 
 
 def _of_this_pool(storage: Storage, pool: Table, command: str) -> pa.Table | None:
-    """Read a table of findings; None where the search has not been made.
+    """Read a table of findings; None if there was no search.
 
     Raises:
         UsageError: It was made in another pool.
@@ -164,8 +164,8 @@ def _of_this_pool(storage: Storage, pool: Table, command: str) -> pa.Table | Non
     table = Table.open(storage, command)
     if table.manifest["fingerprint"]["inputs"]["pool"] != pool.digest:
         raise UsageError(
-            f"'{storage.root}' is about another pool than '{pool.storage.root}' holds now: run "
-            f"`echostill {command}` again."
+            f"'{storage.root}' was made from an earlier version of the pool '{pool.storage.root}': "
+            f"run `echostill {command}` again."
         )
     return table.read()
 

@@ -1,7 +1,7 @@
 """Features by row, for the methods that compare images with each other.
 
-They are kept as halves, cluster after cluster, so that a cluster is one run of rows: in memory
-where they fit, else in a temporary file that is mapped and gone when the selection is done.
+They are stored in float16, cluster after cluster, so that a cluster is one run of rows: in memory
+if they fit, otherwise in a memory-mapped temporary file that is deleted after the selection.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from echostill.curation.selection.features import Features
 from echostill.platform.memory import available_memory
 from echostill.platform.ray_tasks import Crew
 
-MEMORY_SHARE = 0.4  # of what is free: more would leave methods and tables no room
+MEMORY_SHARE = 0.4  # of the free memory; methods and tables need the rest
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FeatureRows:
 
 
 def fits_in_memory(rows: int, dimension: int) -> bool:
-    """Say whether so many features, as halves, are kept in memory."""
+    """Return whether this many float16 features are kept in memory."""
     return rows * dimension * 2 <= MEMORY_SHARE * available_memory()
 
 

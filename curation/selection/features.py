@@ -1,7 +1,7 @@
-"""Features of the pool, read piece by piece: a pool may be larger than memory.
+"""Features of the pool, read piece by piece, because a pool may be larger than memory.
 
-A piece is a run of rows that one thread or worker reads on its own: an array's slice, a chunk of a
-column in memory, or some row groups of a Parquet part.
+A piece is a run of rows that one thread or worker reads: a slice of an array, a chunk of a column
+in memory, or some row groups of a Parquet part.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,13 +16,13 @@ import pyarrow as pa
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.table import Table
 
-ROWS_PER_BLOCK = 1024  # blocks this small stay in the allocator's hands: no page is mapped anew
-ROWS_PER_PIECE = 65_536  # larger pieces would leave threads without work at the end
+ROWS_PER_BLOCK = 1024  # small enough for the allocator to reuse the memory without mapping pages
+ROWS_PER_PIECE = 65_536  # with larger pieces, threads would be idle at the end
 FEATURE = "feature"
 
 
 class Features(Protocol):
-    """A matrix of features (N, D), read by pieces. Must be picklable, to travel to workers."""
+    """A matrix of features (N, D), read by pieces. Must be picklable, to be sent to workers."""
 
     @property
     def dimension(self) -> int:
@@ -168,7 +168,7 @@ def matrix_of(features: Features, order: np.ndarray) -> np.ndarray:
 
     Args:
         features: N rows.
-        order: (N,) row numbers in the order in which they are wanted.
+        order: (N,) row numbers in the order of the result.
 
     Returns:
         (N, D) in the features' own type: float16 stays float16.
@@ -185,16 +185,16 @@ def matrix_of(features: Features, order: np.ndarray) -> np.ndarray:
 
 
 def inverse(order: np.ndarray) -> np.ndarray:
-    """Invert a permutation: where each row goes, (N,) int64."""
+    """Invert a permutation: the position of each row, (N,) int64."""
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     return place
 
 
 def usable_rows(block: np.ndarray) -> np.ndarray:
-    """Say which rows are finite and not zero, (n,) bool; (n, D) of any float type."""
+    """Return which rows are finite and not zero, (n,) bool, of (n, D) of any float type."""
     if block.dtype == np.float16 and block.flags.c_contiguous:
-        # Without its sign a half's bits grow with its size; from 0x7c00 on it is not finite.
+        # Without the sign bit, float16 bits increase with the value; from 0x7c00 it is not finite.
         largest = (block.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1)
         return (largest > 0) & (largest < 0x7C00)
     return np.isfinite(block).all(axis=1) & (block != 0).any(axis=1)

@@ -1,4 +1,4 @@
-"""The group limit: at most so many images of one patient, study or clip in the coreset.
+"""The group limit: a maximum number of images of one patient, study or clip in the coreset.
 
 Neighbouring frames of one clip are near-duplicates, and several of them may rank first.
 """
@@ -20,19 +20,19 @@ def places_per_group(
         group_ids: (N,) group of each row.
         limit: images that one group may have.
         budget: images to choose.
-        excluded: (N,) bool, rows that are never taken.
-        pinned: (N,) bool, rows that are taken in any case.
+        excluded: (N,) bool, rows that are never chosen.
+        pinned: (N,) bool, rows that are always chosen.
 
     Returns:
-        (N,) number of each row's group, and (groups,) places of each.
+        (N,) number of each row's group, and (groups,) the images that each may have.
 
     Raises:
-        UsageError: The budget exceeds the places; the message says the largest.
+        UsageError: The budget cannot be met; the message gives the largest that can.
     """
     group = pc.dictionary_encode(group_ids).indices.to_numpy()
     total = int(group.max()) + 1
     members = np.bincount(group[~excluded], minlength=total)
-    # Pins beyond the limit stay: the limit binds what is chosen, not what was decided before.
+    # Pins beyond the limit are kept: the limit applies only to other images.
     allowed = np.maximum(np.minimum(members, limit), np.bincount(group[pinned], minlength=total))
     feasible = int(allowed.sum())
     if budget > feasible:
@@ -53,27 +53,27 @@ def fill_within_group_limit(
     excluded: np.ndarray | None = None,
     pinned: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Fill the quotas best row first, pass over rows whose group is full, then refill.
+    """Fill the quotas best row first, skip rows whose group is full, then refill.
 
     Places that a quota cannot fill go to the best remaining rows of all clusters. Any selection
     that cannot be extended has the largest possible size here (one limit per group), so the budget
     is met whenever it can be. Each decision depends on those before it, hence the loops over rows.
 
     Args:
-        priority: (N,) smaller is taken first; rows are in the order of their ids: ties go by id.
+        priority: (N,) smaller is chosen first; rows are sorted by id, so ties are broken by id.
         cluster: (N,) cluster (or other unit that has a quota) of each row.
         quotas: (k,) quota of each cluster; they sum to the budget.
         group_ids: (N,) group of each row.
         limit: images that one group may have.
         budget: images to choose.
-        excluded: (N,) bool, rows that are never taken; None for none.
-        pinned: (N,) bool, rows that are taken in any case and first, even beyond the limit.
+        excluded: (N,) bool, rows that are never chosen; None for none.
+        pinned: (N,) bool, rows that are always chosen and first, even beyond the limit.
 
     Returns:
         (N,) outcomes as in ``reasons``: WITHIN_QUOTA, REFILLED, HELD_BACK or OUTRANKED.
 
     Raises:
-        UsageError: The budget exceeds what the limit allows; the message says the largest.
+        UsageError: The budget cannot be met within the limit; the message gives the largest.
     """
     never = np.zeros(len(group_ids), bool) if excluded is None else excluded
     always = np.zeros(len(group_ids), bool) if pinned is None else pinned

@@ -31,7 +31,7 @@ def read_images(path: str, key: str) -> pa.Table:
     try:
         if name.endswith(".parquet"):
             return decode_parquet(data)
-        # Ids may look like numbers; they are text.
+        # Ids are text, even if they look like numbers.
         types = {"image_id": pa.string(), "reason": pa.string()}
         return pa_csv.read_csv(
             pa.BufferReader(data), convert_options=pa_csv.ConvertOptions(column_types=types)
@@ -66,7 +66,7 @@ def in_pool(table: pa.Table, pool: Table, key: str, path: str) -> pa.Table:
 
 
 def join_images(given: list[pa.Table | None], key: str) -> pa.Table | None:
-    """Join the images of a file with those from elsewhere; None where there are none."""
+    """Join tables of images; None if there are none."""
     tables = [table for table in given if table]
     if not tables:
         return None
@@ -74,7 +74,7 @@ def join_images(given: list[pa.Table | None], key: str) -> pa.Table | None:
     for table in tables:
         if "image_id" not in table.column_names:
             raise UsageError(
-                f"{key}: a column 'image_id' is needed; there are: {', '.join(table.column_names)}."
+                f"{key}: expected a column 'image_id'; found: {', '.join(table.column_names)}."
             )
     columns = [
         pa.table(

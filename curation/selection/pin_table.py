@@ -1,9 +1,9 @@
-"""Curation by hand: images that a person wants in the coreset, or out of it, with name and reason.
+"""Pins and bans: images that a person wants in the coreset or out of it, with author and reason.
 
-Pins and bans are an append-only table in the store, ``pins/``: each act is a part of its own, and
-the manifest that names it is written last. Nothing is ever changed or deleted: taking a pin back is
-one more line. A cluster is written down as its images, because the next selection numbers its
-clusters anew. Of several acts on one image the last counts.
+They are an append-only table in the store, ``pins/``: each entry is a separate part, and the
+manifest that names it is written last. Nothing is ever changed or deleted: a removal is another
+entry. A cluster is recorded as its images, because the next selection numbers its clusters anew. If
+an image has several entries, the last one counts.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ ACTIONS = (PIN, BAN)
 AUTHOR_LENGTH, REASON_LENGTH = 200, 1000
 PINS_SCHEMA = pa.schema(
     [
-        ("pin_id", pa.string()),  # of the act; a removal has its own
+        ("pin_id", pa.string()),  # of the entry; a removal has its own
         ("time", pa.string()),  # UTC, ISO 8601
         ("action", pa.string()),  # pin, ban or remove
-        ("removes", pa.string()),  # pin_id that a removal takes back, else empty
-        ("coreset", pa.string()),  # whose cluster it was, else empty
-        ("cluster", pa.int32()),  # -1 for images named one by one
+        ("removes", pa.string()),  # pin_id that a removal removes, otherwise empty
+        ("coreset", pa.string()),  # coreset of the cluster, otherwise empty
+        ("cluster", pa.int32()),  # -1 for individually named images
         ("author", pa.string()),
         ("reason", pa.string()),
         ("image_ids", pa.list_(pa.field("element", pa.string()))),
@@ -51,14 +51,14 @@ _writing = threading.Lock()
 
 @dataclass(frozen=True)
 class Pin:
-    """One pin or ban, and how it was taken back, if it was.
+    """One pin or ban, and its removal, if it was removed.
 
     Attributes:
         pin_id: ``p-000001``, in the order of time.
         action: ``pin`` or ``ban``.
-        image_ids: the images that it holds.
-        coreset: whose cluster it was; empty for images named one by one.
-        cluster: number in that coreset, else -1.
+        image_ids: its images.
+        coreset: coreset of the cluster; empty for individually named images.
+        cluster: number in that coreset, otherwise -1.
         author, reason, time: who, why, when (UTC).
         removed: author, reason and time of the removal.
     """
@@ -80,7 +80,7 @@ def pins_storage(store: Store) -> Storage:
 
 
 def read_pins(store: Store) -> list[Pin]:
-    """Read every pin and ban in the order of time, the removed ones included."""
+    """Read every pin and ban in the order of time, including removed ones."""
     storage = pins_storage(store)
     if not storage.exists(MANIFEST):
         return []
@@ -105,12 +105,12 @@ def _pin(row: dict[str, Any], removal: dict[str, Any] | None) -> Pin:
 
 
 def in_force(pins: Sequence[Pin]) -> dict[str, Pin]:
-    """Return, for each image that is pinned or banned, the act that counts: the last one."""
+    """Return, for each image that is pinned or banned, the entry that counts: the last one."""
     return {image_id: pin for pin in pins if pin.removed is None for image_id in pin.image_ids}
 
 
 def selection_tables(store: Store) -> tuple[pa.Table, pa.Table]:
-    """Return what a selection has to respect.
+    """Return the pins and bans that a selection must respect.
 
     Returns:
         (excluded, pinned): tables of image_id and reason, sorted by id, such as "banned by anna:
@@ -145,14 +145,16 @@ def add_pin(
         image_ids: full ids; the caller has looked them up in the pool.
         author: who does it.
         reason: why.
-        coreset: name of the coreset whose cluster these images are, where they are one.
+        coreset: name of the coreset of the cluster, if the images are a cluster.
         cluster: its number.
 
     Raises:
         UsageError: An unknown action, no images, or no (or too long an) author or reason.
     """
     if action not in ACTIONS:
-        raise UsageError(f"'{action}' is neither pin nor ban.{nearest(action, ACTIONS)}")
+        raise UsageError(
+            f"unknown action '{action}': expected pin or ban.{nearest(action, ACTIONS)}"
+        )
     if not image_ids:
         raise UsageError(f"nothing to {action}: name an image or a cluster.")
     values = {
@@ -168,10 +170,10 @@ def add_pin(
 
 
 def remove_pin(store: Store, pin_id: str, *, author: str, reason: str) -> Pin:
-    """Take a pin or ban back; both lines stay in the table.
+    """Remove a pin or ban; both rows stay in the table.
 
     Raises:
-        UsageError: No such pin (names the nearest), or one that was taken back before.
+        UsageError: There is no such pin (suggests the nearest), or it was already removed.
     """
     signed = _signed(author, reason)
     with _alone(store):
@@ -180,7 +182,7 @@ def remove_pin(store: Store, pin_id: str, *, author: str, reason: str) -> Pin:
             raise UsageError(f"no pin '{pin_id}'.{nearest(pin_id, pins)}")
         removed = pins[pin_id].removed
         if removed is not None:
-            raise UsageError(f"pin '{pin_id}' was taken back by {removed['author']} before.")
+            raise UsageError(f"pin '{pin_id}' was already removed by {removed['author']}.")
         values = {
             "action": REMOVE,
             "removes": pin_id,
@@ -199,11 +201,11 @@ def _signed(author: str, reason: str) -> dict[str, str]:
     for name, limit in (("author", AUTHOR_LENGTH), ("reason", REASON_LENGTH)):
         text = found[name]
         if not text:
-            raise UsageError(f"{name} is empty: a pin says who made it and why.")
+            raise UsageError(f"{name} is empty: a pin needs an author and a reason.")
         if len(text) > limit:
-            raise UsageError(f"{name} has {len(text)} characters; at most {limit} are kept.")
+            raise UsageError(f"{name} has {len(text)} characters; at most {limit} are allowed.")
         if not text.isprintable():
-            raise UsageError(f"{name} has characters that cannot be printed.")
+            raise UsageError(f"{name} has characters that are not printable: remove them.")
     return found
 
 
@@ -218,7 +220,7 @@ def _append(store: Store, values: dict[str, Any]) -> dict[str, Any]:
         **values,
     }
     data = encode_parquet(pa.Table.from_pylist([row], schema=PINS_SCHEMA))
-    # A part of this name may lie there from a process that was killed: no manifest names it.
+    # A killed process may have left a part with this name: no manifest names it.
     name = f"part-{len(parts):05d}.parquet"
     storage.write(name, data)
     parts.append(part_record(name, 1, data))
@@ -228,7 +230,7 @@ def _append(store: Store, values: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _alone(store: Store) -> Iterator[None]:
-    """One writer at a time, among the threads and, on a local store, the processes."""
+    """Allow one writer at a time among the threads and, on a local store, the processes."""
     storage = pins_storage(store)
     with _writing:
         if not storage.is_local:

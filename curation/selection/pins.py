@@ -1,8 +1,8 @@
-"""Rows decided beforehand: pinned images are always chosen, excluded ones never.
+"""Pinned and excluded rows: pinned images are always chosen, excluded ones never.
 
-An excluded row keeps its cluster and its ranks, but the clusters' quotas are shared as if it were
-not there. A pinned row counts towards the budget and towards its cluster's quota, which is at least
-the number of its pins.
+An excluded row keeps its cluster and its ranks, but quotas are computed as if it did not exist. A
+pinned row counts towards the budget and towards its cluster's quota, which is at least the number
+of its pins.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from echostill.platform.tables.ids import first_ids
 
 @dataclass(frozen=True)
 class Decided:
-    """What is decided beforehand of N rows.
+    """Which of N rows are pinned or excluded.
 
     Attributes:
         excluded: (N,) bool.
         pinned: (N,) bool.
-        texts: (N,) strings, why; empty where nothing is decided or no reason is given.
+        texts: (N,) strings, the reasons; empty for other rows and if no reason is given.
     """
 
     excluded: np.ndarray
@@ -36,10 +36,10 @@ class Decided:
         return ~self.excluded
 
     def check(self, budget: int) -> None:
-        """Refuse a budget below the pins or above what is not excluded.
+        """Check that the budget is at least the pins and at most the rows not excluded.
 
         Raises:
-            UsageError: With the numbers.
+            UsageError: It is not; the message gives the numbers.
         """
         pins, left = int(self.pinned.sum()), int(self.eligible.sum())
         rows, out = len(self.pinned), int(self.excluded.sum())
@@ -50,8 +50,8 @@ class Decided:
             )
         if budget > left:
             raise UsageError(
-                f"budget {budget} does not fit: of {rows} scored images {out} are excluded, which "
-                f"leaves {left}."
+                f"budget {budget} is too large: of {rows} scored images {out} are excluded, which "
+                f"leaves {left}. Lower the budget or exclude fewer."
             )
 
 
@@ -60,23 +60,23 @@ def decide(ids: pa.Array, excluded: pa.Table | None, pinned: pa.Table | None) ->
 
     Args:
         ids: (N,) image ids, unique.
-        excluded: columns image_id and, optionally, reason. Images that are not among ``ids`` (not
-            scored, say) are passed over; several reasons of one image are joined.
-        pinned: likewise, but every image must be among ``ids``.
+        excluded: columns image_id and, optionally, reason. Images that are not in ``ids`` (for
+            example not scored) are ignored; several reasons of one image are joined.
+        pinned: the same columns, but every image must be in ``ids``.
 
     Raises:
         UsageError: An image is pinned and excluded, or pinned and not scored; or a table has no
             column image_id. Names the first few.
     """
     out, out_texts = _find(ids, excluded, "excluded")
-    held, held_texts = _find(ids, pinned, "pinned")
-    both = np.flatnonzero(out & held)
+    kept, kept_texts = _find(ids, pinned, "pinned")
+    both = np.flatnonzero(out & kept)
     if len(both):
         raise UsageError(
-            f"{len(both)} images are both pinned and excluded: {first_ids(ids, both)}. Take them "
-            "out of one of the two."
+            f"{len(both)} images are both pinned and excluded: {first_ids(ids, both)}. Remove them "
+            "from one of the two."
         )
-    return Decided(out, held, pc.if_else(pa.array(held), held_texts, out_texts))
+    return Decided(out, kept, pc.if_else(pa.array(kept), kept_texts, out_texts))
 
 
 def _find(ids: pa.Array, table: pa.Table | None, what: str) -> tuple[np.ndarray, pa.Array]:
@@ -97,14 +97,14 @@ def _find(ids: pa.Array, table: pa.Table | None, what: str) -> tuple[np.ndarray,
             raise UsageError(
                 f"{len(missing)} pinned images are not scored: "
                 f"{first_ids(missing, np.arange(len(missing)))}. Only scored images can be chosen; "
-                "see the quarantine, or take them out of the pins."
+                "check the quarantine, or remove them from the pins."
             )
     texts = pc.fill_null(known["reason"].combine_chunks().take(row), "")
     return pc.is_valid(row).to_numpy(zero_copy_only=False), texts
 
 
 def _one_reason_each(table: pa.Table) -> pa.Table:
-    """Bring the table to one row per image, sorted; several reasons become one, joined by '; '."""
+    """Reduce the table to one row per image, sorted; several reasons are joined by '; '."""
     ids = table["image_id"].cast(pa.string())
     reason = pa.chunked_array([pa.repeat(pa.scalar(""), table.num_rows)])
     if "reason" in table.column_names:
@@ -114,7 +114,7 @@ def _one_reason_each(table: pa.Table) -> pa.Table:
     again = pc.equal(whole["image_id"][1:], whole["image_id"][:-1])
     if not pc.any(again).as_py():
         return whole
-    # Rows of one image are neighbours now; only images that occur twice are walked through.
+    # Rows of one image are adjacent now; the loop visits only images that occur twice.
     several = pc.is_in(whole["image_id"], value_set=whole["image_id"][1:].filter(again).unique())
     rows = [
         {

@@ -1,7 +1,7 @@
-"""Sharing a budget: how many images each cluster, organ or device gives, to the last place.
+"""Division of a budget: how many images each cluster, organ or device contributes.
 
-Everything is in whole numbers, so that no budget is missed by rounding and no machine shares it
-otherwise than another.
+All computations use integers, so that rounding never misses a budget and every machine computes the
+same quotas.
 """
 
 from typing import Literal
@@ -16,30 +16,33 @@ Rule = Literal["proportional", "square-root", "water-filling"]
 def share(
     sizes: np.ndarray, budget: int, rule: Rule = "proportional", at_least: np.ndarray | None = None
 ) -> np.ndarray:
-    """Share a budget among parts of the pool.
+    """Divide a budget among parts of the pool.
 
-    'proportional' follows the sizes, 'square-root' their roots, and 'water-filling' gives every
-    part the same, or all it has where that is less (sum of min(n, size) = budget; Vo et al. 2024).
-    A share below what a part must give or above what it has is set to that, and the rest is shared
-    again. Whole places first; those that are left go to the largest remainders, ties to the smaller
-    index (Hamilton's method).
+    'proportional' is proportional to the sizes, 'square-root' to their square roots, and
+    'water-filling' gives every part the same quota, or its size if that is less (sum of
+    min(n, size) = budget; Vo et al. 2024). A share below its minimum or above its size is set to
+    that bound, and the rest is divided again. Shares are rounded down; the remaining places go to
+    the largest remainders, ties to the smaller index (Hamilton's method).
 
     Args:
-        sizes: (k,) images that each part can give.
-        budget: sum of ``at_least`` to sum of ``sizes``.
-        rule: what the shares follow.
-        at_least: (k,) images that each part must give (pins); None for zeros.
+        sizes: (k,) images that each part has.
+        budget: from the sum of ``at_least`` to the sum of ``sizes``.
+        rule: the rule for the shares.
+        at_least: (k,) images that each part must contribute (pins); None for zeros.
 
     Returns:
         (k,) int64 that sum to the budget, each between ``at_least`` and ``sizes``.
 
     Raises:
-        UsageError: The budget does not fit the bounds.
+        UsageError: The budget is outside these bounds.
     """
     high = np.asarray(sizes, dtype=np.int64)
     low = np.zeros_like(high) if at_least is None else np.asarray(at_least, dtype=np.int64)
     if not int(low.sum()) <= budget <= int(high.sum()):
-        raise UsageError(f"cannot share {budget} places among {int(high.sum())} images.")
+        raise UsageError(
+            f"cannot choose {budget} of {int(high.sum())} images: expected {int(low.sum())} to "
+            f"{int(high.sum())}."
+        )
     weights = _weights(high, rule)
     quotas = np.where(weights > 0, 0, low)
     free = weights > 0
@@ -54,7 +57,7 @@ def share(
         excess = int((wanted - high[free] * total)[over].sum())
         deficit = int((low[free] * total - wanted)[under].sum())
         fixed = np.flatnonzero(free)
-        # Of the two, the larger violation surely stays one after the rest is shared again.
+        # The larger of the two violations certainly remains one after the rest is divided again.
         if excess >= deficit:
             quotas[fixed[over]] = high[fixed[over]]
             free[fixed[over]] = False
@@ -65,23 +68,24 @@ def share(
 
 
 def largest_remainder_quotas(sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Share a budget in proportion to sizes; see :func:`share`."""
+    """Divide a budget in proportion to sizes; see :func:`share`."""
     return share(sizes, budget, "proportional")
 
 
 def tree_quotas(
     sizes: np.ndarray, parents: list[np.ndarray], budget: int, at_least: np.ndarray | None = None
 ) -> np.ndarray:
-    """Share a budget by water-filling down a tree of clusters (Vo et al. 2024).
+    """Divide a budget by water-filling down a tree of clusters (Vo et al. 2024).
 
-    At the root the budget is shared among the top clusters, each share among the clusters below,
-    and so on: images of rare kinds, alone in their branch, are kept where many alike share one.
+    At the root the budget is divided among the top clusters, each share among the clusters below,
+    and so on. Rare kinds of images have a branch of their own and are kept, while many similar
+    images share one branch.
 
     Args:
-        sizes: (k,) images that each leaf can give.
+        sizes: (k,) images that each leaf has.
         parents: for each level from the leaves upwards the (k_level,) parents of its clusters.
-        budget: sum of ``at_least`` to sum of ``sizes``.
-        at_least: (k,) images that each leaf must give.
+        budget: from the sum of ``at_least`` to the sum of ``sizes``.
+        at_least: (k,) images that each leaf must contribute.
 
     Returns:
         (k,) int64, quotas of the leaves.

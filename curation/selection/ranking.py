@@ -10,12 +10,12 @@ Fusion = Literal["sum", "product", "max", "two-stage"]
 def ranks_within_clusters(
     cluster: np.ndarray, value: np.ndarray, ids: np.ndarray, descending: bool = False
 ) -> np.ndarray:
-    """Rank the rows of each cluster by a value; ties go by id.
+    """Rank the rows of each cluster by a value; ties are broken by id.
 
     Args:
         cluster: (N,) integers.
         value: (N,) numbers, not NaN.
-        ids: (N,) anything that sorts: image ids, or their positions in sorted order.
+        ids: (N,) sortable values: image ids, or their positions in sorted order.
         descending: whether the largest value gets rank 1.
 
     Returns:
@@ -38,7 +38,7 @@ def dual_ranks(
     fusion: Fusion = "sum",
     gradient_keep: float = 0.5,
 ) -> np.ndarray:
-    """Fuse both ranks into one. With d and g the ranks in a cluster of n images:
+    """Combine both ranks into one. With d and g the ranks in a cluster of n images:
 
     - sum: (alpha d + (1 - alpha) g) / n
     - product: d^alpha g^(1 - alpha) / n
@@ -46,8 +46,8 @@ def dual_ranks(
     - two-stage: the first ceil(gradient_keep n) by gradient, nearest first, then the others,
       nearest first: d / 2n, and (d + n) / 2n.
 
-    Sums and logarithms are rounded to nine decimals, so that rows that are equal on paper are equal
-    here too and their tie goes by id, not by the last bit.
+    Sums and logarithms are rounded to nine decimals, so that rows with mathematically equal values
+    tie and are ordered by id, not by the last bit.
 
     Args:
         distance_rank: (N,) 1 = nearest to the centroid.

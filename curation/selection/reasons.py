@@ -1,11 +1,11 @@
-"""Why a row is in the coreset or not, in one short sentence per row, written a column at a time."""
+"""One sentence per row that says why it is in the coreset or not, written a column at a time."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 GROUP_LIMIT = "group limit"
-# How the reasons of three outcomes are told from others; texts of pins and exclusions come after.
+# These mark the reasons of some outcomes; the texts of pins and exclusions follow them.
 HELD_BACK_MARK = f"{GROUP_LIMIT}: its group already has"
 PINNED_MARK = "selected: pinned"
 EXCLUDED_MARK = "not selected: excluded"
@@ -14,12 +14,12 @@ EXCLUDED_MARK = "not selected: excluded"
 WITHIN_QUOTA = 0  # selected
 REFILLED = 1  # selected beyond the cluster's quota, because the group limit left places open
 OUTRANKED = 2  # the quota was filled by better rows
-TIED = 3  # the quota was filled by rows that are as good and have smaller ids
-NO_QUOTA = 4  # the cluster is too small to get a place
-HELD_BACK = 5  # the group limit
-TRIMMED = 6  # one of the cluster's largest gradients, which are taken last
-PINNED = 7  # selected, because it was decided beforehand
-EXCLUDED = 8  # decided beforehand
+TIED = 3  # the quota was filled by equally good rows with smaller ids
+NO_QUOTA = 4  # the cluster is too small to get a quota
+HELD_BACK = 5  # its group has reached the group limit
+TRIMMED = 6  # one of the cluster's largest gradients, which are chosen last
+PINNED = 7  # selected, because it is pinned
+EXCLUDED = 8  # excluded by the user
 SELECTED = (WITHIN_QUOTA, REFILLED, PINNED)
 
 
@@ -61,14 +61,14 @@ def reasons(
 
     Args:
         outcome: (N,) one of the outcomes above.
-        cluster_rank: (N,) place in the cluster, 1 = first to be taken.
+        cluster_rank: (N,) rank in the cluster, 1 = chosen first.
         cluster: (N,) cluster of the row.
-        cluster_size: (N,) size of that cluster (of its part of that kind, where there are kinds).
+        cluster_size: (N,) size of that cluster (of its part of that kind, if there are kinds).
         quota: (N,) quota of that cluster.
         better: what fills a quota first, such as 'better dual ranks'.
-        equal: what fills it where rows tie.
-        max_per_group: the group limit, where there is one.
-        texts: (N,) why a row was pinned or excluded, in the words of who did; may be empty.
+        equal: what fills it if rows tie.
+        max_per_group: the group limit, if there is one.
+        texts: (N,) why a row was pinned or excluded, as the user wrote it; may be empty.
         kinds: (N,) what each row's quota is for besides its cluster, such as "organ 'liver'".
 
     Returns:

@@ -1,4 +1,4 @@
-"""How a coreset is chosen: the settings, and what a method may ask of the machine."""
+"""Settings of a selection, and the limits on a method's operations and memory."""
 
 from fractions import Fraction
 from typing import Literal
@@ -23,7 +23,7 @@ class SelectionSettings(ClusteringSettings):
     """How a coreset is chosen."""
 
     budget: int | float = Field(
-        0.1, description="Images to choose: a whole number, or a share of the pool (0.1 is 10%)."
+        0.1, description="Images to choose: an integer, or a fraction of the pool (0.1 is 10%)."
     )
     method: str = Field(
         "dual-rank",
@@ -32,21 +32,21 @@ class SelectionSettings(ClusteringSettings):
     blocked: bool | None = Field(
         None,
         description="Choose inside clusters, each with its quota (true), or over the whole pool at "
-        "once (false); null is what the method does by itself.",
+        "once (false); null is the default of the method.",
     )
     quota: Literal["auto", "proportional", "square-root", "water-filling"] = Field(
         "auto",
-        description="What the clusters' quotas follow, for methods that choose inside clusters: "
-        "their sizes, the roots of these, or the same for all. 'auto' is proportional, and the "
+        description="Quotas of clusters, for methods that choose inside clusters: proportional to "
+        "their sizes or to the square roots of these, or equal. 'auto' is proportional, and the "
         "tree of clusters for method 'hierarchical'.",
     )
     balance: str | None = Field(
         None,
-        description="A column of the pool (organ, device, ...): the budget is shared among its "
-        "values first. Images without a value are a kind of their own.",
+        description="A column of the pool (organ, device, ...): the budget is divided among its "
+        "values first. Images without a value form a group of their own.",
     )
     balance_quota: Rule = Field(
-        "water-filling", description="What the shares of the values of `balance` follow."
+        "water-filling", description="Rule for the shares of the values of `balance`."
     )
     max_per_group: int | None = Field(
         None, ge=1, description="At most this many images of one patient, study or clip."
@@ -59,8 +59,8 @@ class SelectionSettings(ClusteringSettings):
     )
     fusion: Fusion = Field(
         "sum",
-        description="How both ranks become the dual rank: weighted sum, weighted geometric mean, "
-        "the larger of the two, or the nearest of those whose gradient ranks high ('two-stage').",
+        description="How both ranks are combined: weighted sum, weighted geometric mean, the "
+        "larger of the two, or the nearest of those whose gradient ranks high ('two-stage').",
     )
     gradient_keep: float = Field(
         0.5, gt=0, le=1, description="two-stage: share of a cluster, by gradient, that comes first."
@@ -69,8 +69,8 @@ class SelectionSettings(ClusteringSettings):
         0.0,
         ge=0,
         lt=1,
-        description="dual-rank: share of a cluster with the largest gradients that is taken last; "
-        "corrupt images are among them.",
+        description="dual-rank: share of a cluster with the largest gradients that is chosen "
+        "last; corrupt images are among them.",
     )
     prototypes: PrototypeSettings = PrototypeSettings()
     ccs: CcsSettings = CcsSettings()
@@ -78,8 +78,8 @@ class SelectionSettings(ClusteringSettings):
     hierarchy: HierarchySettings = HierarchySettings()
     operation_limit: float = execution(
         3e14,
-        "Floating-point operations above which a method is refused before it starts: about an hour "
-        "on two cores.",
+        "Largest number of floating-point operations; a method that needs more is an error before "
+        "it starts. The default is about an hour on two cores.",
         gt=0,
     )
 
@@ -88,8 +88,8 @@ class SelectionSettings(ClusteringSettings):
     def _known_method(cls, name: str) -> str:
         if name not in METHODS:
             raise UsageError(
-                f"no selection method '{name}'; there are {', '.join(METHODS)}."
-                f"{nearest(name, METHODS)}"
+                f"no selection method '{name}'.{nearest(name, METHODS)} Expected one of: "
+                f"{', '.join(METHODS)}."
             )
         return name
 
@@ -97,12 +97,12 @@ class SelectionSettings(ClusteringSettings):
     def _fitting_keys(self) -> "SelectionSettings":
         if self.method == "hierarchical" and (self.quota != "auto" or self.blocked is False):
             raise UsageError(
-                "method 'hierarchical' shares the budget down its tree of clusters: leave quota at "
-                "'auto' and blocked at null."
+                "method 'hierarchical' divides the budget down its tree of clusters: leave quota "
+                "at 'auto' and blocked at null."
             )
         if self.quota != "auto" and not self.inside_clusters:
             raise UsageError(
-                f"quota '{self.quota}' shares the budget among clusters, but method "
+                f"quota '{self.quota}' divides the budget among clusters, but method "
                 f"'{self.method}' chooses over the whole pool: add blocked=true, or use "
                 "balance_quota with balance."
             )
@@ -115,48 +115,49 @@ class SelectionSettings(ClusteringSettings):
 
     @property
     def rule(self) -> Rule:
-        """What quotas follow."""
+        """The rule for quotas."""
         return "proportional" if self.quota == "auto" else self.quota
 
 
 def resolve_budget(budget: int | float, rows: int) -> int:
-    """Turn a budget into a number of images; a share is rounded half up, to at least one image.
+    """Convert a budget to a number of images; a fraction is rounded half up, to at least one image.
 
     Raises:
-        UsageError: Below 1, above the pool's size, or a share outside (0, 1].
+        UsageError: Below 1, above the pool's size, or a fraction outside (0, 1].
     """
     if isinstance(budget, float):
         if not 0 < budget <= 1:
             raise UsageError(
-                f"budget {budget} is no share of the pool: expected above 0 and at most 1.0, or a "
-                f"whole number of images from 1 to {rows} (the pool's size)."
+                f"budget {budget} is not a valid fraction: expected 0 < budget <= 1.0 or an "
+                f"integer from 1 to {rows} (the size of the pool)."
             )
-        # The decimal as it was written: 0.1 means a tenth, not the nearest binary fraction.
+        # Use the decimal as written: 0.1 means a tenth, not the nearest binary fraction.
         return max(1, int(Fraction(repr(budget)) * rows + Fraction(1, 2)))
     if not 1 <= budget <= rows:
         raise UsageError(
-            f"budget {budget} does not fit: the pool has {rows} images; expected 1 to {rows}."
+            f"budget {budget} is not valid: expected an integer from 1 to {rows} (the size of the "
+            "pool) or 0 < budget <= 1.0."
         )
     return budget
 
 
 def operations(settings: SelectionSettings, rows: int, dimension: int, blocked: bool) -> float:
-    """Estimate a method's floating-point operations; clusters are taken to be of equal size."""
+    """Estimate a method's floating-point operations, assuming clusters of equal size."""
     method = METHODS[settings.method]
     if method.operations is None:
         return 0.0
     if not blocked:
         return method.operations(rows, dimension, resolve_budget(settings.budget, rows))
-    # Inside a cluster all pairs are formed once, whatever the method.
+    # Inside a cluster every method computes all pairs once.
     clusters = cluster_count(rows, settings.clusters)
     return 2.0 * rows * rows / clusters * dimension
 
 
 def check_limits(settings: SelectionSettings, rows: int, dimension: int) -> None:
-    """Refuse what a method cannot do with so many images, before anything is computed.
+    """Check that a method can process this many images, before anything is computed.
 
     Raises:
-        UsageError: With the limit, and the variant that works inside clusters.
+        UsageError: It cannot; the message gives the limit and the variant inside clusters.
     """
     method: Method = METHODS[settings.method]
     needed = operations(settings, rows, dimension, settings.inside_clusters)
@@ -172,7 +173,7 @@ def check_limits(settings: SelectionSettings, rows: int, dimension: int) -> None
     if memory > free:
         raise UsageError(
             f"method '{settings.method}' over {rows} images of dimension {dimension} at once needs "
-            f"about {describe_bytes(memory)} of memory, and {describe_bytes(free)} is free. "
+            f"about {describe_bytes(memory)} of memory, but {describe_bytes(free)} is free. "
             f"{_way_out(settings, rows, dimension)}"
         )
 
@@ -184,4 +185,4 @@ def _way_out(settings: SelectionSettings, rows: int, dimension: int) -> str:
             f"Inside clusters, each with its quota, it needs about {inside:.1e} operations: add "
             "blocked=true."
         )
-    return "More clusters make it cheaper; or raise operation_limit, or use another method."
+    return "Use more clusters, raise operation_limit, or use another method."

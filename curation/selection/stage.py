@@ -1,4 +1,4 @@
-"""The select stage: scores in, coreset table out, every pool row with its reason."""
+"""The select stage: reads the scores and writes the coreset table, with a reason for every row."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -52,12 +52,12 @@ class SelectConfig(StageConfig, SelectionSettings, ExclusionSettings):
         "optionally, reason.",
     )
     pin: str | None = Field(
-        None, description="A file, likewise, of images that are chosen in any case."
+        None, description="A file with the same columns, of images that are always chosen."
     )
     workers: int | Literal["auto"] = execution(
         "auto",
-        "Ray workers that read features and assign them; 0 is threads of this process. 'auto' is "
-        "0, and one per CPU of the cluster where the features exceed this machine's memory.",
+        "Ray workers that read features and assign them; 0 uses threads of this process. 'auto' is "
+        "0, or one per CPU of the cluster if the features are larger than this machine's memory.",
         ge=0,
     )
     scratch: str | None = execution(
@@ -74,15 +74,15 @@ def select(
     pinned: pa.Table | None = None,
     report: Callable[[str, float], None] | None = None,
 ) -> StageResult:
-    """Pick the coreset and write it as ``coresets/<name>`` in the store.
+    """Select the coreset and write it as ``coresets/<name>`` in the store.
 
     Args:
         config: the stage's configuration.
-        overwrite: replace a coreset of that name that was made from something else.
+        overwrite: replace a coreset of that name that has another fingerprint.
         excluded: image_id and reason of images that are never chosen, besides ``config.exclude``,
-            copies, leaks, named flags and what was banned by hand.
-        pinned: likewise, images that are chosen in any case.
-        report: told the stage and the fraction that is done.
+            copies, leaks, named flags and bans.
+        pinned: the same columns, for images that are always chosen.
+        report: called with the stage and the fraction that is done.
 
     Returns:
         Counts of ``selected`` and ``images``, and of ``clusters``.
@@ -101,7 +101,7 @@ def select(
         return _result(config, made, f"already done: {storage.root}", already_done=True)
     claim.check(overwrite)
     report("reading", 0.0)
-    # What can be refused is refused before the folder is claimed and anything is computed.
+    # Check everything before the folder is claimed and anything is computed.
     with phase("scores"):
         columns = scores.read(["image_id", "gradient_mean", "gradient_std"])
     with phase("pool"):
@@ -163,8 +163,8 @@ def _decided(
     excluded: pa.Table | None = None,
     pinned: pa.Table | None = None,
 ) -> dict[str, pa.Table | None]:
-    """Put together which images are never chosen, and which in any case."""
-    banned, held = selection_tables(store)
+    """Collect the images that are never chosen and those that are always chosen."""
+    banned, kept = selection_tables(store)
     copies = exclusions(store, config)
     named = {
         key: None if path is None else in_pool(read_images(path, key), pool, key, path)
@@ -172,7 +172,7 @@ def _decided(
     }
     return {
         "excluded": join_images([named["exclude"], copies, banned, excluded], "exclude"),
-        "pinned": join_images([named["pin"], held, pinned], "pin"),
+        "pinned": join_images([named["pin"], kept, pinned], "pin"),
     }
 
 
@@ -195,7 +195,7 @@ def _claim(
 
 
 def plan_select(config: SelectConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`select` would do."""
+    """Describe what :func:`select` would do."""
     store = Store(config.store)
     scores, pool = store.open_scores(), store.open_pool()
     dimension = TableFeatures(scores).dimension
@@ -227,8 +227,8 @@ def plan_select(config: SelectConfig, *, overwrite: bool = False) -> Plan:
     if METHODS[config.method].compares:
         size = describe_bytes(scores.rows * dimension * 2)
         fits = fits_in_memory(scores.rows, dimension)
-        place = "in memory" if fits else f"in a file in {config.scratch or 'the temporary folder'}"
-        out.add("features", f"{size} {place}")
+        where = "in memory" if fits else f"in a file in {config.scratch or 'the temporary folder'}"
+        out.add("features", f"{size} {where}")
         needed = operations(config, scores.rows, dimension, config.inside_clusters)
         out.add("operations", f"about {needed:.1e}, of {config.operation_limit:.1e} allowed")
     out.add("result", storage.root)
@@ -249,7 +249,7 @@ def _pool_columns(config: SelectConfig, pool: Table) -> list[str]:
 
 
 def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False) -> int:
-    """Resolve the number of Ray workers; a plan does not start Ray to count."""
+    """Resolve the number of Ray workers; a plan does not start Ray to count CPUs."""
     if config.workers != "auto":
         return config.workers
     if rows * dimension * 2 <= available_memory():

@@ -1,4 +1,4 @@
-"""Curation's commands: serve a store, ask it or a running service, explain, pin, check leaks."""
+"""Commands of curation: serve a store, query it or a running service, explain, pin, check leaks."""
 
 import csv
 import json
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from echostill.curation.client import Client
 
 StoreNotUrlOption = Annotated[
-    str | None, typer.Option("--store", "-s", help="The store; default runs/default.")
+    str | None, typer.Option("--store", "-s", help="Store; default runs/default.")
 ]
 UrlOption = Annotated[
-    str | None, typer.Option("--url", help="A running service, asked in place of a store.")
+    str | None, typer.Option("--url", help="URL of a running service, used instead of a store.")
 ]
 TokenFileOption = Annotated[
     str | None,
-    typer.Option("--token-file", help="File with the token; else the variable ECHOSTILL_TOKEN."),
+    typer.Option("--token-file", help="File with the token; default the variable ECHOSTILL_TOKEN."),
 ]
 AnyCoresetOption = Annotated[
     str | None,
@@ -46,21 +46,21 @@ def add_commands(app: typer.Typer) -> None:
 def serve_command(
     store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8420,
+    port: Annotated[int, typer.Option("--port", help="Port; 0 uses a free one.")] = 8420,
     token_file: Annotated[
         str | None,
-        typer.Option("--token-file", help="Where the token lies; default beside the store."),
+        typer.Option("--token-file", help="File with the token; default next to the store."),
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option("--allowed-host", help="A further name by which callers address it."),
+        typer.Option("--allowed-host", help="Another host name of the service."),
     ] = None,
     index_folder: Annotated[
         str | None,
-        typer.Option("--index-folder", help="Where derived files lie; default with the scores."),
+        typer.Option("--index-folder", help="Folder for derived files; default with the scores."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", help="Ray cluster that picks coresets.")
+        str | None, typer.Option("--address", help="Ray cluster that selects coresets.")
     ] = None,
     ssl_keyfile: Annotated[str | None, typer.Option("--ssl-keyfile", help="For TLS.")] = None,
     ssl_certfile: Annotated[str | None, typer.Option("--ssl-certfile", help="For TLS.")] = None,
@@ -68,10 +68,10 @@ def serve_command(
         bool, typer.Option("--no-access-log", help="Do not log requests.")
     ] = False,
     prepare_only: Annotated[
-        bool, typer.Option("--prepare-only", help="Make index and map, and do not serve.")
+        bool, typer.Option("--prepare-only", help="Build the index and the map without serving.")
     ] = False,
 ) -> None:
-    """Serve a store: pick coresets, ask questions, look at images.
+    """Serve a store: select coresets, answer questions, show images.
 
     \b
     Example:
@@ -106,7 +106,7 @@ def query_command(
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Ask a store, or a running service, in SQL: views pool, scores, coreset, samples, ...
+    """Query a store, or a running service, with SQL: views pool, scores, coreset, samples, ...
 
     \b
     Example:
@@ -129,7 +129,7 @@ def query_command(
     else:
         print(_as_text(table))
     if (table.schema.metadata or {}).get(b"truncated") == b"true":
-        print(f"only the first {limit} rows; more with --limit", file=sys.stderr)
+        print(f"only the first {limit} rows; use --limit for more", file=sys.stderr)
 
 
 def neighbours_command(
@@ -188,7 +188,7 @@ def compare_command(
     limit: Annotated[int, typer.Option("--limit", min=0, help="Ids listed with --json.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two coresets: what is in both, what entered, what left, what shifted.
+    """Compare two coresets: images in both, entered and left, and shifted shares.
 
     \b
     Example:
@@ -249,7 +249,7 @@ def atlas_command(
 
     rows = local.export_atlas(store, to, coreset=coreset, side=side)
     image = " --image image" if side else ""
-    print(f"{to}: {rows} images. Look at them with:")
+    print(f"{to}: {rows} images. To view them:")
     print(f"  embedding-atlas {to} --x x --y y{image} --disable-projection")
 
 
@@ -260,11 +260,9 @@ def pin_command(
     author: Annotated[
         str | None, typer.Option("--author", help="Who; default the user's name.")
     ] = None,
-    ban: Annotated[
-        bool, typer.Option("--ban", help="Never choose it, in place of always.")
-    ] = False,
+    ban: Annotated[bool, typer.Option("--ban", help="Never choose it, instead of always.")] = False,
 ) -> None:
-    """Have the next selections take an image in any case, or never (--ban).
+    """Make the next selections always choose an image, or never (--ban).
 
     \b
     Example:
@@ -289,7 +287,7 @@ def why_command(
     coreset: CoresetOption = "default",
     as_json: JsonOption = False,
 ) -> None:
-    """Say why an image is, or is not, in the coreset.
+    """Explain why an image is, or is not, in the coreset.
 
     \b
     Example:
@@ -307,7 +305,7 @@ def leakcheck_command(
         list[str], typer.Argument(help="Manifests (CSV, Parquet), image folders, or stores.")
     ],
     record: Annotated[
-        bool, typer.Option("--record", help="Exit 0 though there are leaks: they are recorded.")
+        bool, typer.Option("--record", help="Exit 0 even if there are leaks; they are recorded.")
     ] = False,
     near_distance: Annotated[
         int | None,
@@ -321,7 +319,7 @@ def leakcheck_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look for benchmark images in a pool; a selection leaves out what is found. Exit 1 on leaks.
+    """Search for benchmark images in a pool; a selection leaves them out. Exit 1 on leaks.
 
     \b
     Example:
@@ -358,7 +356,7 @@ def _one_place(store: str | None, url: str | None) -> str:
 
 def _check_selected(selected: str) -> None:
     if selected not in ("true", "false", "any"):
-        raise UsageError(f"--selected is '{selected}'; expected true, false or any.")
+        raise UsageError(f"--selected '{selected}' is not valid: expected true, false or any.")
 
 
 def _connected(url: str, token_file: str | None) -> "Client":

@@ -1,6 +1,6 @@
-"""The commands about models: the zoo, export and features, the teacher cache, sweeps.
+"""Commands for models: the zoo, export and features, the teacher cache, sweeps.
 
-As ``cli`` does, each imports what it needs when it runs.
+Each command imports what it needs when it runs.
 """
 
 import json
@@ -67,7 +67,7 @@ def export_command(
     weights: Annotated[str | None, typer.Option("--weights", help="Weights of --model.")] = None,
     coreset: CoresetOption = "default",
     images: Annotated[
-        int, typer.Option("--images", min=2, help="Images to calibrate on, and to compare on.")
+        int, typer.Option("--images", min=2, help="Images for calibration, and for comparison.")
     ] = 64,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of the timings; default all.")
@@ -88,7 +88,7 @@ def export_command(
     from echostill.platform.tables.store import Store
 
     if (run is None) == (model is None) or (model is None) != (weights is None):
-        raise UsageError("name what to export: --run NAME, or --model NAME with --weights FILE.")
+        raise UsageError("nothing to export: give --run NAME, or --model NAME with --weights FILE.")
     forms = check_forms(form or ["safetensors", "onnx"])
     opened = Store(store)
     source = open_run(opened, run) if run else open_zoo(model or "", weights or "")
@@ -127,7 +127,7 @@ def embed_command(
     ] = 1,
     threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
 ) -> None:
-    """Write the features that a model gives of images: one Parquet row per image or frame.
+    """Write a model's features of images: one Parquet row per image or frame.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have in common."""
+"""Arguments and options that several commands share."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show plan, resources, sizes and what is already done.")
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a result that was made from something else.")
+    bool, typer.Option("--overwrite", help="Replace a result that has another fingerprint.")
 ]
 StoreOption = Annotated[str, typer.Option("--store", "-s", help="The store.")]
 CoresetOption = Annotated[str, typer.Option("--coreset", help="Name of the coreset.")]

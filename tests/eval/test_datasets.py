@@ -128,7 +128,7 @@ def test_masks_without_foreground_name_their_values(tmp_path):
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
     task = segmentation(tmp_path, [halves(255), np.zeros((4, 8))])
-    with pytest.raises(UsageError, match=r"'1_mask.png' is 8 x 4 pixels, its image 8 x 8"):
+    with pytest.raises(UsageError, match=r"'1_mask.png' is 8 x 4 pixels, but its image 8 x 8"):
         load_dataset(task, 8)
 
 
@@ -189,9 +189,9 @@ def test_an_unreadable_image_is_named(tmp_path):
 
 def test_a_class_with_too_few_groups_is_refused(tmp_path):
     task = classification(tmp_path, min_groups=3)
-    with pytest.raises(UsageError, match=r"class 'a' has 2 group\(s\), at least 3"):
+    with pytest.raises(UsageError, match=r"class 'a' has 2 group\(s\); at least 3"):
         load_dataset(task, 8)
-    with pytest.raises(UsageError, match="one class 'a'"):
+    with pytest.raises(UsageError, match="only the class 'a'"):
         load_dataset(classification(tmp_path, classes=("a",)), 8)
 
 

@@ -160,7 +160,7 @@ def test_a_flip_without_rotation_is_exact():
 
 def test_a_wrong_size_and_a_diverged_loss_are_told(encoder):
     small = create_encoder("tinyusfm-micro", image_size=32)
-    with pytest.raises(UsageError, match="takes 32 px"):
+    with pytest.raises(UsageError, match="expects images of 32 px"):
         finetune(small, discs(), SPLIT, FineTuneSettings(steps=1), 0)
     broken = copy.deepcopy(encoder)
     with torch.no_grad():

@@ -202,7 +202,7 @@ def test_segmentation_probe_finds_structures_thinner_than_half_a_patch():
 def test_wrong_size_or_kind_is_refused():
     features, data, split = classification()
     boxes, _ = segmentation()
-    with pytest.raises(UsageError, match="takes 16 px images, the task has 8 px"):
+    with pytest.raises(UsageError, match="expects images of 16 px, but the task has 8 px"):
         probes.pooled_features(ToyEncoder(), np.zeros((1, 3, 8, 8), dtype=np.uint8))
     with pytest.raises(UsageError, match="'boxes' is a segmentation task"):
         probes.knn_probe(features, boxes, split)

@@ -95,7 +95,7 @@ def test_official_split_is_honoured():
 def test_official_split_must_not_leak_or_lose_a_class():
     with pytest.raises(UsageError, match="group 'x' on both sides"):
         official_split(np.array(["x", "x"]), np.array(["train", "test"]))
-    with pytest.raises(UsageError, match="no row for 'test'"):
+    with pytest.raises(UsageError, match="no row with 'test'"):
         official_split(np.array(["x", "y"]), np.array(["train", "train"]))
     data = dataset(["w", "x", "y"], [0, 1, 0], official=["train", "train", "test"])
     with pytest.raises(UsageError, match="test side has no image of class 'b'"):

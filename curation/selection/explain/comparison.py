@@ -1,4 +1,4 @@
-"""Two coresets of one pool side by side: what is in both, what entered, what left, what shifted."""
+"""Comparison of two coresets of one pool: images in both, entered and left, and shifted shares."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -30,10 +30,10 @@ def compare_selections(
         ids: (N,) image ids in their order.
         a: (N,) bool, chosen by the first.
         b: (N,) bool, chosen by the second.
-        categories: by name, the codes (N,) of a category and the values that they stand for; a
-            negative code is no value.
+        categories: by name, the codes (N,) of a category and their values; a negative code means no
+            value.
         names: of both coresets.
-        limit: ids listed of those that entered and left.
+        limit: number of ids listed of those that entered and left.
 
     Returns:
         Numbers (``selected``, ``both``, ``only_a``, ``only_b``, ``jaccard``), ``entered`` and
@@ -85,7 +85,7 @@ def _shifts(
 
 
 def describe_comparison(found: Mapping[str, Any]) -> str:
-    """Put a comparison into words."""
+    """Describe a comparison in a few sentences."""
     chosen = found["selected"]
     lines = [
         f"'{found['a']}' has {chosen['a']} images, '{found['b']}' has {chosen['b']}: "

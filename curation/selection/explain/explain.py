@@ -1,4 +1,4 @@
-"""What `echostill why` answers: why an image is, or is not, in the coreset."""
+"""Answers of `echostill why`: why an image is, or is not, in the coreset."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,18 +20,18 @@ MEMBER_COLUMNS = ["image_id", "cluster_rank", "dual_rank"]
 
 
 def find_image(name: str, table: pa.Table) -> str:
-    """Find the image that a person means.
+    """Find the image that a name refers to.
 
     Args:
         name: an image id, a unique prefix of one (4 characters or more), a source, a unique prefix
             of one, or its file name.
-        table: image_id and, where sources are to be found, source; the pool, say.
+        table: image_id and, to find sources, source; for example the pool.
 
     Returns:
         The image id.
 
     Raises:
-        UsageError: No such image (with the nearest one), or several (up to five are listed).
+        UsageError: There is no such image (suggests the nearest), or several (lists up to five).
     """
     ids = _texts(table, "image_id")
     sources = _texts(table, "source") if "source" in table.column_names else None
@@ -40,7 +40,7 @@ def find_image(name: str, table: pa.Table) -> str:
         if column is None:
             continue
         row = pc.index(column, wanted).as_py()
-        # A source may stand in the pool twice (two roots): then the id has to be given.
+        # A source may be in the pool twice (two roots); then the id is needed.
         if row >= 0 and (column is ids or pc.index(column, wanted, start=row + 1).as_py() < 0):
             return str(ids[row].as_py())
     if len(wanted) < PREFIX_LENGTH:
@@ -60,7 +60,8 @@ def find_image(name: str, table: pa.Table) -> str:
         shown = [" ".join(row.values()) for row in rows.slice(0, SHOWN).to_pylist()]
         more = f"; and {rows.num_rows - SHOWN} more" if rows.num_rows > SHOWN else ""
         raise UsageError(
-            f"'{name}' means {rows.num_rows} images: {'; '.join(shown)}{more}. Give more of the id."
+            f"'{name}' matches {rows.num_rows} images: {'; '.join(shown)}{more}. Give more of "
+            "the id."
         )
     hint = nearest(wanted, _alike(wanted, ids, sources))
     raise UsageError(f"no image '{name}' among {table.num_rows}.{hint}")
@@ -72,22 +73,22 @@ def explanation(
     pool_row: Mapping[str, Any] | None,
     settings: SelectionSettings,
 ) -> dict[str, Any]:
-    """Say in numbers why an image is, or is not, in the coreset.
+    """Return the values that explain why an image is, or is not, in the coreset.
 
     Args:
         image_id: a full id (``find_image`` completes shorter ones).
         coreset: the whole coreset table.
-        pool_row: the image's row of the pool, where it is at hand; for source, organ, frame.
-        settings: those that the coreset was selected with.
+        pool_row: the image's row of the pool, if available; for source, organ, frame.
+        settings: the settings of the coreset.
 
     Returns:
         The image's row of the coreset, and: ``origin``; ``pool_size`` and ``budget``;
-        ``members``, images of the cluster (and stratum, where the budget was balanced);
+        ``members``, images of the cluster (and stratum, if the budget was balanced);
         ``cluster_selected``, how many of them were chosen; their ``last_chosen`` and the
-        ``next_not_chosen`` after it (image_id, cluster_rank, dual_rank; None where there is none);
-        ``taken_by``, the ids of those in whose favour this one was left out; ``decided``, 'pinned',
-        'excluded' or None; ``method``, ``fusion``, ``alpha`` and ``penalty``. JSON can hold all of
-        it.
+        ``next_not_chosen`` after it (image_id, cluster_rank, dual_rank; None if there is none);
+        ``taken_by``, the ids of images chosen instead of this one; ``decided``, 'pinned',
+        'excluded' or None; ``method``, ``fusion``, ``alpha`` and ``penalty``. All values can be
+        written as JSON.
 
     Raises:
         UsageError: The coreset has no such row.
@@ -147,9 +148,9 @@ def explain(
     pool_row: Mapping[str, Any] | None,
     settings: SelectionSettings,
 ) -> str:
-    """Say in words why an image is, or is not, in the coreset.
+    """Describe why an image is, or is not, in the coreset.
 
-    Arguments and errors as of ``explanation``.
+    Arguments and errors are those of ``explanation``.
 
     Returns:
         A few lines of text: the image, its cluster, both ranks, the dual rank, the quota, the rows
@@ -159,7 +160,7 @@ def explain(
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """Put what ``explanation`` found into words."""
+    """Format the result of ``explanation`` as text."""
     size = found["cluster_size"]
     spread = f" (mean - {found['penalty']:g} x spread)" if found["penalty"] else ""
     lines = [
@@ -177,7 +178,7 @@ def describe(found: Mapping[str, Any]) -> str:
             f"of {size}",
         ),
         _line("dual rank", _fused(found)),
-        _line("place", _place(found)),
+        _line("rank", _rank(found)),
         _line(
             "quota",
             f"{found['quota']} of the budget of {found['budget']}{_kind(found)}; "
@@ -187,7 +188,7 @@ def describe(found: Mapping[str, Any]) -> str:
         _line("next after it", _boundary(found["next_not_chosen"], found["image_id"])),
     ]
     if found["taken_by"]:
-        lines.append(_line("its place", _who(found)))
+        lines.append(_line("chosen instead", _who(found)))
     lines.append(_line("reason", found["reason"]))
     return "\n".join(lines)
 
@@ -208,13 +209,13 @@ def _fused(found: Mapping[str, Any]) -> str:
     return f"{found['dual_rank']:.4f} = {formula}"
 
 
-def _place(found: Mapping[str, Any]) -> str:
+def _rank(found: Mapping[str, Any]) -> str:
     if found["decided"] == "excluded":
-        return "none: excluded beforehand"
-    place = f"{ordinal(found['cluster_rank'])} of {found['members']}"
+        return "none: excluded"
+    rank = f"{ordinal(found['cluster_rank'])} of {found['members']}"
     if found["decided"] == "pinned":
-        return f"{place}, pinned beforehand"
-    return place if found["method"] == "dual-rank" else f"{place} by method '{found['method']}'"
+        return f"{rank}, pinned"
+    return rank if found["method"] == "dual-rank" else f"{rank} by method '{found['method']}'"
 
 
 def _kind(found: Mapping[str, Any]) -> str:
@@ -249,8 +250,8 @@ def _who(found: Mapping[str, Any]) -> str:
     more = len(found["taken_by"]) - SHOWN
     names += f" and {more} more" if more > 0 else ""
     if HELD_BACK_MARK in found["reason"]:
-        return f"went to its group's {names}"
-    return f"went to {names}, the last chosen of the cluster"
+        return f"{names}, of the same group"
+    return f"{names}, the last chosen of the cluster"
 
 
 def _member(members: pa.Table, row: int) -> dict[str, Any] | None:
@@ -265,7 +266,7 @@ def _texts(table: pa.Table, name: str) -> pa.Array:
 
 
 def _alike(wanted: str, ids: pa.Array, sources: pa.Array | None) -> Iterable[str]:
-    """Names that a misspelt one may stand for: prefixes of ids of the same length, and sources."""
+    """Yield candidates for a misspelt name: prefixes of ids of the same length, and sources."""
     prefixes = pc.unique(pc.utf8_slice_codeunits(ids, 0, len(wanted)))
     yield from prefixes.slice(0, NEAREST_AMONG).to_pylist()
     if sources is not None:

@@ -1,4 +1,4 @@
-"""Asking a store about an image: the tables behind `echostill why`."""
+"""Questions to a store about an image: the tables behind `echostill why`."""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ ORIGIN = ["image_id", "group_id", "source", "organ", "device", "label", "frame"]
 
 @dataclass(frozen=True)
 class Answer:
-    """Why an image is, or is not, in the coreset: in words and in numbers."""
+    """Why an image is, or is not, in the coreset: as text and as values."""
 
     text: str
     values: dict[str, Any]
@@ -29,7 +29,7 @@ class Answer:
 
 
 def why(store_root: str, coreset: str, image: str) -> Answer:
-    """Say why an image is, or is not, in a coreset.
+    """Explain why an image is, or is not, in a coreset.
 
     Args:
         store_root: The store.
@@ -37,7 +37,7 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
         image: An image id, a unique prefix of one, or a source.
 
     Raises:
-        UsageError: No such store, coreset or image; names the nearest.
+        UsageError: There is no such store, coreset or image; suggests the nearest.
     """
     store = Store(store_root)
     table = store.open_coreset(coreset)
@@ -62,7 +62,7 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
 
 
 def quarantined(store: Store, image: str) -> Answer | None:
-    """Say where a quarantined image went, by its id or source; None for others."""
+    """Explain why an image is in quarantine, by its id or source; None for other images."""
     for stage in ("ingest", "score"):
         storage = store.quarantine(stage)
         if not storage.exists(MANIFEST):

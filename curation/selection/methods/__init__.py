@@ -13,7 +13,7 @@ from echostill.curation.selection.methods.ranks import dual_rank, far, gradient,
 
 __all__ = ["METHODS", "Block", "Method", "Pool"]
 
-MEMORY_BOUND = 16  # a matrix times one vector runs at memory's speed, not the processor's
+MEMORY_BOUND = 16  # a matrix-vector product is limited by memory bandwidth, not by the processor
 
 
 def _one_by_one(rows: int, dimension: int, count: int) -> float:

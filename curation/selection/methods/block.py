@@ -1,8 +1,8 @@
-"""What a selection method sees, and what it says.
+"""Input and output of a selection method.
 
 A method orders the rows of a block: a cluster, a cluster's images of one organ, or the whole pool.
-It is told how many of them will be taken, and returns a priority per row, the smallest first. Who
-calls it shares the budget, takes the first rows of each block and writes the reasons.
+It receives the number of rows that will be chosen and returns a priority per row, smallest first.
+The caller divides the budget, chooses the first rows of each block and writes the reasons.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ class Pool:
         ids: N image ids, sorted.
         cluster: (N,) int32.
         size: (N,) members of each row's cluster.
-        distance: (N,) float32, 1 - cosine similarity to the own centroid.
+        distance: (N,) float32, 1 - cosine similarity to the centroid of its cluster.
         quality: (N,) float32, the gradient score.
         distance_rank: (N,) int32 in the cluster, 1 = nearest.
         gradient_rank: (N,) int32 in the cluster, 1 = largest.
         dual_rank: (N,) float64, smaller is better.
-        pinned: (N,) bool, rows that are chosen in any case.
+        pinned: (N,) bool, rows that are always chosen.
         seed: of random methods.
         features: by row; None for methods that need none.
     """
@@ -65,11 +65,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of the pool, among which a method chooses.
+    """Rows of the pool among which a method chooses.
 
     Attributes:
         pool: the pool.
-        rows: (n,) positions in it, ascending; excluded rows are not among them.
+        rows: (n,) positions in it, ascending, without excluded rows.
     """
 
     pool: Pool
@@ -115,7 +115,7 @@ class Block:
 
     @property
     def pinned(self) -> np.ndarray:
-        """(n,) bool, rows that are chosen in any case."""
+        """(n,) bool, rows that are always chosen."""
         return self.pool.pinned[self.rows]
 
     @property
@@ -135,19 +135,19 @@ Order = Callable[[Block, int, "SelectionSettings"], np.ndarray]
 
 @dataclass(frozen=True)
 class Method:
-    """A way of choosing.
+    """A selection method.
 
     Attributes:
-        order: (n,) float64 priorities of a block's rows; smaller is taken first, ties go by id.
-            ``count`` rows will be taken, pinned ones among them, which are taken first in any case.
-        blocked: whether it chooses inside clusters, each with its quota, unless told otherwise.
-        better: what fills a quota, in the reason of a row that found it filled.
-        equal: the same where the rows tie.
+        order: (n,) float64 priorities of a block's rows; smaller is chosen first, ties are broken
+            by id. ``count`` rows will be chosen, including pinned ones, which always come first.
+        blocked: whether it chooses inside clusters, each with its quota, by default.
+        better: what filled a quota, for the reason of a row that was not chosen.
+        equal: the same if the rows tie.
         by_row: the order does not depend on ``count`` or on the block beyond its clusters, so that
             one call serves the whole pool.
-        compares: it compares images with each other and needs their features.
-        operations: floating-point operations for (rows, dimension, count) of one block, those that
-            wait for memory counted sixteen times; None where they do not matter.
+        compares: whether it compares images with each other and needs their features.
+        operations: floating-point operations for (rows, dimension, count) of one block; those
+            limited by memory bandwidth count sixteen times; None if negligible.
         memory: bytes for (rows, dimension) of one block.
     """
 
@@ -162,11 +162,11 @@ class Method:
 
 
 def in_order(first: list[int], rest: np.ndarray) -> np.ndarray:
-    """Turn picks into priorities.
+    """Convert picks to priorities.
 
     Args:
         first: rows in the order in which they were picked.
-        rest: (n,) what orders the other rows, smaller first; ties go by row.
+        rest: (n,) values that order the other rows, smaller first; ties are broken by row.
 
     Returns:
         (n,) float64: 0, 1, 2, ... for the picks, then the others.

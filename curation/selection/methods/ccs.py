@@ -1,4 +1,4 @@
-"""Coverage-centric coreset selection (CCS, Zheng et al. 2023): every difficulty has its share."""
+"""Coverage-centric coreset selection (CCS, Zheng et al. 2023): covers every difficulty."""
 
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,11 @@ class CcsSettings(Config):
 
 
 def ccs(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Drop the hardest, divide the range of the score evenly, draw the same from each stratum.
+    """Drop the hardest, divide the range of the score evenly, draw equally from each stratum.
 
-    Difficulty is the gradient score. Strata too small for an equal share give all they have, and
-    the others share the rest (water-filling). Fewer are dropped where the budget needs them.
+    Difficulty is the gradient score. Strata that are smaller than an equal share contribute all
+    their images, and the rest is divided among the others (water-filling). Fewer images are dropped
+    if the budget needs them.
     """
     total = len(block)
     score = block.quality.astype(np.float64)
@@ -52,7 +53,7 @@ def ccs(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
     place = np.empty(total, dtype=np.int64)
     place[order] = np.arange(total) - np.repeat(starts, counts)
     taken = counted & (place < quotas[stratum])
-    # Then those left over, and last of all the dropped ones, the least hard first.
+    # Then the remaining images, and finally the dropped ones, the least hard first.
     priority = np.where(taken, draws, 1.0 + draws)
     priority[hardest[:dropped]] = 3.0 + np.arange(dropped, 0, -1) / max(dropped, 1)
     return priority

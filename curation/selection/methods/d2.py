@@ -1,4 +1,4 @@
-"""D2 pruning (Maharana et al. 2023): difficulty spreads through a graph, choices discount it."""
+"""D2 pruning (Maharana et al. 2023): difficulty spreads through a graph, each pick discounts it."""
 
 import heapq
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ DECIMALS = 12  # scores of identical images are sums in different orders; rounde
 
 
 class GraphSettings(Config):
-    """The graph of nearest neighbours that facility-location and d2 walk on."""
+    """The graph of nearest neighbours for facility-location and d2."""
 
     neighbours: int = Field(16, ge=1, description="Nearest neighbours of each image.")
     gamma: float = Field(
@@ -65,6 +65,6 @@ def d2(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
         choose(row)
     while len(picks) < count:
         value, row = heapq.heappop(heap)
-        if free[row] and value == key(row):  # else the entry is old
+        if free[row] and value == key(row):  # otherwise the entry is outdated
             choose(row)
     return in_order(picks, -np.round(score, DECIMALS))

@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
 
 def random(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """By a hash of seed and id: an image keeps its draw when others join or leave the pool."""
+    """Order by a hash of seed and id, so that an image keeps its draw if the pool changes."""
     return block.draws

@@ -1,4 +1,4 @@
-"""Facility location on a graph of nearest neighbours: every image has a chosen one near it."""
+"""Facility location on a graph of nearest neighbours: chosen images cover all others."""
 
 import heapq
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Herding (Welling 2009; Rebuffi et al. 2017): keep the mean of the chosen at the pool's mean."""
+"""Herding (Welling 2009; Rebuffi et al. 2017): keep the mean of the chosen close to the pool's."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Hierarchical k-means (Vo et al. 2024): clusters of clusters, quotas that run down the tree."""
+"""Hierarchical k-means (Vo et al. 2024): clusters of clusters, with quotas from the top down."""
 
 import math
 from typing import TYPE_CHECKING, Literal
@@ -20,16 +20,16 @@ class HierarchySettings(Config):
     levels: int = Field(
         3,
         ge=1,
-        description="Levels of clusters. The first are the pool's clusters; each next one clusters "
-        "the centroids below it, into the square root of their number.",
+        description="Levels of clusters. The first is the pool's clusters; each further level "
+        "clusters the centroids below it, into the square root of their number.",
     )
     leaf: Literal["random", "closest"] = Field(
-        "random", description="What is taken in a cluster: images at random, or the nearest."
+        "random", description="What is chosen in a cluster: random images, or the nearest."
     )
 
 
 def in_leaf(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Random images of a cluster, or those nearest to its centroid."""
+    """Choose random images of a cluster, or those nearest to its centroid."""
     if settings.hierarchy.leaf == "random":
         return block.draws
     return block.distance.astype(np.float64)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def k_center(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Pick again and again the image that is farthest from those picked: argmax_u min_v d(u, v).
+    """Repeatedly pick the image that is farthest from those picked: argmax_u min_v d(u, v).
 
     Starts from the pinned images or, without any, from the image nearest to the block's mean. It
     picks outliers by design.

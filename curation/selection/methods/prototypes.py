@@ -27,10 +27,10 @@ class PrototypeSettings(Config):
 
 
 def ssl_prototypes(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Hardest (or easiest) images of the pool, with a floor for every cluster.
+    """Choose the hardest (or easiest) images of the pool, with a minimum for every cluster.
 
-    The prototypes are the clusters' centroids. So that no cluster dies out, each keeps its best
-    images up to ``floor`` of what it would get in proportion to its size.
+    The prototypes are the clusters' centroids. To keep every cluster, each contributes its best
+    images up to ``floor`` times its proportional quota.
     """
     sign = -1.0 if settings.prototypes.keep == "hard" else 1.0
     difficulty = sign * block.distance.astype(np.float64)
@@ -41,5 +41,5 @@ def ssl_prototypes(block: Block, count: int, settings: "SelectionSettings") -> n
     starts = np.cumsum(sizes) - sizes
     rank = np.empty(len(block), dtype=np.int64)
     rank[order] = np.arange(len(block)) - np.repeat(starts, sizes)
-    # Distances lie in [0, 2]: what a floor keeps comes before all else.
+    # Distances are in [0, 2]: images within the minimum come before all others.
     return difficulty - 8.0 * (rank < kept[cluster])

@@ -11,38 +11,38 @@ if TYPE_CHECKING:
 
 
 def dual_rank(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Typical and informative: both ranks fused; trimmed outliers come last."""
+    """Order by the dual rank (typical and informative); trimmed outliers come last."""
     return block.dual_rank + 2.0 * trimmed(block, settings)
 
 
 def trimmed(block: Block, settings: "SelectionSettings") -> np.ndarray:
-    """Say which rows are gradient outliers of their cluster, (n,) bool.
+    """Return which rows are gradient outliers of their cluster, (n,) bool.
 
-    Corrupt images have huge gradients too: the first ``trim`` share of each cluster by gradient
-    (rounded down) is only taken when nothing else is left.
+    Corrupt images have very large gradients too: the first ``trim`` share of each cluster by
+    gradient (rounded down) is chosen only if no other images are left.
     """
     return block.gradient_rank <= np.floor(settings.trim * block.size)
 
 
 def near(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Nearest to the centroid first."""
+    """Order by distance to the centroid, nearest first."""
     return block.distance.astype(np.float64)
 
 
 def far(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Farthest from the centroid first."""
+    """Order by distance to the centroid, farthest first."""
     return -block.distance.astype(np.float64)
 
 
 def gradient(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Largest gradient score first (the self-supervised counterpart of GraNd, Paul et al. 2021)."""
+    """Order by gradient score, largest first (self-supervised GraNd, Paul et al. 2021)."""
     return -block.quality.astype(np.float64)
 
 
 def moderate(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
-    """Nearest to the median distance of the cluster first (moderate coreset, Xia et al. 2023).
+    """Order by closeness to the median distance of the cluster (moderate coreset, Xia et al. 2023).
 
-    The source takes medians per class; without labels, clusters take their place.
+    The source takes medians per class; without labels, clusters replace classes.
     """
     cluster, distance = block.cluster, block.distance.astype(np.float64)
     order = np.lexsort((distance, cluster))

@@ -1,14 +1,14 @@
-"""Cosine similarities between images, exact enough that ties are ties.
+"""Cosine similarities between images, exact enough that identical images tie.
 
-Inner products of halves are exact in double precision, in whatever order they are summed (see
-``curation.assignment``), and the rest is rounded at the twelfth decimal: the same two images have
-the same similarity in every block, and identical images tie.
+Inner products of float16 values are exact in double precision, in any order of summation (see
+``curation.selection.assignment``), and the result is rounded to twelve decimals: the same two
+images have the same similarity in every block, and identical images tie.
 """
 
 import numpy as np
 
 DECIMALS = 12
-GRAM_ROWS = 6000  # up to here all pairs are kept: 8 n^2 bytes, 288 MB
+GRAM_ROWS = 6000  # up to this size all pairs are stored: 8 n^2 bytes, 288 MB
 CHUNK = 512
 
 
@@ -16,7 +16,7 @@ class Similarity:
     """Similarities among the rows of one block."""
 
     def __init__(self, features: np.ndarray) -> None:
-        """Prepare.
+        """Prepare the features.
 
         Args:
             features: (n, D) of any float type and length.
@@ -49,11 +49,11 @@ class Similarity:
 
 
 def nearest_neighbours(features: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find each row's nearest rows by cosine, itself left out; ties go to the smaller row.
+    """Find each row's nearest rows by cosine, without itself; ties go to the smaller row.
 
     Args:
         features: (n, D).
-        neighbours: how many, at most n - 1.
+        neighbours: how many to return, at most n - 1.
 
     Returns:
         Rows (n, m) int64 and similarities (n, m) float64, nearest first.

@@ -68,7 +68,7 @@ def rows_of(store):
 
 def test_copies_are_found_and_the_better_one_is_kept(store):
     said = str(find_duplicates(DuplicatesConfig(store=store.root)))
-    assert said == "1 exact, 2 near, 0 semantic copies in 2 groups; 10 images looked at"
+    assert said == "1 exact, 2 near, 0 semantic copies in 2 groups; 10 images searched"
     rows = rows_of(store)
     assert set(rows) == {"a.png", "a_again.png", "a_small.jpg", "b.png", "b_soft.png"}
     assert rows["b.png"]["kept"]
@@ -113,8 +113,8 @@ def test_again_is_done_already_and_another_search_is_refused(store):
     with pytest.raises(UsageError, match="near_distance: 24 -> None"):
         find_duplicates(other)
     said = str(find_duplicates(other, overwrite=True))
-    assert said == "1 exact, 0 near, 0 semantic copies in 1 groups; 10 images looked at"
-    assert "not looked for" in plan_find_duplicates(other).describe()
+    assert said == "1 exact, 0 near, 0 semantic copies in 1 groups; 10 images searched"
+    assert "not searched" in plan_find_duplicates(other).describe()
 
 
 def test_semantic_copies_come_from_the_scores(store):

@@ -216,7 +216,7 @@ def test_text_in_what_a_rule_keeps_is_still_seen(phantom):
 
 
 def test_a_rule_outside_the_frame_is_refused():
-    with pytest.raises(ValidationError, match="no rectangle inside"):
+    with pytest.raises(ValidationError, match="not a rectangle inside"):
         MaskRule(rows=10, columns=10, keep=((0, 0, 11, 5),))
 
 

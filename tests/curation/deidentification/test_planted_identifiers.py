@@ -264,7 +264,7 @@ def test_approved_frames_enter_as_they_were_cleaned(ray_cluster, export, tmp_pat
 
     for wanted, reason, message in (
         ([first["image_id"]], " ", "needs a reason"),
-        (["ffff"], "why not", "does not wait for review"),
+        (["ffff"], "why not", "is not held back for review"),
         ([""], "why not", "is the beginning of 2 ids"),
     ):
         with pytest.raises(UsageError, match=message):

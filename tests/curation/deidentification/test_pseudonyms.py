@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echostill.curation.deidentification.pseudonyms import (
-    Veil,
+    Pseudonymiser,
     check_key,
     key_check,
     key_shares,
@@ -57,53 +57,53 @@ def test_spread_takes_some_in_their_order(items, count):
     assert taken[:1] == list(enumerate(items))[:1]
 
 
-def test_names_and_groups_are_veiled_and_the_frame_stays():
-    veil = Veil(KEY, hidden=True)
-    row = veil.row({"source": "Doe/cine.dcm#12", "group_id": "Doe", "organ": "liver"})
+def test_names_and_groups_are_hashed_and_the_frame_stays():
+    pseudonymiser = Pseudonymiser(KEY, hidden=True)
+    row = pseudonymiser.row({"source": "Doe/cine.dcm#12", "group_id": "Doe", "organ": "liver"})
     assert row["source"] == f"{keyed_hash(KEY, 'name', 'Doe/cine.dcm')}#12"
     assert row["group_id"] == keyed_hash(KEY, "group", "Doe")
     assert row["organ"] == "liver"
-    assert veil.name("a#b") == keyed_hash(KEY, "name", "a#b")
+    assert pseudonymiser.name("a#b") == keyed_hash(KEY, "name", "a#b")
 
 
-def test_nothing_is_veiled_where_names_are_wanted():
-    veil = Veil(KEY, hidden=False)
+def test_nothing_is_hashed_where_names_are_wanted():
+    pseudonymiser = Pseudonymiser(KEY, hidden=False)
     item = refused("Doe.png", "Doe.png", "DecodeError", "the file Doe.png is empty")
-    assert veil.refusal(item) is item
-    assert veil.row({"source": "Doe.png", "group_id": "Doe"})["source"] == "Doe.png"
-    assert veil.values({"source": "Doe"}, ["source"]) == {}
+    assert pseudonymiser.refusal(item) is item
+    assert pseudonymiser.row({"source": "Doe.png", "group_id": "Doe"})["source"] == "Doe.png"
+    assert pseudonymiser.values({"source": "Doe"}, ["source"]) == {}
 
 
 def test_a_message_does_not_tell_the_name():
-    veil = Veil(KEY, hidden=True)
+    pseudonymiser = Pseudonymiser(KEY, hidden=True)
     message = "the file /data/DOE_Jane/scan 7.png of Doe_Jane is empty: scan 7 holds 0 bytes"
     item = refused("Doe_Jane/scan 7.png", "Doe_Jane/scan 7.png", "DecodeError", message)
-    hidden = veil.refusal(item, group="Doe")
+    hidden = pseudonymiser.refusal(item, group="Doe")
     assert "doe" not in hidden["message"].casefold()
     assert "scan 7" not in hidden["message"]
     assert "is empty" in hidden["message"]
     assert hidden["id"] == hidden["source"] == keyed_hash(KEY, "name", "Doe_Jane/scan 7.png")
-    known = veil.refusal(refused("Doe.png", "0f3a", "DecodeError", "is empty"))
+    known = pseudonymiser.refusal(refused("Doe.png", "0f3a", "DecodeError", "is empty"))
     assert known["id"] == "0f3a"
 
 
 def test_another_files_name_in_a_listing_error_is_its_hash():
-    veil = Veil(KEY, hidden=True)
+    pseudonymiser = Pseudonymiser(KEY, hidden=True)
     said = "listed more than once (first as 'Doe/a.png'); it is read once"
-    hidden = veil.refusal(refused("b.png", "b.png", "ListingError", said))
+    hidden = pseudonymiser.refusal(refused("b.png", "b.png", "ListingError", said))
     assert hidden["message"] == said.replace("Doe/a.png", keyed_hash(KEY, "name", "Doe/a.png"))
 
 
 def test_the_configuration_that_is_kept_tells_no_name():
-    veil = Veil(KEY, hidden=True)
-    shown = veil.values({"source": ("/a/Doe", "/b"), "root": None}, ["source", "root"])
+    pseudonymiser = Pseudonymiser(KEY, hidden=True)
+    shown = pseudonymiser.values({"source": ("/a/Doe", "/b"), "root": None}, ["source", "root"])
     assert shown == {
         "source": (keyed_hash(KEY, "name", "/a/Doe"), keyed_hash(KEY, "name", "/b")),
     }
 
 
 def test_the_key_is_in_no_representation():
-    assert "sixteen" not in repr(Veil(KEY, hidden=True))
+    assert "sixteen" not in repr(Pseudonymiser(KEY, hidden=True))
 
 
 @given(st.lists(st.binary(max_size=4), max_size=12, unique=True), st.data())

@@ -78,9 +78,9 @@ def test_images_come_with_the_json_of_their_key(mode):
         "001.right.png",
         "dir/002.png",
     ]
-    assert found[0].told == {"organ": "liver", "device": "X", "patient": "7"}
-    assert found[1].told == found[2].told == {"organ": "lung"}
-    assert found[3].told == {}
+    assert found[0].values == {"organ": "liver", "device": "X", "patient": "7"}
+    assert found[1].values == found[2].values == {"organ": "lung"}
+    assert found[3].values == {}
     assert found[0].data == png(1)
 
 

@@ -30,7 +30,7 @@ def both(folder, **values):
 
 
 @pytest.mark.parametrize("codec", ["png", "jpeg", "webp"])
-def test_stills_are_reckoned_from_a_sample(tmp_path, codec):
+def test_stills_are_estimated_from_a_sample(tmp_path, codec):
     for seed in range(50):
         (tmp_path / f"{seed:02d}.png").write_bytes(png(seed))
     found, rows, size = both(tmp_path, stage_codec=codec)
@@ -60,9 +60,22 @@ def test_an_archives_size_says_how_many_images_it_holds(tmp_path):
     assert found.total_images == pytest.approx(len(rows), rel=0.25)
 
 
-def test_files_that_give_nothing_are_said(tmp_path):
+def test_files_that_give_nothing_are_counted(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     found, _, _ = both(tmp_path)
     assert found.total_images == 0
-    assert found.describe() == "unknown, reckoned from 1 files, of which 1 gave nothing"
-    assert estimate([], IngestSettings()).describe() == "unknown, reckoned from 0 files"
+    settings = IngestSettings(source=str(tmp_path), deidentify=DeidentifySettings(pixels="off"))
+    [failure] = read_source(list_sources(settings)[0], settings)
+    reason = failure.message
+    assert reason.startswith("the file ")
+    assert found.describe() == f"unknown, estimated from 1 file(s); all 1 failed (first: {reason})"
+    assert estimate([], IngestSettings()).describe() == "unknown, estimated from 0 file(s)"
+
+
+def test_a_key_keeps_messages_out_of_the_estimate(tmp_path):
+    (tmp_path / "good.png").write_bytes(png(0))
+    (tmp_path / "z.png").write_bytes(b"no image")
+    hashed = DeidentifySettings(sources="hashed", pixels="off")
+    settings = IngestSettings(source=str(tmp_path), deidentify=hashed)
+    found = estimate(list_sources(settings), settings)
+    assert found.describe().endswith("estimated from 2 file(s); 1 failed (first: DecodeError)")

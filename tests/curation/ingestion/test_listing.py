@@ -125,7 +125,7 @@ def test_a_missing_source_names_the_nearest(tmp_path):
 
 
 def test_an_empty_folder_and_no_source_are_usage_errors(tmp_path):
-    with pytest.raises(UsageError, match="holds no images"):
+    with pytest.raises(UsageError, match="contains no images: expected"):
         list_sources(IngestSettings(source=str(tmp_path)))
     with pytest.raises(UsageError, match="nothing to ingest"):
         list_sources(IngestSettings())

@@ -105,7 +105,7 @@ def test_group_pattern(tmp_path):
     }
     assert rows["patient12_1.png"]["group_id"] == rows["patient12_2.png"]["group_id"] == "patient12"
     assert rows["other.png"]["group_id"] == rows["other.png"]["image_id"]
-    with pytest.raises(UsageError, match="fits no name"):
+    with pytest.raises(UsageError, match="matches no file name"):
         list_sources(IngestSettings(source=str(tmp_path), group_pattern="clip_"))
     with pytest.raises(ValidationError, match="regular expression"):
         IngestSettings(source="x", group_pattern="(")

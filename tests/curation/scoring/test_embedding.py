@@ -9,7 +9,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from echostill.curation.deidentification.pseudonyms import Veil
+from echostill.curation.deidentification.pseudonyms import Pseudonymiser
 from echostill.curation.deidentification.review import Desk
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings, read_key
 from echostill.curation.ingestion.stage import IngestWorker
@@ -106,8 +106,8 @@ def test_a_feature_is_that_of_the_pool_row(folder, store, tmp_path, monkeypatch)
 
     from echostill.curation.ingestion.listing import list_sources
 
-    veil = Veil(read_key(settings), hidden=True)
-    worker = IngestWorker(settings, veil, Desk(), {})
+    pseudonymiser = Pseudonymiser(read_key(settings), hidden=True)
+    worker = IngestWorker(settings, pseudonymiser, Desk(), {})
     pool = worker.process([asdict(s) for s in list_sources(settings)]).rows
     assert pool["image_id"].to_pylist() == table["image_id"].to_pylist()
     encoder = create_encoder("tinyusfm-micro")
@@ -173,5 +173,5 @@ def test_an_unknown_model_is_named(store, name, options, words):
 
 
 def test_the_target_must_be_parquet(folder, store, tmp_path):
-    with pytest.raises(UsageError, match=r"as \.parquet"):
+    with pytest.raises(UsageError, match=r"is not a \.parquet file"):
         embed([str(folder)], model(store), str(tmp_path / "features.csv"))

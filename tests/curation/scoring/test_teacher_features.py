@@ -47,5 +47,5 @@ def test_the_teacher_is_the_one_of_the_scores(tmp_path):
         if fits:
             assert teacher_of_scores(store, scores).dim == create_encoder("usfm-micro").dim
         else:
-            with pytest.raises(UsageError, match="not those that the scores"):
+            with pytest.raises(UsageError, match="differ from the weights used for the scores"):
                 teacher_of_scores(store, scores)

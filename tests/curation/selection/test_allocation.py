@@ -200,10 +200,10 @@ def test_why_words_pins_and_exclusions():
     out = explanation(IDS[3], table, None, chosen)
     assert (out["decided"], out["taken_by"]) == ("excluded", [])
     text = explain(IDS[3], table, None, chosen)
-    assert "none: excluded beforehand" in text
-    assert "its place" not in text
+    assert "rank           none: excluded\n" in text
+    assert "chosen instead" not in text
     text = explain(IDS[20], table, None, chosen)
-    assert "pinned beforehand" in text
+    assert ", pinned\n" in text
     assert "reason         selected: pinned, teaching case; " in text
     for row in table.to_pylist():
         found = explanation(row["image_id"], table, None, chosen)

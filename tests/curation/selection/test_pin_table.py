@@ -55,7 +55,7 @@ def test_the_last_act_on_an_image_counts(store):
         ("pin", ["a"], " ", "y", "author is empty"),
         ("pin", ["a"], "x", "\n", "reason is empty"),
         ("pin", ["a"], "x" * 201, "y", "at most 200"),
-        ("pin", ["a"], "x", "y\x07z", "cannot be printed"),
+        ("pin", ["a"], "x", "y\x07z", "not printable"),
     ],
 )
 def test_a_pin_says_who_and_why(store, action, ids, author, reason, words):
@@ -69,7 +69,7 @@ def test_what_is_not_pinned_cannot_be_taken_back(store):
         remove_pin(store, "p-000001", author="x", reason="y")
     pin = add_pin(store, "pin", ["a"], author="x", reason="y")
     remove_pin(store, pin.pin_id, author="x", reason="y")
-    with pytest.raises(UsageError, match="taken back by x before"):
+    with pytest.raises(UsageError, match="already removed by x"):
         remove_pin(store, pin.pin_id, author="x", reason="y")
     with pytest.raises(UsageError, match="no pin 'p-000002'"):
         remove_pin(store, "p-000002", author="x", reason="a removal is no pin")

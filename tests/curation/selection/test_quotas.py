@@ -53,7 +53,7 @@ def test_shares_by_hand():
     assert share(sizes, 63, "proportional").tolist() == [50, 13, 0, 0]  # 50, 12.5, 0.5, 0
     # Two pins in the smallest part take places from the others, in proportion.
     assert share(np.array([6, 6, 2]), 7, "proportional", np.array([0, 0, 2])).tolist() == [3, 2, 2]
-    with pytest.raises(UsageError, match="127 places among 126"):
+    with pytest.raises(UsageError, match="cannot choose 127 of 126 images"):
         share(sizes, 127)
 
 

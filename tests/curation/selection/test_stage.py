@@ -231,7 +231,7 @@ def test_pins_and_exclusions_from_files_and_from_callers(store, tmp_path):
     ]
     assert rows[3]["reason"].startswith("selected: pinned; ")
     assert sum(row["selected"] for row in rows) == 17
-    assert "excluded beforehand" in why(store.root, "default", ids[0]).text
+    assert "rank           none: excluded\n" in why(store.root, "default", ids[0]).text
     # What the files hold is part of the fingerprint, where they lie is not.
     moved = tmp_path / "moved.csv"
     moved.write_bytes(csv.read_bytes())

@@ -29,7 +29,7 @@ def call(capsys, *arguments):
     [
         (["select", "budgett=3"], ["budgett", "Did you mean 'budget'"]),
         (["select", "--config", "no/such.yaml"], ["no configuration file", "no/such.yaml"]),
-        (["ingest", "source=exampls"], ["no source", "Did you mean 'examples'"]),
+        (["ingest", "source=exampls"], ["'exampls' does not exist", "Did you mean 'examples'"]),
         (["ingest"], ["source"]),
         (["score", "store=STORE"], ["does not exist", "echostill ingest"]),
         (["why", "abcd", "--store", "STORE"], ["does not exist", "echostill select"]),

@@ -108,7 +108,7 @@ def test_words_of_a_chosen_row():
         row["reason"],
     ):
         assert part in text
-    assert "its place" not in text
+    assert "chosen instead" not in text
 
 
 def test_words_of_a_row_that_was_left_out():
@@ -118,7 +118,7 @@ def test_words_of_a_row_that_was_left_out():
     found = explanation(row["image_id"], table, None, chosen)
     text = explain(row["image_id"], table, None, chosen)
     assert f"Image {row['image_id']} is not in the coreset." in text
-    assert f"went to {found['taken_by'][0]}, the last chosen of the cluster" in text
+    assert f"chosen instead {found['taken_by'][0]}, the last chosen of the cluster" in text
     assert f"dual rank {found['last_chosen']['dual_rank']:.4f}" in text
     assert "source" not in text
 
@@ -127,7 +127,7 @@ def test_words_of_a_row_that_the_group_limit_held_back():
     table, chosen = coreset_of(max_per_group=1, budget=5)
     row = next(row for row in table.to_pylist() if "group limit:" in row["reason"])
     text = explain(row["image_id"], table, None, chosen)
-    assert "went to its group's " in text
+    assert ", of the same group\n" in text
 
 
 def test_words_name_another_method():
@@ -156,7 +156,7 @@ def test_find_by_id_prefix_source_and_file_name():
 
 def test_find_ambiguous_lists_them():
     for name, hits in (("abcd", 2), ("cine.dcm", 2), ("one.png", 2), ("liver", 2)):
-        with pytest.raises(UsageError, match=f"'{name}' means {hits} images"):
+        with pytest.raises(UsageError, match=f"'{name}' matches {hits} images"):
             find_image(name, POOL)
     many = pa.table({"image_id": [f"beef{row:028x}" for row in range(9)]})
     with pytest.raises(UsageError, match="and 4 more") as caught:
@@ -165,7 +165,7 @@ def test_find_ambiguous_lists_them():
     twice = pa.concat_tables(
         [POOL, pa.table({"image_id": ["ffff" + "0" * 28], "source": ["twice.png"]})]
     )
-    with pytest.raises(UsageError, match="means 2 images"):
+    with pytest.raises(UsageError, match="matches 2 images"):
         find_image("twice.png", twice)
 
 

@@ -43,7 +43,7 @@ def test_an_upload_gets_the_feature_that_scoring_would_give(own_store, make):
 def test_weights_that_are_others_are_refused(own_store, make):
     with_teacher(own_store, digest="0" * 64)
     features = TeacherFeatures(State(str(own_store)))
-    with pytest.raises(Problem, match="not those that the scores were made with") as caught:
+    with pytest.raises(Problem, match="differ from the weights used for the scores") as caught:
         features.feature(encode_png(make["picture"](4)), "image/png")
     assert caught.value.status == 409
     (own_store / "teacher.safetensors").unlink()
