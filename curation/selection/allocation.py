@@ -126,7 +126,7 @@ def outcomes(
     np.maximum.at(last, cell[taken], priority[taken])
     outranked = outcome == reasons.OUTRANKED
     outcome = np.where(outranked & (priority == last[cell]), reasons.TIED, outcome)
-    if settings.method == "dual-rank" and settings.trim:
+    if METHODS[settings.method].trims and settings.trim:
         outliers = trimmed(Block(pool, np.arange(len(cell))), settings)
         outcome = np.where(outranked & outliers, reasons.TRIMMED, outcome)
     outcome = np.where(outranked & (quotas[cell] == 0), reasons.NO_QUOTA, outcome)
@@ -143,7 +143,7 @@ def _members(number: np.ndarray, eligible: np.ndarray) -> Iterator[tuple[int, np
 
 
 def _tree(clustering: Clustering, settings: SelectionSettings) -> list[np.ndarray] | None:
-    if settings.method != "hierarchical":
+    if not METHODS[settings.method].tree:
         return None
     levels = settings.hierarchy.levels
     return cluster_tree(clustering.centroids, levels, settings.iterations, settings.seed)

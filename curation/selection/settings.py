@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from echostill.curation.selection.clustering import ClusteringSettings, cluster_count
 from echostill.curation.selection.methods import METHODS, Method
 from echostill.curation.selection.methods.ccs import CcsSettings
-from echostill.curation.selection.methods.d2 import GraphSettings
 from echostill.curation.selection.methods.hierarchy import HierarchySettings
 from echostill.curation.selection.methods.prototypes import PrototypeSettings
+from echostill.curation.selection.methods.similarity import GraphSettings
 from echostill.curation.selection.quotas import Rule
 from echostill.curation.selection.ranking import Fusion
 from echostill.platform.config import execution
@@ -95,9 +95,9 @@ class SelectionSettings(ClusteringSettings):
 
     @model_validator(mode="after")
     def _fitting_keys(self) -> "SelectionSettings":
-        if self.method == "hierarchical" and (self.quota != "auto" or self.blocked is False):
+        if METHODS[self.method].tree and (self.quota != "auto" or self.blocked is False):
             raise UsageError(
-                "method 'hierarchical' divides the budget down its tree of clusters: leave quota "
+                f"method '{self.method}' divides the budget down its tree of clusters: leave quota "
                 "at 'auto' and blocked at null."
             )
         if self.quota != "auto" and not self.inside_clusters:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from echostill.curation.selection.core import SelectionSettings
+from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.reasons import EXCLUDED_MARK, HELD_BACK_MARK, PINNED_MARK, ordinal
 from echostill.platform.errors import UsageError, nearest
 
@@ -215,7 +216,9 @@ def _rank(found: Mapping[str, Any]) -> str:
     rank = f"{ordinal(found['cluster_rank'])} of {found['members']}"
     if found["decided"] == "pinned":
         return f"{rank}, pinned"
-    return rank if found["method"] == "dual-rank" else f"{rank} by method '{found['method']}'"
+    if METHODS[found["method"]].by_dual_rank:
+        return rank
+    return f"{rank} by method '{found['method']}'"
 
 
 def _kind(found: Mapping[str, Any]) -> str:

@@ -35,6 +35,8 @@ METHODS = {
         better="better dual ranks",
         equal="equal dual ranks with smaller ids",
         by_row=True,
+        by_dual_rank=True,
+        trims=True,
     ),
     "random": Method(
         random,
@@ -92,5 +94,7 @@ METHODS = {
         operations=_all_pairs,
         memory=_doubles,
     ),
-    "hierarchical": Method(in_leaf, blocked=True, better="images taken before it", by_row=True),
+    "hierarchical": Method(
+        in_leaf, blocked=True, better="images taken before it", by_row=True, tree=True
+    ),
 }

@@ -9,15 +9,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from echostill.curation.selection.feature_rows import FeatureRows
-
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
 
 IDS_AT_ONCE = 65_536
 
@@ -130,7 +127,8 @@ class Block:
         return self.pool.features.take(self.rows)
 
 
-Order = Callable[[Block, int, "SelectionSettings"], np.ndarray]
+# The last argument holds the settings; each method declares the keys that it reads.
+Order = Callable[[Block, int, Any], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -146,6 +144,9 @@ class Method:
         by_row: the order does not depend on ``count`` or on the block beyond its clusters, so that
             one call serves the whole pool.
         compares: whether it compares images with each other and needs their features.
+        by_dual_rank: whether it chooses the smallest dual ranks first.
+        trims: whether it chooses the share ``trim`` of a cluster's largest gradients last.
+        tree: whether its quotas run down a tree of clusters.
         operations: floating-point operations for (rows, dimension, count) of one block; those
             limited by memory bandwidth count sixteen times; None if negligible.
         memory: bytes for (rows, dimension) of one block.
@@ -157,6 +158,9 @@ class Method:
     equal: str = "equal ones with smaller ids"
     by_row: bool = False
     compares: bool = False
+    by_dual_rank: bool = False
+    trims: bool = False
+    tree: bool = False
     operations: Callable[[int, int, int], float] | None = None
     memory: Callable[[int, int], float] | None = None
 

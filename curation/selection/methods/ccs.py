@@ -1,6 +1,6 @@
 """Coverage-centric coreset selection (CCS, Zheng et al. 2023): covers every difficulty."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from pydantic import Field
@@ -8,9 +8,6 @@ from pydantic import Field
 from echostill.curation.selection.methods.block import Block
 from echostill.curation.selection.quotas import share
 from echostill.platform.config import Config
-
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
 
 
 class CcsSettings(Config):
@@ -22,7 +19,16 @@ class CcsSettings(Config):
     strata: int = Field(50, ge=1, description="Strata of equal width in the range of difficulty.")
 
 
-def ccs(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+class HasCcs(Protocol):
+    """Settings that have the keys of this method."""
+
+    @property
+    def ccs(self) -> CcsSettings:
+        """The keys."""
+        ...
+
+
+def ccs(block: Block, count: int, settings: HasCcs) -> np.ndarray:
     """Drop the hardest, divide the range of the score evenly, draw equally from each stratum.
 
     Difficulty is the gradient score. Strata that are smaller than an equal share contribute all

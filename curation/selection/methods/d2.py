@@ -1,33 +1,16 @@
 """D2 pruning (Maharana et al. 2023): difficulty spreads through a graph, each pick discounts it."""
 
 import heapq
-from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
 from echostill.curation.selection.methods.block import Block, in_order
-from echostill.curation.selection.methods.similarity import nearest_neighbours
-from echostill.platform.config import Config
-
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
-
+from echostill.curation.selection.methods.similarity import HasGraph, nearest_neighbours
 
 DECIMALS = 12  # scores of identical images are sums in different orders; rounded, they tie
 
 
-class GraphSettings(Config):
-    """The graph of nearest neighbours for facility-location and d2."""
-
-    neighbours: int = Field(16, ge=1, description="Nearest neighbours of each image.")
-    gamma: float = Field(
-        1.0, ge=0, description="d2: how fast a choice's discount on its neighbours fades with "
-        "their distance.",
-    )  # fmt: skip
-
-
-def d2(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def d2(block: Block, count: int, settings: HasGraph) -> np.ndarray:
     """Pick the largest score again and again, and discount the scores around each pick.
 
     With d_ij the distance of unit features and N(i) the nearest neighbours of i:

@@ -1,20 +1,16 @@
 """Facility location on a graph of nearest neighbours: chosen images cover all others."""
 
 import heapq
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from echostill.curation.selection.methods.block import Block, in_order
-from echostill.curation.selection.methods.similarity import nearest_neighbours
-
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
+from echostill.curation.selection.methods.similarity import HasGraph, nearest_neighbours
 
 DECIMALS = 9  # gains of identical images are sums in different orders; rounded, they tie
 
 
-def facility_location(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def facility_location(block: Block, count: int, settings: HasGraph) -> np.ndarray:
     """Maximise sum_i max_{j in S} s_ij, greedily and lazily (Minoux 1978).
 
     An image counts as covered by itself (s = 1) and by its nearest neighbours, at their cosine

@@ -1,17 +1,12 @@
 """Herding (Welling 2009; Rebuffi et al. 2017): keep the mean of the chosen close to the pool's."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from echostill.curation.selection.methods.block import Block, in_order
 from echostill.curation.selection.methods.similarity import Similarity
 
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
 
-
-def herding(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def herding(block: Block, count: int, settings: object) -> np.ndarray:
     """Pick argmin_u ||(k + 1) mu - sum_S z - z_u|| for the k + 1st image; mu is the block's mean.
 
     All z have unit length, so the minimum is where z_u . ((k + 1) mu - sum_S z) is largest.

@@ -1,7 +1,7 @@
 """Hierarchical k-means (Vo et al. 2024): clusters of clusters, with quotas from the top down."""
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -9,9 +9,6 @@ from pydantic import Field
 from echostill.curation.selection.kmeans import flat_index, train_centroids
 from echostill.curation.selection.methods.block import Block
 from echostill.platform.config import Config
-
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
 
 
 class HierarchySettings(Config):
@@ -28,7 +25,16 @@ class HierarchySettings(Config):
     )
 
 
-def in_leaf(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+class HasHierarchy(Protocol):
+    """Settings that have the keys of this method."""
+
+    @property
+    def hierarchy(self) -> HierarchySettings:
+        """The keys."""
+        ...
+
+
+def in_leaf(block: Block, count: int, settings: HasHierarchy) -> np.ndarray:
     """Choose random images of a cluster, or those nearest to its centroid."""
     if settings.hierarchy.leaf == "random":
         return block.draws

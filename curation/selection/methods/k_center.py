@@ -1,17 +1,12 @@
 """k-center greedy (Sener and Savarese 2018): cover the pool with the smallest radius."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from echostill.curation.selection.methods.block import Block, in_order
 from echostill.curation.selection.methods.similarity import Similarity
 
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
 
-
-def k_center(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def k_center(block: Block, count: int, settings: object) -> np.ndarray:
     """Repeatedly pick the image that is farthest from those picked: argmax_u min_v d(u, v).
 
     Starts from the pinned images or, without any, from the image nearest to the block's mean. It

@@ -1,6 +1,6 @@
 """SSL prototypes (Sorscher et al. 2022): difficulty is the distance to the nearest prototype."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -8,9 +8,6 @@ from pydantic import Field
 from echostill.curation.selection.methods.block import Block
 from echostill.curation.selection.quotas import share
 from echostill.platform.config import Config
-
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
 
 
 class PrototypeSettings(Config):
@@ -26,7 +23,16 @@ class PrototypeSettings(Config):
     )
 
 
-def ssl_prototypes(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+class HasPrototypes(Protocol):
+    """Settings that have the keys of this method."""
+
+    @property
+    def prototypes(self) -> PrototypeSettings:
+        """The keys."""
+        ...
+
+
+def ssl_prototypes(block: Block, count: int, settings: HasPrototypes) -> np.ndarray:
     """Choose the hardest (or easiest) images of the pool, with a minimum for every cluster.
 
     The prototypes are the clusters' centroids. To keep every cluster, each contributes its best

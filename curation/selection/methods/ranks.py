@@ -1,21 +1,27 @@
 """Methods that sort: by dual rank, by distance to the centroid, by gradient."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from echostill.curation.selection.methods.block import Block
 
-if TYPE_CHECKING:
-    from echostill.curation.selection.settings import SelectionSettings
+
+class HasTrim(Protocol):
+    """Settings that say which share of a cluster counts as outliers."""
+
+    @property
+    def trim(self) -> float:
+        """The share, by gradient."""
+        ...
 
 
-def dual_rank(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def dual_rank(block: Block, count: int, settings: HasTrim) -> np.ndarray:
     """Order by the dual rank (typical and informative); trimmed outliers come last."""
     return block.dual_rank + 2.0 * trimmed(block, settings)
 
 
-def trimmed(block: Block, settings: "SelectionSettings") -> np.ndarray:
+def trimmed(block: Block, settings: HasTrim) -> np.ndarray:
     """Return which rows are gradient outliers of their cluster, (n,) bool.
 
     Corrupt images have very large gradients too: the first ``trim`` share of each cluster by
@@ -24,22 +30,22 @@ def trimmed(block: Block, settings: "SelectionSettings") -> np.ndarray:
     return block.gradient_rank <= np.floor(settings.trim * block.size)
 
 
-def near(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def near(block: Block, count: int, settings: object) -> np.ndarray:
     """Order by distance to the centroid, nearest first."""
     return block.distance.astype(np.float64)
 
 
-def far(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def far(block: Block, count: int, settings: object) -> np.ndarray:
     """Order by distance to the centroid, farthest first."""
     return -block.distance.astype(np.float64)
 
 
-def gradient(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def gradient(block: Block, count: int, settings: object) -> np.ndarray:
     """Order by gradient score, largest first (self-supervised GraNd, Paul et al. 2021)."""
     return -block.quality.astype(np.float64)
 
 
-def moderate(block: Block, count: int, settings: "SelectionSettings") -> np.ndarray:
+def moderate(block: Block, count: int, settings: object) -> np.ndarray:
     """Order by closeness to the median distance of the cluster (moderate coreset, Xia et al. 2023).
 
     The source takes medians per class; without labels, clusters replace classes.

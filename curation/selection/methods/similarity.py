@@ -5,11 +5,35 @@ Inner products of float16 values are exact in double precision, in any order of 
 images have the same similarity in every block, and identical images tie.
 """
 
+from typing import Protocol
+
 import numpy as np
+from pydantic import Field
+
+from echostill.platform.config import Config
 
 DECIMALS = 12
 GRAM_ROWS = 6000  # up to this size all pairs are stored: 8 n^2 bytes, 288 MB
 CHUNK = 512
+
+
+class GraphSettings(Config):
+    """The graph of nearest neighbours for facility-location and d2."""
+
+    neighbours: int = Field(16, ge=1, description="Nearest neighbours of each image.")
+    gamma: float = Field(
+        1.0, ge=0, description="d2: how fast a choice's discount on its neighbours fades with "
+        "their distance.",
+    )  # fmt: skip
+
+
+class HasGraph(Protocol):
+    """Settings that have the keys of the graph."""
+
+    @property
+    def graph(self) -> GraphSettings:
+        """The keys."""
+        ...
 
 
 class Similarity:
