@@ -25,11 +25,12 @@ from echostill.eval.probes import (
 from echostill.eval.splits import split_dataset
 from echostill.platform import runtime, stages
 from echostill.platform.config import Config, ModelsConfig, execution
-from echostill.platform.errors import EchostillError, UsageError, nearest
+from echostill.platform.errors import UsageError, nearest
 from echostill.platform.models import Encoder, create_encoder
 from echostill.platform.models.weights import Weights, find_teacher, find_weights
 from echostill.platform.names import Name
 from echostill.platform.progress import Progress
+from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.storage import Storage, sha256
@@ -284,34 +285,26 @@ def _run_units(
     sizes: dict[str, int],
     datasets: dict[tuple[str, int], LabelledDataset],
 ) -> None:
-    import ray
-
     cpus, gpus = runtime.cluster_resources()
     where = runtime.plan_workers(config.workers, len(todo), cpus, gpus)
+    tasks = TaskPool(
+        where.workers,
+        address=config.address,
+        cpus=where.cpus_per_worker,
+        gpus=where.gpus_per_worker,
+        kept="Finished evaluations are kept: the same command continues.",
+    )
 
-    @ray.remote(num_cpus=where.cpus_per_worker, num_gpus=where.gpus_per_worker, max_retries=3)
-    def work(unit: Unit, dataset: LabelledDataset) -> list[dict[str, Any]]:
+    def work(unit: Unit) -> list[dict[str, Any]]:
         torch.set_num_threads(where.threads)
-        return evaluate_unit(unit, dataset, config)
+        return evaluate_unit(unit, datasets[unit.task, sizes[unit.model]], config)
 
-    shared = {key: ray.put(value) for key, value in datasets.items()}
-    waiting = list(reversed(todo))
-    running: dict[Any, Unit] = {}
+    def describe(unit: Unit) -> str:
+        return f"evaluating {unit.candidate} on {unit.task}, seed {unit.seed}"
+
     with Progress("evaluate", len(todo), enabled=config.progress) as bar:
-        while waiting or running:
-            while waiting and len(running) < where.workers:
-                unit = waiting.pop()
-                running[work.remote(unit, shared[unit.task, sizes[unit.model]])] = unit
-            ready, _ = ray.wait(list(running), num_returns=1)
-            unit = running.pop(ready[0])
-            try:
-                rows = ray.get(ready[0])
-            except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None) or error
-                raise EchostillError(
-                    f"evaluating {unit.candidate} on {unit.task}, seed {unit.seed}: "
-                    f"{str(cause).strip().splitlines()[-1]} Finished evaluations are kept."
-                ) from error
+        for number, rows in tasks.map(work, todo, describe=describe):
+            unit = todo[number]
             storage.write(unit.file, json.dumps(rows).encode())
             bar.advance(note=f"{unit.candidate}, {unit.task}")
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
+import faiss
 import numpy as np
 
 from echostill.curation.selection.features import Features, usable_rows
@@ -61,7 +62,13 @@ class AssignPiece:
 
     def __call__(self, piece: int) -> Assigned:
         """Assign a piece."""
-        found = [self.assign(block) for block in self.features.blocks(piece)]
+        # Pieces are assigned side by side: threads inside FAISS would wait for each other's blocks.
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)
+        try:
+            found = [self.assign(block) for block in self.features.blocks(piece)]
+        finally:
+            faiss.omp_set_num_threads(threads)
         return Assigned(
             np.concatenate([part.cluster for part in found]),
             np.concatenate([part.distance for part in found]),

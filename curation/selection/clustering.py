@@ -18,7 +18,7 @@ from echostill.curation.selection.kmeans import train_centroids
 from echostill.platform.config import Config
 from echostill.platform.errors import UsageError
 from echostill.platform.phases import phase
-from echostill.platform.ray_tasks import Crew
+from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.seeding import stream
 from echostill.platform.tables.ids import first_ids
 
@@ -104,7 +104,7 @@ def training_rows(rows: int, settings: ClusteringSettings) -> int:
 
 
 def cluster_features(
-    features: np.ndarray, ids: pa.Array, settings: ClusteringSettings, crew: Crew | None = None
+    features: np.ndarray, ids: pa.Array, settings: ClusteringSettings, tasks: TaskPool | None = None
 ) -> Clustering:
     """Divide features in memory by spherical k-means; see :func:`cluster_pieces`.
 
@@ -112,13 +112,13 @@ def cluster_features(
         features: (N, D), any float type; scaled to unit length here.
         ids: image ids of the N rows.
         settings: number of clusters, iterations, seed.
-        crew: who assigns; None for threads of this process.
+        tasks: who assigns; None for threads of this process.
     """
     if features.ndim != 2 or not features.size:
         raise UsageError(
             f"nothing to cluster: features of shape {features.shape}, expected (N, D)."
         )
-    return cluster_pieces(ArrayFeatures(features), ids, np.arange(len(ids)), settings, crew)
+    return cluster_pieces(ArrayFeatures(features), ids, np.arange(len(ids)), settings, tasks)
 
 
 def cluster_pieces(
@@ -126,7 +126,7 @@ def cluster_pieces(
     ids: pa.Array,
     order: np.ndarray,
     settings: ClusteringSettings,
-    crew: Crew | None = None,
+    tasks: TaskPool | None = None,
 ) -> Clustering:
     """Divide features by spherical k-means (each image goes to the centroid of largest cosine).
 
@@ -140,7 +140,7 @@ def cluster_pieces(
         ids: image ids of the N rows, in the order of the result; callers sort them.
         order: (N,) row numbers of ``features`` in the order of ``ids``.
         settings: number of clusters, iterations, sample, seed.
-        crew: who reads and assigns; None for threads of this process.
+        tasks: who reads and assigns; None for threads of this process.
 
     Raises:
         UsageError: No rows, rows that are zero or not finite, or a number of clusters below 1.
@@ -148,13 +148,13 @@ def cluster_pieces(
     rows = len(ids)
     if rows == 0:
         raise UsageError("nothing to cluster: no features.")
-    crew = crew or Crew()
+    tasks = tasks or TaskPool()
     place = inverse(order)
     edges = np.concatenate([[0], np.cumsum(features.counts)])
     requested = cluster_count(rows, settings.clusters)
     chosen = _sample(rows, training_rows(rows, settings), settings.seed)
     with phase("training sample"):
-        sample = _gather(features, ids, chosen, place, edges, crew)
+        sample = _gather(features, ids, chosen, place, edges, tasks)
     with phase("k-means training"):
         trained = train_centroids(
             sample,
@@ -171,7 +171,7 @@ def cluster_pieces(
         distance = np.empty(rows, dtype=np.float32)
         assign = AssignPiece(features, centroids, settings.gpus)
         pieces = np.flatnonzero(np.diff(edges)).tolist()
-        for number, found in crew.map(assign, pieces):
+        for number, found in tasks.map(assign, pieces):
             where = place[edges[pieces[number]] : edges[pieces[number] + 1]]
             cluster[where], distance[where] = found.cluster, found.distance
     # Drop clusters without members (duplicate images), and number the others without gaps.
@@ -201,7 +201,7 @@ def _gather(
     chosen: np.ndarray,
     place: np.ndarray,
     edges: np.ndarray,
-    crew: Crew,
+    tasks: TaskPool,
 ) -> np.ndarray:
     """Read the training rows, of unit length and in the order of their ids, (m, D) float32."""
     wanted = np.zeros(len(ids), dtype=bool)
@@ -211,7 +211,7 @@ def _gather(
     broken: list[np.ndarray] = []
     pieces = range(len(edges) - 1)
     arguments = [(piece, wanted[edges[piece] : edges[piece + 1]]) for piece in pieces]
-    for piece, (rows, unusable) in crew.map(GatherPiece(features), arguments):
+    for piece, (rows, unusable) in tasks.map(GatherPiece(features), arguments):
         where = place[edges[piece] : edges[piece + 1]]
         sample[np.searchsorted(chosen, where[arguments[piece][1]])] = rows
         broken.append(where[unusable])

@@ -32,7 +32,7 @@ from echostill.curation.selection.settings import SelectionSettings, check_limit
 from echostill.platform.config import validate
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.phases import phase
-from echostill.platform.ray_tasks import Crew
+from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.tables.ids import first_ids, pool_rows
 from echostill.platform.tables.schemas import CORESET_SCHEMA
 
@@ -112,7 +112,7 @@ def select_coreset(
     features: Features | None = None,
     excluded: pa.Table | None = None,
     pinned: pa.Table | None = None,
-    crew: Crew | None = None,
+    tasks: TaskPool | None = None,
     scratch: str | None = None,
 ) -> pa.Table:
     """Choose the coreset, and give the reason why each row was chosen or not.
@@ -130,7 +130,7 @@ def select_coreset(
             and do not count in the sizes from which quotas are computed.
         pinned: image_id and reason of images that are always chosen. They count towards the
             budget, their cluster's quota and their group's limit.
-        crew: who reads features and assigns; None for threads of this process.
+        tasks: who reads features and assigns; None for threads of this process.
         scratch: folder for features that do not fit in memory; None is the system's.
 
     Returns:
@@ -152,8 +152,8 @@ def select_coreset(
             raise UsageError(
                 "the scores have no column 'feature', and no features are given: give one of them."
             )
-        clustering = cluster_pieces(features, request.ids, request.order, settings, crew)
-    return choose(request, settings, clustering, features=features, crew=crew, scratch=scratch)
+        clustering = cluster_pieces(features, request.ids, request.order, settings, tasks)
+    return choose(request, settings, clustering, features=features, tasks=tasks, scratch=scratch)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def choose(
     clustering: Clustering,
     *,
     features: Features | None = None,
-    crew: Crew | None = None,
+    tasks: TaskPool | None = None,
     scratch: str | None = None,
 ) -> pa.Table:
     """Choose from checked inputs and clusters; arguments are those of :func:`select_coreset`."""
@@ -226,7 +226,7 @@ def choose(
             place = inverse(request.order)
             cluster = clustering.assignment
             pool = replace(
-                pool, features=load_rows(features, place, cluster, crew or Crew(), scratch)
+                pool, features=load_rows(features, place, cluster, tasks or TaskPool(), scratch)
             )
     with phase("choice"):
         allocation = Allocation.of(pool, clustering, strata, decided, settings, budget)

@@ -11,7 +11,7 @@ import numpy as np
 
 from echostill.curation.selection.features import Features
 from echostill.platform.memory import available_memory
-from echostill.platform.ray_tasks import Crew
+from echostill.platform.ray_tasks import TaskPool
 
 MEMORY_SHARE = 0.4  # of the free memory; methods and tables need the rest
 
@@ -39,7 +39,7 @@ def fits_in_memory(rows: int, dimension: int) -> bool:
 
 
 def load_rows(
-    features: Features, place: np.ndarray, cluster: np.ndarray, crew: Crew, scratch: str | None
+    features: Features, place: np.ndarray, cluster: np.ndarray, tasks: TaskPool, scratch: str | None
 ) -> FeatureRows:
     """Read all features once.
 
@@ -47,7 +47,7 @@ def load_rows(
         features: N rows in any order.
         place: (N,) position in the order of the ids of each row of ``features``.
         cluster: (N,) cluster of each position.
-        crew: whose threads read; Ray workers would have to send all of it.
+        tasks: whose threads read; Ray workers would have to send all of it.
         scratch: folder of the temporary file; None is the system's.
     """
     rows, dimension = len(place), features.dimension
@@ -68,6 +68,6 @@ def load_rows(
             array[stored[place[start : start + len(block)]]] = block
             start += len(block)
 
-    for _ in Crew(threads=crew.threads).map(read, range(len(edges) - 1)):
+    for _ in TaskPool(threads=tasks.threads).map(read, range(len(edges) - 1)):
         pass
     return FeatureRows(array, stored)

@@ -26,7 +26,7 @@ from echostill.platform.errors import UsageError, nearest
 from echostill.platform.memory import available_memory
 from echostill.platform.names import Name
 from echostill.platform.phases import phase
-from echostill.platform.ray_tasks import Crew
+from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, claimed, fingerprint
 from echostill.platform.tables.storage import sha256
@@ -112,11 +112,11 @@ def select(
     claim.take(overwrite)
     save_configuration(storage, config)
     report("clustering", 0.1)
-    crew = Crew(_workers(config, scores.rows, features.dimension), address=config.address)
-    clustering = cluster_pieces(features, request.ids, request.order, config, crew)
+    tasks = TaskPool(_workers(config, scores.rows, features.dimension), address=config.address)
+    clustering = cluster_pieces(features, request.ids, request.order, config, tasks)
     report("ranking", 0.6)
     table = choose(
-        request, config, clustering, features=features, crew=crew, scratch=config.scratch
+        request, config, clustering, features=features, tasks=tasks, scratch=config.scratch
     )
     report("writing", 0.9)
     with phase("writing"):

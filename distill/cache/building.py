@@ -1,7 +1,6 @@
 """Computing a teacher cache shard by shard, on the very views that training makes."""
 
 import io
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ from echostill.platform.masking.masks import (
 )
 from echostill.platform.models import Encoder
 from echostill.platform.models.weights import Weights
+from echostill.platform.shards.records import Record, write_record
 from echostill.platform.tables.fingerprint import Fingerprint, code_version
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store
@@ -77,7 +77,7 @@ class CacheWorker:
         pool = Store(job.store).open_pool()
         self.images: StagedImages = stage_images(pool, job.store, job.image_size, job.image_ids)
 
-    def build(self, storage: Storage, index: int) -> dict[str, Any]:
+    def build(self, storage: Storage, index: int) -> Record:
         """Compute a shard, write its files, then the record that declares it finished."""
         spec = self.job.spec
         first = index * spec.images_per_shard
@@ -95,8 +95,8 @@ class CacheWorker:
             entries.append(_write(storage, index, name, codes))
             if ranges is not None:
                 entries.append(_write(storage, index, f"{name}-ranges", ranges))
-        record = {"shard": index, "files": entries}
-        storage.write(f"done/{index:05d}.json", json.dumps(record, sort_keys=True).encode())
+        record: Record = {"shard": index, "files": entries}
+        write_record(storage, record)
         return record
 
     def outputs(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,9 +1,8 @@
 """Making the teacher cache: planned, refused when too large, built in shards, verified."""
 
-import json
 import shutil
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +26,9 @@ from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder
 from echostill.platform.models.weights import Weights, find_teacher
 from echostill.platform.progress import Progress
+from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.seeding import stream
+from echostill.platform.shards.records import Record, are_whole, read_records
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, difference
 from echostill.platform.tables.storage import Storage
@@ -295,55 +296,41 @@ def _job(config: DistillConfig) -> CacheJob:
 
 def _build(
     config: DistillConfig, job: CacheJob, storage: Storage, todo: Sequence[int]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Build shards on Ray actors; yield each record as its shard finishes."""
     if not todo:
         return
-    import ray
-
     # Staged once, before every worker asks for them.
     stage_images(Store(job.store).open_pool(), job.store, job.image_size, job.image_ids)
     runtime.connect(config.address)
     cpus, gpus = runtime.cluster_resources()
     where = runtime.plan_workers(config.training.worker_range[1], len(todo), cpus, gpus)
 
-    @ray.remote(num_cpus=where.cpus_per_worker, num_gpus=where.gpus_per_worker, max_restarts=3)
-    class Builder:
-        def __init__(self, threads: int) -> None:
-            torch.set_num_threads(threads)
-            self._worker = CacheWorker(job)
-
-        def build(self, index: int) -> dict[str, Any]:
-            return self._worker.build(storage, index)
-
     threads = config.training.threads or max(int(cpus // where.workers), 1)
-    make: Any = Builder
-    actors = [make.remote(threads) for _ in range(where.workers)]
-    pool = ray.util.ActorPool(actors)
-    try:
-        yield from pool.map_unordered(
-            lambda actor, index: actor.build.options(max_task_retries=3).remote(index), list(todo)
-        )
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise EchostillError(
-            f"caching failed: {str(cause).strip().splitlines()[-1]} Finished shards are kept: the "
-            "same command continues."
-        ) from error
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    tasks = TaskPool(
+        where.workers,
+        address=config.address,
+        cpus=where.cpus_per_worker,
+        gpus=where.gpus_per_worker,
+        kept="Finished shards are kept: the same command continues.",
+    )
+    make = partial(_make_builder, job, storage, threads)
+    for _, record in tasks.map_made(make, todo, describe=lambda shard: f"caching shard {shard}"):
+        yield record
 
 
-def _finished(storage: Storage, spec: CacheSpec) -> dict[int, dict[str, Any]]:
+def _make_builder(job: CacheJob, storage: Storage, threads: int) -> Callable[[int], Record]:
+    torch.set_num_threads(threads)
+    return partial(CacheWorker(job).build, storage)
+
+
+def _finished(storage: Storage, spec: CacheSpec) -> dict[int, Record]:
     """Records of the shards whose files are still as large as they were written."""
-    records = {}
-    for name in storage.list("done"):
-        record = json.loads(storage.read(name))
-        whole = all(storage.size(entry["file"]) == entry["bytes"] for entry in record["files"])
-        if whole and record["shard"] < spec.shards:
-            records[int(record["shard"])] = record
-    return records
+    return {
+        int(record["shard"]): record
+        for record in read_records(storage)
+        if record["shard"] < spec.shards and are_whole(record["files"], storage.size)
+    }
 
 
 def _check_size(spec: CacheSpec, limit_gb: float) -> None:

@@ -41,6 +41,7 @@ from echostill.platform.config import (
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.models.trained import open_run
 from echostill.platform.progress import Progress
+from echostill.platform.ray_errors import cause_of
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Fingerprint, code_version
 from echostill.platform.tables.storage import Storage, sha256
@@ -292,16 +293,10 @@ def _train(
         assert result.config is not None
         reason = (result.metrics or {}).get("failed")
         if result.error is not None:
-            reason = _reason(result.error)
+            reason = str(cause_of(result.error))
         if reason:
             failures[runs[result.config["run"]].name] = str(reason)
     return failures
-
-
-def _reason(error: BaseException) -> str:
-    """The last line of what Tune and Ray wrapped around the trial's own error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rpartition("Error: ")[2] if lines else type(error).__name__
 
 
 def _write(

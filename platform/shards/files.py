@@ -1,14 +1,11 @@
 """The files of a sharded stage: a part per shard, and a record that declares the shard finished.
 
-A shard's rows and quarantined rows are written as a part and a quarantine part, and then
-``done/<shard>.json`` says so; a shard is finished when that file is there and its parts have the
-sizes they were written with.
+A shard's rows and quarantined rows are written as a part and a quarantine part, and then its
+record (:mod:`.records`).
 """
 
-import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,13 +13,18 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from echostill.platform.shards.outcome import Outcome, decode_units, encode_units
+from echostill.platform.shards.records import (
+    Record,
+    are_whole,
+    delete_record,
+    read_record,
+    read_records,
+    write_record,
+)
 from echostill.platform.tables.fingerprint import Fingerprint
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import decode_parquet, encode_parquet, part_record
-
-Record = dict[str, Any]
-READS_AT_ONCE = 16  # of small files, which on an object store take a round trip each
 
 
 class ShardWorker(Protocol):
@@ -57,11 +59,9 @@ class ShardFiles:
 
     def finished(self, shards: int) -> dict[int, Record]:
         """Return the records of the finished shards whose files are still as they were written."""
-        names = self.table.list("done")
+        found = read_records(self.table)
         sizes = self.table.sizes(recursive=False)
         held_sizes = self.quarantine.sizes(recursive=False)
-        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            found = [json.loads(data) for data in pool.map(self.table.read, names)]
         return {
             int(record["shard"]): record
             for record in found
@@ -70,11 +70,10 @@ class ShardFiles:
 
     def record(self, index: int) -> Record | None:
         """Return a shard's record, None where it is not finished or its files are damaged."""
-        name = _done(index)
-        if not self.table.exists(name):
+        record = read_record(self.table, index)
+        if record is None or not _is_whole(record, self.table.size, self.quarantine.size):
             return None
-        record: Record = json.loads(self.table.read(name))
-        return record if _is_whole(record, self.table.size, self.quarantine.size) else None
+        return record
 
     def read(self, record: Record) -> Outcome:
         """Read a finished shard back."""
@@ -92,7 +91,7 @@ class ShardFiles:
 
         A shard that is written again is not finished meanwhile, whatever its files' sizes say.
         """
-        self.table.delete(_done(index))
+        delete_record(self.table, index)
         quarantine = None
         name = _part(index)
         if outcome.quarantined.num_rows:
@@ -110,7 +109,7 @@ class ShardFiles:
             "units": None if outcome.units is None else encode_units(outcome),
             "fingerprint": self.fingerprint.digest,
         }
-        self.table.write(_done(index), json.dumps(record, sort_keys=True).encode())
+        write_record(self.table, record)
         return record
 
     @contextmanager
@@ -128,14 +127,9 @@ def _is_whole(
     held_size: Callable[[str], int | None],
 ) -> bool:
     """Whether a finished shard's files have the sizes they were written with."""
-    part, held = record["part"], record["quarantine"]
-    whole = part_size(part["file"]) == part["bytes"]
-    return whole and (held is None or held_size(held["file"]) == held["bytes"])
+    held = record["quarantine"]
+    return are_whole([record["part"]], part_size) and (held is None or are_whole([held], held_size))
 
 
 def _part(index: int) -> str:
     return f"part-{index:05d}.parquet"
-
-
-def _done(index: int) -> str:
-    return f"done/{index:05d}.json"

@@ -7,14 +7,13 @@ counts rows, quarantined rows and seconds for Prometheus (Ray's metrics endpoint
 
 import json
 import logging
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from echostill.platform import runtime
-from echostill.platform.errors import EchostillError
+from echostill.platform.ray_errors import worker_errors
 from echostill.platform.shards.files import ShardFiles, ShardWorker
 from echostill.platform.shards.outcome import Outcome
 
@@ -69,20 +68,10 @@ def stream(
         num_cpus=plan.cpus_per_worker,
         num_gpus=plan.gpus_per_worker or None,
     )
-    try:
+    with worker_errors(stage.name, "Finished shards are kept: the same command continues."):
         for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
             for text in batch["finished"]:
                 yield json.loads(str(text))
-    except KeyboardInterrupt:
-        died = runtime.lost_process()
-        if died is None:
-            raise
-        raise EchostillError(f"{stage.name}: {runtime.describe_loss(died)}") from None
-    except (ray.exceptions.RayError, SystemError) as error:
-        raise EchostillError(
-            f"{stage.name}: a worker failed: {_cause(error)}. Finished shards are kept: "
-            "the same command continues."
-        ) from error
 
 
 def _decode(batch: dict[str, Any], decode: Callable[[Any], bytes]) -> dict[str, Any]:
@@ -179,10 +168,3 @@ class Metrics:
             if value > 0:
                 self.seconds.inc(value, tags={"phase": phase})
         self.pace.set((rows + held) / max(seconds["work"] + seconds["write"], 1e-9))
-
-
-def _cause(error: BaseException) -> str:
-    """The worker's own error out of what Ray wraps around it, a remote traceback with advice."""
-    lines = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt)\w*: .+$", str(error), re.MULTILINE)
-    own = [line for line in lines if not line.startswith(("ray.", "UserCodeException"))]
-    return own[-1].strip().rstrip(".") if own else type(error).__name__

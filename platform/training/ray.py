@@ -19,6 +19,7 @@ from torch import Tensor
 from echostill.platform import runtime
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import Progress
+from echostill.platform.ray_errors import cause_of
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training import parallel
 from echostill.platform.training.batches import Waiting
@@ -168,7 +169,10 @@ def run_training(
     try:
         result = trainer.fit()
     except Exception as error:  # Ray wraps whatever a worker raised
-        raise EchostillError(_reason(error)) from error
+        cause = cause_of(error)
+        raise type(cause)(
+            f"training failed: {cause} Checkpoints are kept: the same command continues."
+        ) from error
     bad = storage.list(BAD_BATCH)
     if bad:
         told = json.loads(storage.read(bad[0]))["message"]
@@ -178,16 +182,6 @@ def run_training(
     with result.checkpoint.as_directory() as folder:
         saved = _load(Path(folder) / STATE_FILE)
     return TrainedRun({**saved["task"], **(saved.get("average") or {})}, saved["history"])
-
-
-def _reason(error: BaseException) -> str:
-    causes = getattr(error, "worker_failures", None) or {}
-    root: BaseException = next(iter(causes.values()), error)
-    while root.__cause__ is not None:
-        root = root.__cause__
-    lines = [line for line in str(root).strip().splitlines() if line.strip()]
-    text = lines[-1].strip() if lines else type(root).__name__
-    return f"training failed: {text} Checkpoints are kept: the same command continues."
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -26,14 +26,13 @@ def pick(values: dict[str, Any], address: str | None, say: children.Say) -> None
         say(done=str(select(config, report=report)))
         return
     from echostill.platform import runtime
+    from echostill.platform.ray_tasks import TaskPool
 
     runtime.connect(address)
-    import ray
-
     say(stage="on Ray", fraction=0.05)
     # Retries are safe: a pick that was cut short continues, a finished one is found done.
-    remote = ray.remote(max_retries=3)(select)
-    say(done=ray.get(remote.remote(config)))
+    for _, done in TaskPool(1, address=address).map(select, [config]):
+        say(done=str(done))
 
 
 def main(text: str, address: str | None = None) -> None:
