@@ -66,20 +66,21 @@ def neighbours(
     same_group: bool = True,
 ) -> list[dict[str, Any]]:
     """Find the nearest images to one of the pool, or to an image file; as ``Client.neighbours``."""
-    from echostill.curation.service import answers, nearness
-    from echostill.curation.service.http.uploads import TeacherFeatures
+    from echostill.curation.service.answers import images as answers
+    from echostill.curation.service.answers import neighbours as near
+    from echostill.curation.service.answers.uploads import TeacherFeatures
 
     with opened(root, ("catalogue", "neighbours")) as state:
         shown = answers.default_coreset(state, coreset)
         kind = SUFFIXES.get(Path(image).suffix.lower())
         if kind is not None and Path(image).is_file():
             vector = TeacherFeatures(state).feature(Path(image).read_bytes(), kind)
-            return nearness.neighbours_of(state, vector, k, shown, selected)
+            return near.neighbours_of(state, vector, k, shown, selected)
         table = state.catalogue.table.select(["image_id", "source"])
         row = answers.row_of(state, find_image(image, table))
-        return nearness.neighbours_of(
+        return near.neighbours_of(
             state,
-            nearness.own_vector(state, row),
+            near.own_vector(state, row),
             k,
             shown,
             selected,
@@ -90,7 +91,7 @@ def neighbours(
 
 def compare(root: str, a: str, b: str, *, limit: int = 100) -> dict[str, Any]:
     """Compare two coresets of a store; as ``Client.compare``."""
-    from echostill.curation.service import answers
+    from echostill.curation.service.answers import images as answers
 
     with opened(root) as state:
         found: dict[str, Any] = answers.clean(answers.compare(state, a, b, limit))
@@ -99,8 +100,8 @@ def compare(root: str, a: str, b: str, *, limit: int = 100) -> dict[str, Any]:
 
 def export_coreset(root: str, name: str, path: str, *, selected: str = "true") -> int:
     """Write a coreset to a ``.parquet``, ``.csv`` or ``.jsonl`` file; returns its bytes."""
+    from echostill.curation.service.answers.exports import export
     from echostill.curation.service.data.pages import Finder, Question
-    from echostill.curation.service.exports import export
     from echostill.platform.tables.storage import Storage
 
     kind = export_format(path)
@@ -119,8 +120,8 @@ def export_atlas(root: str, path: str, *, coreset: str | None = None, side: int 
     Raises:
         UsageError: The path is not a local Parquet file, or there are no scores to draw a map of.
     """
-    from echostill.curation.service import answers
-    from echostill.curation.service.atlas import write_atlas
+    from echostill.curation.service.answers import images as answers
+    from echostill.curation.service.answers.atlas import write_atlas
     from echostill.curation.service.serving import print_progress
 
     if not path.endswith(".parquet") or "://" in path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from echostill.curation.service.data.derived import derived_folder
 from echostill.curation.service.http.app import Options, create_app
-from echostill.curation.service.http.edge import Edge
+from echostill.curation.service.http.security import Edge
 from echostill.curation.service.http.token import find_token, token_path
 from echostill.platform.config import Config
 from echostill.platform.tables.store import Store

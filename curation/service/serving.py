@@ -10,7 +10,7 @@ import uvicorn
 
 from echostill.curation.service.data.derived import derived_folder, prepare
 from echostill.curation.service.http.app import Options, create_app
-from echostill.curation.service.http.edge import LOOPBACK, Edge
+from echostill.curation.service.http.security import LOOPBACK, Edge
 from echostill.curation.service.http.token import find_token, token_path
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store

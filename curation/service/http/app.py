@@ -14,12 +14,12 @@ from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse
 
+from echostill.curation.service.answers.uploads import TeacherFeatures
 from echostill.curation.service.data.pages import Finder
 from echostill.curation.service.data.state import State
 from echostill.curation.service.http import routes_coresets, routes_images, routes_sql
-from echostill.curation.service.http.edge import Edge, Meters
 from echostill.curation.service.http.replies import Desk, json_reply, problem_reply
-from echostill.curation.service.http.uploads import TeacherFeatures
+from echostill.curation.service.http.security import Edge, Meters
 from echostill.curation.service.jobs.queue import Jobs
 from echostill.curation.service.problems import MEDIA_TYPE, Problem, from_error
 from echostill.curation.service.sql.workers import WORKERS as SQL_WORKERS

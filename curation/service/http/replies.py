@@ -8,10 +8,10 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Query, Request
 from fastapi.responses import Response
 
+from echostill.curation.service.answers.uploads import TeacherFeatures
 from echostill.curation.service.data.pages import Finder
 from echostill.curation.service.data.state import State
-from echostill.curation.service.http.edge import Meters
-from echostill.curation.service.http.uploads import TeacherFeatures
+from echostill.curation.service.http.security import Meters
 from echostill.curation.service.jobs.queue import Jobs
 from echostill.curation.service.problems import MEDIA_TYPE, Problem
 from echostill.curation.service.sql.workers import SqlPool

@@ -9,10 +9,11 @@ from fastapi.responses import Response, StreamingResponse
 from echostill.curation.selection.clustering import cluster_count
 from echostill.curation.selection.settings import resolve_budget
 from echostill.curation.selection.stage import SelectConfig
-from echostill.curation.service import answers, exports
+from echostill.curation.service.answers import exports
+from echostill.curation.service.answers import images as answers
 from echostill.curation.service.data.pages import Question, bounds, check_sort, page
 from echostill.curation.service.http.replies import AtDesk, CoresetName, Desk, example, json_reply
-from echostill.curation.service.http.schemas import (
+from echostill.curation.service.http.requests import (
     JOB,
     NAME_PATTERN,
     PAGE,

@@ -7,7 +7,10 @@ import pyarrow as pa
 from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import Response
 
-from echostill.curation.service import answers, by_hand, nearness
+from echostill.curation.service.answers import images as answers
+from echostill.curation.service.answers import neighbours as near
+from echostill.curation.service.answers import pins as pin_answers
+from echostill.curation.service.answers.uploads import FORMATS
 from echostill.curation.service.data.thumbnails import MEDIA_TYPES
 from echostill.curation.service.http.replies import (
     ARROW,
@@ -19,8 +22,7 @@ from echostill.curation.service.http.replies import (
     json_reply,
     tagged,
 )
-from echostill.curation.service.http.schemas import PIN, SAMPLE, LookupBody, PinBody, Signed
-from echostill.curation.service.http.uploads import FORMATS
+from echostill.curation.service.http.requests import PIN, SAMPLE, LookupBody, PinBody, Signed
 
 router = APIRouter(prefix="/v1", tags=["images"])
 
@@ -54,7 +56,7 @@ def lookup(desk: AtDesk, body: LookupBody) -> Response:
 @router.get("/images/{image_id}", responses=example({"image": SAMPLE, "why": {"text": "..."}}))
 def image(desk: AtDesk, image_id: ImageId, coreset: CoresetName = None) -> Response:
     """Everything about one image: where it is from, its scores, and why it is chosen or not."""
-    return json_reply(by_hand.with_acts(desk.state, image_id, coreset))
+    return json_reply(pin_answers.with_acts(desk.state, image_id, coreset))
 
 
 @router.get(
@@ -91,9 +93,9 @@ def neighbours(
 ) -> Response:
     """The images whose features are nearest to those of one image."""
     row = answers.row_of(desk.state, image_id)
-    vector = nearness.own_vector(desk.state, row)
+    vector = near.own_vector(desk.state, row)
     shown = answers.default_coreset(desk.state, coreset)
-    items = nearness.neighbours_of(
+    items = near.neighbours_of(
         desk.state, vector, k, shown, selected, own_row=row, other_groups=not same_group
     )
     return json_reply({"items": items, "approximate": True})
@@ -125,10 +127,10 @@ async def neighbours_of_upload(
     kind = request.headers.get("content-type", "")
 
     def answer() -> Response:
-        nearness.neighbour_index(desk.state)
+        near.neighbour_index(desk.state)
         vector = desk.teacher.feature(data, kind)
         shown = answers.default_coreset(desk.state, coreset)
-        items = nearness.neighbours_of(desk.state, vector, k, shown, selected)
+        items = near.neighbours_of(desk.state, vector, k, shown, selected)
         return json_reply({"items": items, "approximate": True})
 
     return await anyio.to_thread.run_sync(answer)
@@ -151,7 +153,7 @@ def map_(
     held = tagged(request, tag)
     if held is not None:
         return held
-    table = nearness.map_table(state, shown, sample)
+    table = near.map_table(state, shown, sample)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -162,14 +164,14 @@ def map_(
 @router.get("/pins", tags=["pins"], responses=example({"items": [PIN]}))
 def pins(desk: AtDesk, history: bool = False) -> Response:
     """Pins and bans, newest first."""
-    return json_reply(by_hand.pin_list(desk.state, history))
+    return json_reply(pin_answers.pin_list(desk.state, history))
 
 
 @router.post("/pins", tags=["pins"], status_code=201, responses=example(PIN, 201))
 def pin(desk: AtDesk, body: PinBody) -> Response:
     """Pin or ban images or a cluster: the next selection respects it."""
     cluster = (body.cluster.coreset, body.cluster.cluster) if body.cluster else None
-    made = by_hand.pin_images(
+    made = pin_answers.pin_images(
         desk.state, body.action, body.images, cluster, body.author, body.reason
     )
     return json_reply(made, 201, {"Location": f"/v1/pins/{made['id']}"})
@@ -180,4 +182,4 @@ def unpin(
     desk: AtDesk, pin_id: Annotated[str, Path(max_length=100)], body: Annotated[Signed, Body()]
 ) -> Response:
     """Take a pin or ban back; the table keeps both lines."""
-    return json_reply(by_hand.unpin(desk.state, pin_id, body.author, body.reason))
+    return json_reply(pin_answers.unpin(desk.state, pin_id, body.author, body.reason))

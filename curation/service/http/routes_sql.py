@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Header, Request
 from fastapi.responses import Response, StreamingResponse
 
 from echostill.curation.service.http.replies import ARROW, AtDesk, Desk, example, json_reply
-from echostill.curation.service.http.schemas import SqlBody
+from echostill.curation.service.http.requests import SqlBody
 from echostill.curation.service.problems import Problem, bad_request
 from echostill.curation.service.sql.views import describe_views, view_columns
 from echostill.curation.service.sql.workers import Query

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from echostill.curation.service.http.edge import Edge
+from echostill.curation.service.http.security import Edge
 from echostill.curation.service.on_ray import ServeArguments, application
 
 MANIFEST = Path(__file__).resolve().parents[3] / "infra" / "serve.yaml"

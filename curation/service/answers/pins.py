@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from echostill.curation.selection import pin_table
 from echostill.curation.selection.pin_table import Pin
-from echostill.curation.service.answers import (
+from echostill.curation.service.answers.images import (
     IDS_SHOWN,
     image_answer,
     members_of,

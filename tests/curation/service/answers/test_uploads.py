@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from echostill.curation.service.answers.uploads import TeacherFeatures, decode_upload
 from echostill.curation.service.data.state import State
-from echostill.curation.service.http.uploads import TeacherFeatures, decode_upload
 from echostill.curation.service.problems import Problem
 from echostill.platform.imaging.images import encode_png, to_square
 from echostill.platform.models import create_encoder, save_weights, weights_digest

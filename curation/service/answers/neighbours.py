@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from echostill.curation.service.answers import samples_of
+from echostill.curation.service.answers.images import samples_of
 from echostill.curation.service.data.coresets import Coreset
 from echostill.curation.service.data.neighbours import Neighbour, NeighbourIndex
 from echostill.curation.service.data.state import ABSENT, State
