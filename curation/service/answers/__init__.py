@@ -1,1 +1,4 @@
-"""What the service answers, as plain values: the same for HTTP and for a store without a server."""
+"""The service's answers as plain values, one function per question.
+
+The HTTP routes turn them into responses; ``curation.local`` returns them without a server.
+"""

@@ -1,146 +1,119 @@
-"""What lies near an image: its neighbours by feature, and the map of all images."""
+"""Neighbours: the images whose features are nearest to those of an image."""
 
-import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from echostill.curation.service.answers.images import samples_of
+from echostill.curation.service.answers.samples import samples_of
+from echostill.curation.service.answers.uploads import TeacherFeatures
 from echostill.curation.service.data.coresets import Coreset
 from echostill.curation.service.data.neighbours import Neighbour, NeighbourIndex
+from echostill.curation.service.data.pages import check_selected
 from echostill.curation.service.data.state import ABSENT, State
 from echostill.curation.service.problems import conflict, not_ready, unknown
 
-GROUP_EXTRA = 4  # neighbours looked at for each one wanted, where the own group is left out
-SEARCHED_MAX = 1000
+CANDIDATES = 4  # searched for each neighbour, if images of the same group are left out
+CANDIDATES_MAX = 1000
 
 
-def neighbours_of(
+def neighbours_of_image(
     state: State,
-    vector: np.ndarray,
+    image_id: str,
     count: int,
-    coreset: Coreset | None,
+    coreset_name: str | None,
     selected: str,
-    *,
-    own_row: int | None = None,
-    other_groups: bool = False,
-) -> list[dict[str, Any]]:
-    """Find the nearest images and describe them.
+    same_group: bool,
+) -> dict[str, Any]:
+    """Find the images nearest to one of the pool, which itself is left out.
 
     Args:
         state: the mapped store.
-        vector: (D,) what to be near to.
-        count: how many.
-        coreset: whose columns are shown and whose choice ``selected`` means.
+        image_id: of the image.
+        count: how many neighbours.
+        coreset_name: of the coreset whose columns are shown and to which ``selected`` refers.
         selected: ``true``, ``false`` or ``any``.
-        own_row: the image that was asked about, which is left out.
-        other_groups: leave out the images of its group as well.
+        same_group: whether images of the same group may be among the neighbours.
+
+    Raises:
+        Problem: The image was not scored, or the index is not ready.
+    """
+    row = state.row(image_id)
+    index = neighbour_index(state)
+    vector = index.vector(row)
+    if vector is None:
+        raise conflict(f"image {image_id} was not scored: it has no feature to compare.")
+    coreset = state.default_coreset(coreset_name)
+    wanted = count + 1 if same_group else min(CANDIDATES_MAX, count * CANDIDATES + 1)
+    found = index.search(vector, wanted, _mask(coreset, selected))
+    found = [neighbour for neighbour in found if neighbour.row != row]
+    if not same_group:
+        found = _of_other_groups(state, found, row)
+    return _answer(state, coreset, found[:count])
+
+
+def neighbours_of_upload(
+    state: State,
+    teacher: TeacherFeatures,
+    data: bytes,
+    content_type: str,
+    count: int,
+    coreset_name: str | None,
+    selected: str,
+) -> dict[str, Any]:
+    """Find the images nearest to an uploaded one, which is not stored.
+
+    Args:
+        state: the mapped store.
+        teacher: computes the feature of the upload.
+        data: an image file.
+        content_type: of the file, such as ``image/png``.
+        count, coreset_name, selected: as above.
+
+    Raises:
+        Problem: The index is not ready, the upload is no such image, or the teacher is missing.
     """
     index = neighbour_index(state)
-    keep = None
-    if selected != "any":
-        if coreset is None:
-            raise unknown("coreset", "there is no coreset yet, so none is selected.")
-        keep = coreset.selected_bits if selected == "true" else coreset.unselected_bits
-    wanted = count + 1
-    if other_groups:
-        wanted = min(SEARCHED_MAX, count * GROUP_EXTRA + 1)
-    found = [near for near in index.search(vector, wanted, keep) if near.row != own_row]
-    if other_groups and own_row is not None:
-        found = _of_other_groups(state, found, own_row)
-    found = found[:count]
-    samples = samples_of(state, coreset, [near.row for near in found])
-    return [
-        {"similarity": round(near.similarity, 6), "sample": sample}
-        for near, sample in zip(found, samples, strict=True)
-    ]
-
-
-def _of_other_groups(state: State, found: list[Neighbour], own_row: int) -> list[Neighbour]:
-    groups = state.catalogue.table["group_id"]
-    own = groups[own_row].as_py()
-    of_rows = groups.take(pa.array([near.row for near in found], pa.int64())).to_pylist()
-    return [near for near, group in zip(found, of_rows, strict=True) if group != own]
+    vector = teacher.feature(data, content_type)
+    coreset = state.default_coreset(coreset_name)
+    return _answer(state, coreset, index.search(vector, count, _mask(coreset, selected)))
 
 
 def neighbour_index(state: State) -> NeighbourIndex:
     """Return the neighbour index.
 
     Raises:
-        Problem: It is being made, or there are no scores.
+        Problem: It is being built, or there are no scores.
     """
     if state.neighbours is None:
         if state.preparation.state == ABSENT:
-            raise conflict("nothing is scored yet, so there are no neighbours: `echostill score`.")
-        raise not_ready("the neighbour index is being made.", 10)
+            raise conflict("the pool is not scored, so there are no neighbours: `echostill score`.")
+        raise not_ready("the neighbour index is being built.", 10)
     return state.neighbours
 
 
-def own_vector(state: State, row: int) -> np.ndarray:
-    """Return the feature of a row.
-
-    Raises:
-        Problem: The image was not scored, or the index is not ready.
-    """
-    vector = neighbour_index(state).vector(row)
-    if vector is None:
-        raise conflict(
-            f"image {state.catalogue.ids[row]} was not scored: it has no feature to compare."
-        )
-    return vector
+def _mask(coreset: Coreset | None, selected: str) -> np.ndarray | None:
+    """The rows that may be found, as bits for the index; None for all."""
+    check_selected(selected)
+    if selected == "any":
+        return None
+    if coreset is None:
+        raise unknown("coreset", "there is no coreset yet, so no image is selected.")
+    return coreset.selected_bits if selected == "true" else coreset.unselected_bits
 
 
-def map_table(state: State, coreset: Coreset | None, sample: int | None) -> pa.Table:
-    """Return the map as one Arrow table.
+def _of_other_groups(state: State, found: list[Neighbour], row: int) -> list[Neighbour]:
+    groups = state.catalogue.table["group_id"]
+    own = groups[row].as_py()
+    rows = pa.array([neighbour.row for neighbour in found], pa.int64())
+    of_rows = groups.take(rows).to_pylist()
+    return [neighbour for neighbour, group in zip(found, of_rows, strict=True) if group != own]
 
-    Args:
-        state: the mapped store.
-        coreset: whose clusters and choice are shown.
-        sample: about so many rows, the same each time; None for all.
 
-    Raises:
-        Problem: The projection is being made, or there are no scores.
-    """
-    if state.places is None:
-        if state.preparation.state == ABSENT:
-            raise conflict("nothing is scored yet, so there is no map: `echostill score`.")
-        raise not_ready("the map is being made.", 10)
-    catalogue = state.catalogue
-    rows = catalogue.scored_rows
-    if sample is not None and sample < len(rows):
-        # A fixed hash of the row number: spread evenly, whatever the order of ids means.
-        share = (rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
-        rows = rows[share < np.uint64(sample / len(rows) * 2**32)]
-    size = len(catalogue)
-    cluster = np.full(size, -1, dtype=np.int32)
-    rank = np.full(size, np.nan, dtype=np.float32)
-    chosen = np.zeros(size, dtype=np.uint8)
-    pin = np.zeros(size, dtype=np.int8)
-    pin[state.pins.pinned], pin[state.pins.banned] = 1, -1
-    if coreset is not None:
-        cluster[coreset.rows] = coreset.cluster
-        rank[coreset.rows] = coreset.column("dual_rank")
-        chosen[coreset.rows[coreset.selected_positions]] = 1
-    organ, organs = catalogue.categories["organ"]
-    device, devices = catalogue.categories["device"]
-    places = state.places[rows]
-    columns = {
-        "row": rows,
-        "x": np.ascontiguousarray(places[:, 0]),
-        "y": np.ascontiguousarray(places[:, 1]),
-        "organ": organ[rows].astype(np.uint16),
-        "device": device[rows].astype(np.uint16),
-        "cluster": cluster[rows],
-        "rank": rank[rows],
-        "selected": chosen[rows],
-        "pin": pin[rows],
-    }
-    metadata = {
-        "organs": json.dumps(organs),
-        "devices": json.dumps(devices),
-        "coreset": coreset.entry.name if coreset else "",
-        "images": str(len(catalogue.scored_rows)),
-    }
-    table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    return table.replace_schema_metadata(metadata)
+def _answer(state: State, coreset: Coreset | None, found: list[Neighbour]) -> dict[str, Any]:
+    samples = samples_of(state, coreset, [neighbour.row for neighbour in found])
+    items = [
+        {"similarity": round(neighbour.similarity, 6), "sample": sample}
+        for neighbour, sample in zip(found, samples, strict=True)
+    ]
+    return {"items": items, "approximate": True}
