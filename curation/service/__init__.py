@@ -1,5 +1,8 @@
-"""The coreset service: pick, ask, look. Plain functions on mapped tables under a thin HTTP edge.
+"""The coreset service: plain functions on mapped tables, and HTTP routes that call them.
 
-What it answers from: Arrow files and a FAISS index, derived from the store's tables once, keyed by
-their digests and mapped into memory (``derived``); nothing that would have to be kept in step.
+It answers from Arrow files and a FAISS index, derived once from the store's tables, named by their
+digests and mapped into memory (``data.derived``). Nothing has to be kept in step with the store.
+
+Imports go one way: ``serving`` and ``on_ray`` start ``http``, whose routes call ``answers``, which
+read ``data``; ``sql`` and ``jobs`` run work in processes of their own; ``problems`` are their errors.
 """

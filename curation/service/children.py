@@ -2,7 +2,7 @@
 
 The service holds the write end of the child's standard input. When it dies, however it dies, the
 pipe closes and the child leaves; no killed service leaves a half-done pick running beside its
-successor. What a child has to say it writes as JSON lines to standard output.
+successor. A child reports to the service with JSON lines on standard output.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
-PATIENCE = 5.0  # seconds between asking a child to end and ending it
-GENTLE = 10  # niceness: answers go before preparation
+GRACE = 5.0  # seconds between asking a child to end and killing it
+NICENESS = 10  # requests go before preparation
 
 
-class Say(Protocol):
+class Send(Protocol):
     """Sends a message, made of keyword arguments, from a child to the service."""
 
     def __call__(self, **message: Any) -> None:
@@ -36,7 +36,7 @@ def start(module: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def messages(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    """Yield what a child says, until it ends; other lines are passed over."""
+    """Yield the messages of a child until it ends; other lines are ignored."""
     assert child.stdout is not None
     for line in child.stdout:
         with contextlib.suppress(ValueError):
@@ -47,52 +47,52 @@ def messages(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
 
 
 def stop(child: subprocess.Popen[str]) -> None:
-    """End a child, kindly at first."""
+    """End a child: ask first, then kill it."""
     if child.poll() is not None:
         return
     child.terminate()
     try:
-        child.wait(PATIENCE)
+        child.wait(GRACE)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
 
 
-def in_child(work: Callable[[Say], None]) -> None:
-    """Run a child's work: watch the parent, give way to it, and turn errors into a message.
+def in_child(work: Callable[[Send], None]) -> None:
+    """Run a child's work: end with the parent, give way to it, and turn errors into a message.
 
     Args:
-        work: called with what sends its messages.
+        work: called with the function that sends its messages.
     """
     from echostill.platform.errors import EchostillError
 
     channel = _own_channel()
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(OSError):
-        os.nice(GENTLE)
+        os.nice(NICENESS)
 
-    def say(**message: Any) -> None:
+    def send(**message: Any) -> None:
         channel.write(json.dumps(message) + "\n")
         channel.flush()
 
     try:
-        work(say)
+        work(send)
     except EchostillError as error:
-        say(error=str(error))
+        send(error=str(error))
         sys.exit(error.exit_code)
     except MemoryError:
-        say(error="out of memory")
+        send(error="out of memory")
         sys.exit(1)
 
 
 def _own_channel() -> IO[str]:
-    """Keep standard output for messages; what libraries print goes to standard error."""
+    """Keep standard output for messages; redirect what libraries print to standard error."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     # os.read: the object sys.stdin would be locked by this thread when the interpreter ends.
     while os.read(0, 4096):
         pass

@@ -1,14 +1,14 @@
 """The same application behind Ray Serve: what ``infra/serve.yaml`` deploys.
 
-Serve brings its own HTTP server; the edge, with token and limits, is inside the application and
-goes with it. One replica: the queue of picks and the writer of pins belong to one process.
+Serve brings its own HTTP server; the token and all limits are checked inside the application. There
+is one replica: the queue of picks and the writer of pins belong to one process.
 """
 
 from typing import Any
 
 from echostill.curation.service.data.derived import derived_folder
 from echostill.curation.service.http.app import Options, create_app
-from echostill.curation.service.http.edge import Edge
+from echostill.curation.service.http.security import SecurityMiddleware
 from echostill.curation.service.http.token import find_token, token_path
 from echostill.platform.config import Config
 from echostill.platform.tables.store import Store
@@ -18,9 +18,9 @@ class ServeArguments(Config):
     """Arguments of the Serve application.
 
     Attributes:
-        store: folder that every node sees, or URI.
-        token_file: where the token lies on the replica's node; default beside the store.
-        hosts: names by which callers address the service.
+        store: folder that every node can read, or URI.
+        token_file: file of the token on the replica's node; default beside the store.
+        hosts: names under which the service is reached.
         index_folder: of derived files, on a disk of the replica's node.
         address: of the Ray cluster that picks; "auto" is the one that Serve runs on.
     """
@@ -32,7 +32,7 @@ class ServeArguments(Config):
     address: str | None = "auto"
 
 
-def application(arguments: ServeArguments) -> Edge:
+def application(arguments: ServeArguments) -> SecurityMiddleware:
     """Build the application on the replica."""
     store = Store(arguments.store)
     folder = derived_folder(store, arguments.index_folder)
@@ -47,7 +47,7 @@ def build(arguments: dict[str, Any]) -> Any:
 
     found = ServeArguments(**arguments)
 
-    def make() -> Edge:  # Serve takes a plain function and calls it on the replica
+    def make() -> SecurityMiddleware:  # Serve takes a plain function and calls it on the replica
         return application(found)
 
     ingress = serve.ingress(make)

@@ -1,4 +1,4 @@
-"""`echostill serve`: the application on uvicorn, on the loopback unless told otherwise."""
+"""`echostill serve`: the application on uvicorn, by default on the loopback only."""
 
 import contextlib
 import logging
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import uvicorn
 
-from echostill.curation.service.data.derived import derived_folder, prepare
+from echostill.curation.service.data.derived import derived_folder, prepare, print_progress
 from echostill.curation.service.http.app import Options, create_app
-from echostill.curation.service.http.edge import LOOPBACK, Edge
+from echostill.curation.service.http.security import LOOPBACK, SecurityMiddleware
 from echostill.curation.service.http.token import find_token, token_path
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
 
 PORT = 8420
-GRACE = 10  # seconds that answers may take to finish when the service is stopped
+GRACE = 10  # seconds for running requests when the service is stopped
 EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -39,8 +39,8 @@ def serve(
         root: the store.
         host: address to listen on.
         port: of TCP; 0 takes a free one.
-        token_file: where the token lies or is to be made; default ``<store>.token``.
-        allowed_hosts: further names by which callers may address the service.
+        token_file: of the token, created if missing; default ``<store>.token``.
+        allowed_hosts: further names under which the service may be reached.
         index_folder: of derived files; default inside the store.
         address: of a Ray cluster that picks.
         ssl_keyfile, ssl_certfile: for TLS; both or none.
@@ -56,8 +56,8 @@ def serve(
         raise UsageError("TLS needs both --ssl-keyfile and --ssl-certfile.")
     if host in EVERYWHERE and not allowed_hosts:
         raise UsageError(
-            f"--host {host or '(all)'} listens everywhere: name with --allowed-host how callers "
-            "address this machine."
+            f"--host {host or '(all)'} listens on all interfaces: give the name of this machine "
+            "with --allowed-host."
         )
     store = Store(root)
     store.open_pool()
@@ -68,23 +68,25 @@ def serve(
     _set_up_log()
     scheme = "https" if ssl_certfile else "http"
     if ssl_certfile is None and host not in LOOPBACK:
-        print("warning: without TLS the token and the images pass in the clear.", file=sys.stderr)
+        print(
+            "warning: without TLS the token and the images are sent unencrypted.", file=sys.stderr
+        )
     config = configuration(app, host, port, ssl_keyfile, ssl_certfile)
     server = _Server(config, scheme, token if made else None, path)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
-        raise UsageError(f"cannot listen on {host}:{port}: is another service there?")
+        raise UsageError(f"cannot listen on {host}:{port}: is another service running there?")
 
 
 def configuration(
-    app: Edge,
+    app: SecurityMiddleware,
     host: str,
     port: int,
     ssl_keyfile: str | None = None,
     ssl_certfile: str | None = None,
 ) -> uvicorn.Config:
-    """How uvicorn is run: it says nothing about itself and believes no proxy."""
+    """Settings of uvicorn: no header names it, and it trusts no proxy."""
     return uvicorn.Config(
         app,
         host=host,
@@ -101,7 +103,7 @@ def configuration(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says where it listens, and the token when it is new."""
+    """uvicorn that prints its URL, and the token if it is new."""
 
     def __init__(self, config: uvicorn.Config, scheme: str, token: str | None, path: Path) -> None:
         super().__init__(config)
@@ -116,7 +118,7 @@ class _Server(uvicorn.Server):
         name = f"[{host}]" if ":" in host else host
         where = f"{self._scheme}://{name}:{port}/"
         if self._token is not None:
-            print(f"token     {self._token}  (shown once; kept in {self._path})", flush=True)
+            print(f"token     {self._token}  (shown once; stored in {self._path})", flush=True)
             print(f"explorer  {where}#token={self._token}", flush=True)
         else:
             print(f"token     in {self._path}", flush=True)
@@ -124,7 +126,7 @@ class _Server(uvicorn.Server):
 
 
 def _set_up_log() -> None:
-    """Lines of JSON for requests, plain lines for the rest, all to standard error."""
+    """Requests as lines of JSON, the rest as plain lines, all to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name, level in (("echostill.access", logging.INFO), ("echostill.service", logging.INFO)):
@@ -137,19 +139,12 @@ def _set_up_log() -> None:
 
 
 def build_index(root: str, folder: str | None = None) -> str:
-    """Make everything that a service derives from a store, without serving.
+    """Build everything that the service derives from a store, without serving.
 
     Returns:
-        What is there, in words.
+        A sentence that says where it is.
     """
     store = Store(root)
     store.open_pool()
     derived = prepare(store, derived_folder(store, folder), print_progress)
     return f"ready: {derived.folder}"
-
-
-def print_progress(stage: str, fraction: float) -> None:
-    """Show how far a preparation is, on standard error."""
-    print(f"\r{fraction:>6.1%}  {stage:<40}", end="", file=sys.stderr, flush=True)
-    if fraction >= 1:
-        print(file=sys.stderr)

@@ -1,89 +1,93 @@
-// The service's HTTP interface (docs/api.md): types, the token, and one way to ask.
+// The service's HTTP interface (docs/api.md): its routes with their types, the token, and requests.
 import { signal } from "@preact/signals";
+import type { paths } from "./service";
 
-const TOKEN_KEY = "echostill-token";
+export type {
+  ClusterDetails, ClusterSummary, Comparison, CoresetSummary, Count, Histogram, ImageDetails, Job,
+  Neighbour, Pin, PinBody, Pool, Sample, SelectionKey, Share, Shift, Stats,
+} from "./service";
 
-export interface Count { value: string; images: number }
-export interface Pool {
-  version: string; store: string; images: number; scored: number; dimension: number;
-  quarantined: Record<string, number>;
-  organs: Count[]; devices: Count[]; labels: Count[]; coresets: string[];
-  index: { state: string; stage: string; fraction: number; message: string };
-  map: { state: string };
-  pins: { pinned: number; banned: number };
-}
-export interface CoresetItem {
-  name: string; images: number; budget: number; clusters: number; method: string; seed: number;
-  digest: string; created: string;
-}
-export interface Sample {
-  image_id: string; row: number; group_id: string; source: string; organ: string; device: string;
-  label: string; frame: number; width: number; height: number;
-  cluster: number | null; cluster_size: number; cluster_rank: number;
-  distance: number; distance_rank: number; gradient: number; gradient_rank: number;
-  dual_rank: number; quota: number; selected: boolean; reason: string; pin: "pin" | "ban" | null;
-}
-export interface Page<T> { items: T[]; total: number; next: string | null }
-export interface Cluster {
-  cluster: number; size: number; quota: number; selected: number; mean_distance: number;
-  typical: string; organs: Count[];
-}
-export interface ClusterDetail extends Cluster { devices: Count[]; members: Sample[] }
-export interface Share { value: string; images: number; selected: number; share: number }
-export interface Histogram { edges: number[]; pool: number[]; selected: number[] }
-export interface Stats {
-  name: string; images: number; selected: number;
-  groups: { pool: number; selected: number };
-  by: Record<string, Share[]>;
-  clusters: Record<string, number>;
-  histograms: Record<string, Histogram>;
-}
-export interface Shift {
-  value: string; images: number; a: number; b: number; share_a: number; share_b: number; shift: number;
-}
-export interface Comparison {
-  a: string; b: string; selected: { a: number; b: number }; both: number; only_a: number;
-  only_b: number; jaccard: number; text: string; entered: string[]; left: string[];
-  by: Record<string, Shift[]>;
-}
-export interface Pin {
-  id: string; action: "pin" | "ban"; kind: "image" | "cluster"; coreset: string | null;
-  cluster: number | null; image_ids: string[]; images: number; author: string; reason: string;
-  time: string; removed?: { author: string; reason: string; time: string } | null;
-}
-export interface ImageDetail {
-  image: Record<string, unknown> & { image_id: string; source: string; row: number };
-  scores: Record<string, number> | null;
-  coreset: (Record<string, unknown> & {
-    name: string; cluster: number; cluster_rank: number; cluster_size: number;
-    distance_rank: number; gradient_rank: number; dual_rank: number; quota: number;
-    selected: boolean; reason: string;
-  }) | null;
-  why: {
-    text: string;
-    values: Record<string, unknown> & {
-      last_chosen?: { image_id: string; cluster_rank: number; dual_rank: number } | null;
-      next_not_chosen?: { image_id: string; cluster_rank: number; dual_rank: number } | null;
-    };
-  };
-  pins: Pin[];
-}
-export interface Job {
-  id: string; name: string; state: "queued" | "running" | "done" | "failed" | "cancelled";
-  stage: string; fraction: number; message: string; created: string; coreset: string | null;
-}
-export interface Neighbour { similarity: number; sample: Sample }
+// The types of a route's parameters, body and answer, from the OpenAPI document.
+type Method = "get" | "post" | "delete";
+type With<M extends Method> = { [P in keyof paths]: paths[P] extends Record<M, object> ? P : never }[keyof paths];
+type Json<T> = T extends { content: { "application/json": infer Body } } ? Body : never;
+type Given<T> = [NonNullable<T>] extends [never] ? unknown : NonNullable<T>;
+type Values<T> = T extends { parameters: { path?: infer Path; query?: infer Query } } ? Given<Path> & Given<Query> : never;
+type Body<T> = T extends { requestBody: infer Content } ? Json<Content> : undefined;
+type Answer<T> = T extends { responses: infer Responses } ? Json<Responses[keyof Responses & (200 | 201 | 202)]> : never;
+type Optional<T> = object extends T ? [values?: T] : [values: T];
 
-/** An answer of the service that is not what was asked for; the message is a whole sentence. */
+/** The URL of a GET; its type says what the answer is. */
+export type Address<T> = string & { readonly answer?: T };
+
+// Every route that the explorer uses; those of files answer with bytes (`ask`), the others with JSON (`read`).
+export const routes = {
+  pool: get("/v1/pool"),
+  coresets: get("/v1/coresets"),
+  samples: get("/v1/coresets/{name}/samples"),
+  stats: get("/v1/coresets/{name}/stats"),
+  compare: get("/v1/compare"),
+  clusters: get("/v1/clusters"),
+  cluster: get("/v1/clusters/{cluster}"),
+  find: get("/v1/images"),
+  image: get("/v1/images/{image_id}"),
+  thumbnail: get("/v1/images/{image_id}/thumbnail"),
+  neighbours: get("/v1/images/{image_id}/neighbours"),
+  map: get("/v1/map"),
+  selection: get("/v1/selection"),
+  jobs: get("/v1/jobs"),
+  pins: get("/v1/pins"),
+  lookUp: post("/v1/images/lookup"),
+  pick: post("/v1/coresets"),
+  cancel: remove("/v1/jobs/{job_id}"),
+  addPin: post("/v1/pins"),
+  removePin: remove("/v1/pins/{pin_id}"),
+};
+
+function get<P extends With<"get">>(path: P) {
+  type Route = paths[P]["get"];
+  return (...[values]: Optional<Values<Route>>): Address<Answer<Route>> => fill(path, values ?? {});
+}
+
+function post<P extends With<"post">>(path: P) {
+  type Route = paths[P]["post"];
+  return (body: Body<Route>): Promise<Answer<Route>> => send("POST", fill(path, {}), body);
+}
+
+function remove<P extends With<"delete">>(path: P) {
+  type Route = paths[P]["delete"];
+  return (values: Values<Route>, body: Body<Route>): Promise<Answer<Route>> =>
+    send("DELETE", fill(path, values as object), body);
+}
+
+/** Put values into a path; the others become its query: empty ones are left out, lists repeat the key. */
+function fill(path: string, values: object): string {
+  const rest = new URLSearchParams();
+  let filled = path.slice(1); // relative, for a service behind a prefix
+  for (const [key, value] of Object.entries(values) as [string, unknown][]) {
+    if (path.includes(`{${key}}`)) {
+      filled = filled.replace(`{${key}}`, encodeURIComponent(String(value)));
+      continue;
+    }
+    for (const item of Array.isArray(value) ? value : [value]) {
+      if (item !== null && item !== undefined && item !== "") rest.append(key, String(item));
+    }
+  }
+  const text = rest.toString();
+  return text ? `${filled}?${text}` : filled;
+}
+
+/** An error answer of the service; the message is a whole sentence. */
 export class Problem extends Error {
   constructor(readonly status: number, message: string) {
     super(message);
   }
 }
 
+const TOKEN_KEY = "echostill-token";
 export const signedIn = signal(false);
 
-/** Take the token from the address's fragment, where the service's start-up line put it. */
+/** Take the token from the fragment of the URL, where the service's start-up line put it. */
 export function takeToken(): void {
   const found = /^#token=([^&]+)$/.exec(location.hash);
   if (found) {
@@ -98,7 +102,7 @@ export function setToken(token: string): void {
   signedIn.value = true;
 }
 
-/** Ask the service; throws a Problem with its own words. */
+/** Send a request with the token; throws a Problem with the service's message. */
 export async function ask(path: string, options: RequestInit = {}): Promise<Response> {
   const headers = new Headers(options.headers);
   headers.set("Authorization", `Bearer ${sessionStorage.getItem(TOKEN_KEY) ?? ""}`);
@@ -118,16 +122,14 @@ export async function ask(path: string, options: RequestInit = {}): Promise<Resp
   try {
     const problem = await answer.json();
     detail = problem.detail ?? problem.title ?? detail;
-    const errors = (problem.errors ?? []) as { where: string; message: string }[];
-    if (errors.length) detail += " " + errors.map((e) => `${e.where}: ${e.message}`).join("; ");
   } catch {
-    // Not the service's own words: the status has to do.
+    // The answer is not the service's own; only its status is known.
   }
   throw new Problem(answer.status, detail);
 }
 
-/** Ask, and ask again each second while the service says that it is still preparing. */
-export async function askPatiently(path: string, signal: AbortSignal, waiting: (words: string) => void): Promise<Response> {
+/** Send a GET, again every second while the service is still preparing. */
+export async function askPatiently(path: string, signal: AbortSignal, waiting: (message: string) => void): Promise<Response> {
   for (;;) {
     try {
       return await ask(path, { signal });
@@ -140,27 +142,17 @@ export async function askPatiently(path: string, signal: AbortSignal, waiting: (
   }
 }
 
-export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
-  const answer = await askPatiently(path, signal ?? new AbortController().signal, () => undefined);
+/** The JSON answer to a GET. */
+export async function read<T>(address: Address<T>, signal?: AbortSignal): Promise<T> {
+  const answer = await askPatiently(address, signal ?? new AbortController().signal, () => undefined);
   return answer.json() as Promise<T>;
 }
 
-export async function send<T>(method: string, path: string, body?: unknown): Promise<T> {
+async function send<T>(method: string, path: string, body: unknown): Promise<T> {
   const answer = await ask(path, {
     method,
     headers: { "Content-Type": "application/json" },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
   return answer.json() as Promise<T>;
-}
-
-/** A query string of the given values; absent and empty ones are left out, lists repeat the key. */
-export function query(values: Record<string, string | number | string[] | null | undefined>): string {
-  const parts = new URLSearchParams();
-  for (const [key, value] of Object.entries(values)) {
-    if (value === null || value === undefined || value === "") continue;
-    for (const item of Array.isArray(value) ? value : [value]) parts.append(key, String(item));
-  }
-  const text = parts.toString();
-  return text ? `?${text}` : "";
 }

@@ -34,11 +34,11 @@ export class Canvas {
   private uploading = false; // whether the next frame also sends the points to the graphics card
   private busy = false; // whether a frame is being drawn
   private waiting = false; // and another is wanted after it
-  private began = 0;
-  private gone = false; // whether the reader has left the map's page
+  private frameStart = 0;
+  private destroyed = false; // whether the map's page was left
   private rest: ReturnType<typeof setTimeout> | undefined;
   private resized: ResizeObserver;
-  private moved = false; // whether the reader has left the whole map
+  private moved = false; // whether the view was moved away from the whole map
   lassoing = false;
   lastFrame = 0;
 
@@ -57,7 +57,7 @@ export class Canvas {
         this.moved = true;
         this.moveTo(viewState as unknown as ViewState);
       },
-      onBeforeRender: () => { this.began = performance.now(); },
+      onBeforeRender: () => { this.frameStart = performance.now(); },
       onAfterRender: ({ device }) => this.time(device),
       layers: [],
     });
@@ -74,7 +74,7 @@ export class Canvas {
   show(points: Points): void {
     this.points = points;
     this.nearness = null;
-    this.positions = { value: this.places(), size: 2 };
+    this.positions = { value: this.coordinates(), size: 2 };
     this.uploading = true;
     this.settle();
   }
@@ -86,7 +86,7 @@ export class Canvas {
   }
 
   /** x and y of all points or of some, one after another. */
-  private places(indices?: Uint32Array): Float32Array<ArrayBuffer> {
+  private coordinates(indices?: Uint32Array): Float32Array<ArrayBuffer> {
     const { x, y, count } = this.points!;
     const found = new Float32Array(2 * (indices?.length ?? count));
     for (let k = 0; 2 * k < found.length; k++) {
@@ -99,7 +99,7 @@ export class Canvas {
 
   mark(indices: Uint32Array): void {
     const shown = indices.slice(0, 20_000);
-    this.marked = { value: this.places(shown), size: 2 };
+    this.marked = { value: this.coordinates(shown), size: 2 };
     this.draw(this.drawn);
   }
 
@@ -121,7 +121,7 @@ export class Canvas {
   }
 
   destroy(): void {
-    this.gone = true;
+    this.destroyed = true;
     clearTimeout(this.rest);
     this.resized.disconnect();
     this.deck.finalize();
@@ -152,15 +152,15 @@ export class Canvas {
 
   /** Wait for the frame to be drawn, learn from it how many points a millisecond draws. */
   private time(device: Device): void {
-    const { drawn, began, uploading } = this;
+    const { drawn, frameStart, uploading } = this;
     this.busy = true;
     this.uploading = false;
     const fence = device.createFence();
     void fence.signaled.then(() => {
-      if (this.gone) return;
+      if (this.destroyed) return;
       fence.destroy();
       this.busy = false;
-      this.lastFrame = performance.now() - began;
+      this.lastFrame = performance.now() - frameStart;
       if (!uploading && drawn >= SMALLEST) this.pace += 0.5 * (drawn / this.lastFrame - this.pace);
       if (this.waiting) this.render();
       else if (!this.rest && drawn < (this.points?.count ?? 0) && (uploading || this.lastFrame < 0.6 * STILL)) this.settle();
@@ -205,7 +205,7 @@ export class Canvas {
     });
   }
 
-  private place(event: PointerEvent): [number, number] {
+  private position(event: PointerEvent): [number, number] {
     const box = this.parent.getBoundingClientRect();
     const scale = 2 ** this.view.zoom;
     return [
@@ -220,7 +220,7 @@ export class Canvas {
     this.pressed = [event.clientX, event.clientY];
     if (!this.lassoing) return;
     this.drawing = true;
-    this.polygon = this.place(event);
+    this.polygon = this.position(event);
     event.stopPropagation();
     event.preventDefault();
   };
@@ -229,7 +229,7 @@ export class Canvas {
     if (event.buttons === 0 && this.pressed) this.cancel(); // let go outside
     if (this.drawing) {
       event.stopPropagation();
-      const [x, y] = this.place(event);
+      const [x, y] = this.position(event);
       const last = this.polygon.slice(-2);
       if (Math.hypot(x - last[0]!, y - last[1]!) * 2 ** this.view.zoom < 3) return;
       this.polygon = [...this.polygon, x, y];
@@ -270,7 +270,7 @@ export class Canvas {
   private at(event: PointerEvent, pixels: number): number {
     if (!this.points) return -1;
     this.nearness ??= new Nearness(this.points);
-    const [x, y] = this.place(event);
+    const [x, y] = this.position(event);
     return this.nearness.find(x, y, pixels / 2 ** this.view.zoom, this.drawn);
   }
 

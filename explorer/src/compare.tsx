@@ -1,5 +1,5 @@
-// Coresets: what one holds, and how two differ.
-import { type Comparison, type Histogram, query, type Share, type Shift, type Stats } from "./api";
+// Coresets: what one contains, and how two differ.
+import { type Histogram, routes, type Share, type Shift } from "./api";
 import { useAnswer } from "./hooks";
 import { address, adjust, coreset, coresets, name, number, percent, route } from "./state";
 import { Picture } from "./thumbnail";
@@ -31,10 +31,10 @@ function Shares({ title, rows }: { title: string; rows: Share[] }) {
     <div class="scroll" tabIndex={0} role="region" aria-label={`By ${title}`}>
       <table>
         <caption>By {title}</caption>
-        <thead><tr><th>{title}</th><th>pool</th><th>chosen</th><th>share</th></tr></thead>
+        <thead><tr><th>{title}</th><th>pool</th><th>selected</th><th>share</th></tr></thead>
         <tbody>{rows.slice(0, 30).map((row) => (
           <tr><td>{name(row.value)}</td><td>{number(row.images)}</td><td>{number(row.selected)}</td>
-            <td><meter min={0} max={1} value={row.share} aria-label={`${name(row.value)}: share chosen`} /> {percent(row.share)}</td></tr>
+            <td><meter min={0} max={1} value={row.share} aria-label={`${name(row.value)}: share selected`} /> {percent(row.share)}</td></tr>
         ))}</tbody>
       </table>
     </div>
@@ -42,15 +42,15 @@ function Shares({ title, rows }: { title: string; rows: Share[] }) {
 }
 
 export function CoresetView() {
-  const stats = useAnswer<Stats>(coreset.value ? `v1/coresets/${encodeURIComponent(coreset.value)}/stats` : null);
-  if (!stats) return <p role="status">{coreset.value ? "counting …" : "There is no coreset yet: pick one."}</p>;
+  const stats = useAnswer(coreset.value ? routes.stats({ name: coreset.value }) : null);
+  if (!stats) return <p role="status">{coreset.value ? "Loading …" : "There is no coreset yet: pick one."}</p>;
   return (
     <section aria-labelledby="coreset-title">
       <h1 id="coreset-title">Coreset “{stats.name}”</h1>
       <p>{number(stats.selected)} of {number(stats.images)} images, {number(stats.groups.selected)} of {number(stats.groups.pool)} groups.</p>
       <div class="figures">
         {Object.entries(stats.histograms).map(([title, histogram]) =>
-          histogram.edges && <Bars title={title.replaceAll("_", " ")} histogram={histogram} />)}
+          <Bars title={title.replaceAll("_", " ")} histogram={histogram} />)}
       </div>
       <p class="legend-line"><span class="swatch of-pool" /> pool <span class="swatch of-coreset" /> coreset</p>
       {Object.entries(stats.by).map(([title, rows]) => <Shares title={title} rows={rows} />)}
@@ -64,7 +64,7 @@ function Shifts({ title, rows }: { title: string; rows: Shift[] }) {
     <div class="scroll" tabIndex={0} role="region" aria-label={`Shifts by ${title}`}>
       <table>
         <caption>Shift by {title}</caption>
-        <thead><tr><th>{title}</th><th>in a</th><th>in b</th><th>shift</th></tr></thead>
+        <thead><tr><th>{title}</th><th>in A</th><th>in B</th><th>shift</th></tr></thead>
         <tbody>{rows.slice(0, 20).map((row) => (
           <tr><td>{name(String(row.value))}</td><td>{number(row.a)} ({percent(row.share_a)})</td>
             <td>{number(row.b)} ({percent(row.share_b)})</td>
@@ -96,10 +96,10 @@ export function Compare() {
   const names = coresets.value.map((item) => item.name);
   const a = route.value.values.get("a") ?? coreset.value;
   const b = route.value.values.get("b") ?? names.find((other) => other !== a) ?? "";
-  const answer = useAnswer<Comparison>(a && b ? `v1/compare${query({ a, b })}` : null);
+  const answer = useAnswer(a && b ? routes.compare({ a, b }) : null);
   const pick = (field: "a" | "b", value: string) => (
     <label>
-      {field === "a" ? "From" : "to"}{" "}
+      {field === "a" ? "From A:" : "to B:"}{" "}
       <select value={value} onChange={(event) => adjust({ [field]: event.currentTarget.value })}>
         {names.map((option) => <option value={option}>{option}</option>)}
       </select>
@@ -108,7 +108,7 @@ export function Compare() {
   return (
     <section aria-labelledby="compare-title">
       <h1 id="compare-title">Compare coresets</h1>
-      {names.length < 2 && <p>There is one coreset. <a href={address("pick")}>Pick another</a> to compare.</p>}
+      {names.length < 2 && <p>There is only one coreset. <a href={address("pick")}>Pick another</a> to compare.</p>}
       {names.length > 1 && <div class="bar">{pick("a", a)}{pick("b", b)}</div>}
       {answer && (
         <>

@@ -31,8 +31,8 @@ precision highp float;
 in vec4 color;
 out vec4 fragColor;
 void main() {
-  vec2 place = 2.0 * gl_PointCoord - 1.0;
-  float square = dot(place, place);
+  vec2 offset = 2.0 * gl_PointCoord - 1.0;
+  float square = dot(offset, offset);
   if (square > 1.0 || square < dots.hole) discard;
   fragColor = color;
 }`;

@@ -1,6 +1,6 @@
-// The gallery: pictures of a coreset's rows, filtered and sorted; more as one scrolls.
+// The gallery: pictures of a coreset's rows, filtered and sorted; more are loaded on scrolling.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { type Count, get, type Page, query, type Sample } from "./api";
+import { type Count, read, routes, type Sample } from "./api";
 import { adjust, coreset, name, number, pool, route, say } from "./state";
 import { Card } from "./thumbnail";
 
@@ -10,6 +10,8 @@ const SORTS: [string, string][] = [
   ["-reconstruction_error", "worst reconstructed"], ["cluster", "cluster"], ["image_id", "id"],
 ];
 const FILTERS = ["selected", "organ", "device", "label", "cluster", "source", "sort"] as const;
+
+const one = (value: string): string[] => (value ? [value] : []);
 
 function Choice({ label, field, options }: { label: string; field: string; options: Count[] }) {
   const value = route.value.values.get(field) ?? "";
@@ -31,32 +33,36 @@ function Choice({ label, field, options }: { label: string; field: string; optio
 export function Gallery() {
   const values = route.value.values;
   const about = pool.value;
-  const filters = Object.fromEntries(FILTERS.map((key) => [key, values.get(key) ?? ""]));
-  const asked = query({
-    ...filters, selected: filters.selected || "any", sort: filters.sort || "dual_rank", limit: 60,
+  const filters = Object.fromEntries(
+    FILTERS.map((key) => [key, values.get(key) ?? ""])) as Record<(typeof FILTERS)[number], string>;
+  const page = (cursor: string | null) => routes.samples({
+    name: coreset.value, cursor, limit: 60, sort: filters.sort || "dual_rank",
+    selected: (filters.selected || "any") as "true" | "false" | "any",
+    organ: one(filters.organ), device: one(filters.device), label: one(filters.label),
+    cluster: one(filters.cluster).map(Number), source: filters.source,
   });
-  const path = coreset.value ? `v1/coresets/${encodeURIComponent(coreset.value)}/samples${asked}` : null;
-  const [pages, setPages] = useState<{ path: string; items: Sample[]; total: number; next: string | null }>();
+  const first = coreset.value ? page(null) : null;
+  const [pages, setPages] = useState<{ first: string; items: Sample[]; total: number; next: string | null }>();
   const [busy, setBusy] = useState(false);
   const end = useRef<HTMLDivElement>(null);
 
   useEffect(() => {
-    if (!path) return undefined;
+    if (!first) return undefined;
     const stop = new AbortController();
     setBusy(true);
-    get<Page<Sample>>(path, stop.signal)
-      .then((page) => setPages({ path, ...page }))
+    read(first, stop.signal)
+      .then((found) => setPages({ first, ...found }))
       .catch(say)
       .finally(() => setBusy(false));
     return () => stop.abort();
-  }, [path]);
+  }, [first]);
 
   const more = () => {
-    if (!pages?.next || busy) return;
+    if (!pages?.next || pages.first !== first || busy) return;
     setBusy(true);
-    get<Page<Sample>>(`${pages.path}&cursor=${encodeURIComponent(pages.next)}`)
-      .then((page) => setPages((old) => old && old.path === pages.path
-        ? { ...old, items: [...old.items, ...page.items], next: page.next } : old))
+    read(page(pages.next))
+      .then((found) => setPages((old) => old && old.first === pages.first
+        ? { ...old, items: [...old.items, ...found.items], next: found.next } : old))
       .catch(say)
       .finally(() => setBusy(false));
   };
@@ -84,8 +90,8 @@ export function Gallery() {
           Show{" "}
           <select value={filters.selected || "any"} onChange={(event) => adjust({ selected: event.currentTarget.value })}>
             <option value="any">all images</option>
-            <option value="true">chosen</option>
-            <option value="false">not chosen</option>
+            <option value="true">selected</option>
+            <option value="false">not selected</option>
           </select>
         </label>
         <Choice label="Organ" field="organ" options={about?.organs ?? []} />
@@ -109,12 +115,12 @@ export function Gallery() {
         </label>
       </form>
       <p class="quiet-text" role="status">
-        {pages && pages.path === path ? `${number(pages.total)} images` : busy ? "looking …" : ""}
+        {pages && pages.first === first ? `${number(pages.total)} images` : busy ? "Loading …" : ""}
       </p>
       <div class="grid" onKeyDown={walk}>
-        {pages?.path === path && pages?.items.map((sample) => <Card key={sample.image_id} sample={sample} />)}
+        {pages?.first === first && pages?.items.map((sample) => <Card key={sample.image_id} sample={sample} />)}
       </div>
-      {pages?.path === path && pages?.total === 0 && <p>No image fits these filters.</p>}
+      {pages?.first === first && pages?.total === 0 && <p>No images match these filters.</p>}
       <div ref={end} />
     </section>
   );

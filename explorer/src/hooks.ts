@@ -1,21 +1,21 @@
-// Loading data inside views.
+// Hooks of the views: data from the service, and keys.
 import { useEffect, useState } from "preact/hooks";
-import { get } from "./api";
+import { type Address, read } from "./api";
 import { say } from "./state";
 
-/** The answer to a GET; null while it is on the way or after an error, which is shown. */
-export function useAnswer<T>(path: string | null): T | null {
-  const [answer, setAnswer] = useState<{ path: string; value: T } | null>(null);
+/** The answer to a GET, again for every new `version`; null while it loads and after an error, which is shown. */
+export function useAnswer<T>(address: Address<T> | null, version = 0): T | null {
+  const [answer, setAnswer] = useState<{ address: string; value: T } | null>(null);
   useEffect(() => {
-    if (path === null) return undefined;
+    if (address === null) return undefined;
     const stop = new AbortController();
-    get<T>(path, stop.signal).then((value) => setAnswer({ path, value })).catch(say);
+    read(address, stop.signal).then((value) => setAnswer({ address, value })).catch(say);
     return () => stop.abort();
-  }, [path]);
-  return answer && answer.path === path ? answer.value : null;
+  }, [address, version]);
+  return answer && answer.address === address ? answer.value : null;
 }
 
-/** Call while the view is shown, on keys that are pressed outside of fields. */
+/** Handle keys that are pressed outside of fields, while the view is shown. */
 export function useKeys(handle: (event: KeyboardEvent) => void): void {
   useEffect(() => {
     const listen = (event: KeyboardEvent) => {

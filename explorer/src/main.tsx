@@ -1,7 +1,7 @@
-// The explorer's frame: header, views by address, sign-in, messages, keys.
+// The explorer's frame: header, view of the address, sign-in, messages, keys.
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { type Page, query, type Sample, get, setToken, signedIn, takeToken } from "./api";
+import { read, routes, type Sample, setToken, signedIn, takeToken } from "./api";
 import { Compare, CoresetView } from "./compare";
 import { Gallery } from "./gallery";
 import { useKeys } from "./hooks";
@@ -15,7 +15,7 @@ import "./style.css";
 
 const VIEWS: [string, string, string][] = [
   ["map", "Map", "m"], ["gallery", "Gallery", "g"], ["clusters", "Clusters", "c"], ["coreset", "Coreset", "o"],
-  ["compare", "Compare", "v"], ["pick", "Pick", "n"], ["pins", "By hand", "h"],
+  ["compare", "Compare", "v"], ["pick", "Pick", "n"], ["pins", "Pins and bans", "h"],
 ];
 
 function SignIn() {
@@ -28,11 +28,11 @@ function SignIn() {
   return (
     <main class="sign-in" id="content">
       <h1>echostill</h1>
-      <p>This service wants its token. <code>echostill serve</code> printed it at its first start, with an address that brings it along.</p>
+      <p>This service requires a token. <code>echostill serve</code> printed it at its first start, together with a link that contains it.</p>
       <form onSubmit={enter} class="bar">
         <label>Token <input type="password" required autocomplete="off" value={text}
           onInput={(event) => setText(event.currentTarget.value)} /></label>
-        <button type="submit" class="main">Enter</button>
+        <button type="submit" class="main">Sign in</button>
       </form>
       <Messages />
     </main>
@@ -54,13 +54,13 @@ function Search() {
   const [found, setFound] = useState<Sample[] | null>(null);
   useEffect(() => {
     if (!text) return setFound(null);
-    get<Page<Sample>>(`v1/images${query({ q: text, limit: 60, coreset: coreset.value })}`)
+    read(routes.find({ q: text, limit: 60, coreset: coreset.value }))
       .then((page) => setFound(page.items)).catch(say);
   }, [text, coreset.value]);
   return (
     <section aria-labelledby="search-title">
-      <h1 id="search-title">Images like “{text}”</h1>
-      <p class="quiet-text" role="status">{found ? `${number(found.length)} found` : "looking …"}</p>
+      <h1 id="search-title">Images matching “{text}”</h1>
+      <p class="quiet-text" role="status">{found ? `${number(found.length)} found` : "Loading …"}</p>
       <div class="grid">{found?.map((sample) => <Card key={sample.image_id} sample={sample} />)}</div>
     </section>
   );
@@ -79,12 +79,12 @@ function View() {
   return <MapView />;
 }
 
-function themed(): string {
+function savedTheme(): string {
   return localStorage.getItem("echostill-theme") ?? "system";
 }
 
 function Header() {
-  const [theme, setTheme] = useState(themed());
+  const [theme, setTheme] = useState(savedTheme());
   const about = pool.value;
   const { view } = route.value;
   useEffect(() => {
@@ -101,22 +101,22 @@ function Header() {
       <a class="brand" href="#/map">echostill</a>
       <nav aria-label="Views">
         {VIEWS.map(([key, text, letter]) => (
-          <a href={address(key)} aria-current={view === key ? "page" : undefined} title={`key ${letter}`}>{text}</a>
+          <a href={address(key)} aria-current={view === key ? "page" : undefined} title={`Shortcut: ${letter}`}>{text}</a>
         ))}
       </nav>
       <form role="search" aria-label="Find an image" onSubmit={search}>
-        <input id="find" name="q" type="search" placeholder="id or source  ( / )" aria-label="Find an image by id or source" />
+        <input id="find" name="q" type="search" placeholder="id or source (press /)" aria-label="Find an image by id or source" />
       </form>
       <label class="pick-coreset">
         <span class="quiet">Coreset</span>
         <select value={coreset.value} onChange={(event) => adjust({ coreset: event.currentTarget.value })} aria-label="Coreset">
-          {coresets.value.map((item) => <option value={item.name}>{item.name} ({number(item.budget)})</option>)}
+          {coresets.value.map((item) => <option value={item.name}>{item.name}{item.budget !== null && ` (${number(item.budget)})`}</option>)}
         </select>
       </label>
       <label>
         <span class="quiet">Theme</span>
         <select aria-label="Theme" value={theme} onChange={(event) => setTheme(event.currentTarget.value)}>
-          <option value="system">as the system</option><option value="light">light</option><option value="dark">dark</option>
+          <option value="system">System</option><option value="light">Light</option><option value="dark">Dark</option>
         </select>
       </label>
       {about && <p class="about">{about.store}: {number(about.images)} images</p>}
@@ -141,7 +141,7 @@ function App() {
       <a class="skip" href="#content" onClick={(event) => {
         event.preventDefault();
         document.getElementById("content")?.focus();
-      }}>To the content</a>
+      }}>Skip to content</a>
       <Header />
       <Messages />
       <main id="content" tabIndex={-1}><View /></main>
@@ -151,6 +151,6 @@ function App() {
 }
 
 takeToken();
-document.documentElement.dataset.theme = themed();
+document.documentElement.dataset.theme = savedTheme();
 if (signedIn.value) void refresh();
 render(<App />, document.getElementById("app")!);

@@ -1,6 +1,6 @@
-// The map of the pool: every scored image a point; colour, look, lasso.
+// The map of the pool: every scored image is a point; colours, previews, lasso.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { type Sample, send } from "./api";
+import { routes, type Sample } from "./api";
 import { Canvas } from "./canvas";
 import { useKeys } from "./hooks";
 import { openPin } from "./pins";
@@ -10,14 +10,12 @@ import { Card, Picture } from "./thumbnail";
 
 const COLOURINGS: [Colouring, string][] = [
   ["organ", "organ"], ["device", "device"], ["cluster", "cluster"], ["rank", "dual rank"],
-  ["selected", "in the coreset"],
+  ["selected", "selected"],
 ];
-const SHOWN = 48; // pictures of a lasso
+const SHOWN = 48; // pictures for a lasso
 
 async function lookup(rows: number[]): Promise<Sample[]> {
-  const answer = await send<{ items: Sample[] }>("POST", "v1/images/lookup", {
-    rows, coreset: coreset.value || undefined,
-  });
+  const answer = await routes.lookUp({ rows, ids: [], coreset: coreset.value || null });
   return answer.items;
 }
 
@@ -27,14 +25,14 @@ export function MapView() {
   const [points, setPoints] = useState<Points | null>(null);
   const [legend, setLegend] = useState<Legend[]>([]);
   const [lassoing, setLassoing] = useState(false);
-  const [caught, setCaught] = useState<Uint32Array | null>(null);
+  const [inLasso, setInLasso] = useState<Uint32Array | null>(null);
   const [samples, setSamples] = useState<Sample[]>([]);
   const [hovered, setHovered] = useState<{ sample: Sample; left: number; top: number } | null>(null);
-  const asked = route.value.values.get("colour") as Colouring | null;
-  const by: Colouring = COLOURINGS.some(([key]) => key === asked) ? asked! : "organ";
+  const named = route.value.values.get("colour") as Colouring | null;
+  const by: Colouring = COLOURINGS.some(([key]) => key === named) ? named! : "organ";
   const name = coreset.value;
   const known = pool.value !== null;
-  const [state, setState] = useState("reading the map …");
+  const [state, setState] = useState("Loading the map …");
   const current = useRef<Points | null>(null);
   current.current = points;
 
@@ -58,7 +56,7 @@ export function MapView() {
           .then(([sample]) => sample && go(address(`image/${sample.image_id}`)))
           .catch(say);
       },
-      lasso: (polygon) => setCaught(inside(current.current!, polygon)),
+      lasso: (polygon) => setInLasso(inside(current.current!, polygon)),
     });
     canvas.current = made;
     (box.current as HTMLElement & { canvasOfMap?: Canvas }).canvasOfMap = made;
@@ -71,12 +69,12 @@ export function MapView() {
 
   useEffect(() => {
     const stop = new AbortController();
-    if (!known) return undefined; // which coreset is meant is not known yet
+    if (!known) return undefined; // the names of the coresets are not loaded yet
     readPoints(name, stop.signal, setState).then(setPoints).catch(say);
     return () => stop.abort();
   }, [name, known]);
 
-  // Drawn with the page that says so, not after it; the same for the lasso: the pen may be down by then.
+  // Before the page is painted: whoever sees it ready may already use the map and the lasso.
   useLayoutEffect(() => {
     if (points) canvas.current?.show(points);
   }, [points]);
@@ -93,15 +91,15 @@ export function MapView() {
   }, [lassoing]);
 
   useEffect(() => {
-    if (!caught || !points) return setSamples([]);
-    canvas.current?.mark(caught);
-    const rows = Array.from(caught.slice(0, SHOWN), (index) => points.row[index]!);
+    if (!inLasso || !points) return setSamples([]);
+    canvas.current?.mark(inLasso);
+    const rows = Array.from(inLasso.slice(0, SHOWN), (index) => points.row[index]!);
     if (rows.length) lookup(rows).then(setSamples).catch(say);
     else setSamples([]);
-  }, [caught, points]);
+  }, [inLasso, points]);
 
   const clear = () => {
-    setCaught(null);
+    setInLasso(null);
     canvas.current?.clearLasso();
   };
 
@@ -118,7 +116,7 @@ export function MapView() {
     move();
   });
 
-  const chosen = caught && points ? caught.reduce((sum, index) => sum + points.selected[index]!, 0) : 0;
+  const selected = inLasso && points ? inLasso.reduce((sum, index) => sum + points.selected[index]!, 0) : 0;
   return (
     <section class="map" aria-labelledby="map-title">
       <h1 id="map-title" class="quiet">Map of the pool</h1>
@@ -132,7 +130,7 @@ export function MapView() {
         <button type="button" aria-pressed={lassoing} onClick={() => setLassoing(!lassoing)}>Lasso</button>
         <button type="button" onClick={() => canvas.current?.zoom(0.5)} aria-label="Zoom in">+</button>
         <button type="button" onClick={() => canvas.current?.zoom(-0.5)} aria-label="Zoom out">−</button>
-        <button type="button" onClick={() => canvas.current?.reset()}>Whole map</button>
+        <button type="button" onClick={() => canvas.current?.reset()}>Reset view</button>
         <span class="quiet-text">{points ? `${number(points.count)} images` : state}</span>
       </div>
       <div class="map-body">
@@ -148,14 +146,14 @@ export function MapView() {
             <Picture id={hovered.sample.image_id} size={160} alt="" />
             <strong>{hovered.sample.organ || "unknown organ"}</strong>
             <span>{hovered.sample.source}</span>
-            <span>cluster {hovered.sample.cluster}, {hovered.sample.selected ? "chosen" : "not chosen"}</span>
+            <span>cluster {hovered.sample.cluster}, {hovered.sample.selected ? "selected" : "not selected"}</span>
           </div>
         )}
       </div>
-      {caught && (
+      {inLasso && (
         <aside class="caught" aria-live="polite">
           <div class="bar">
-            <strong>{number(caught.length)} images in the lasso, {number(chosen)} chosen</strong>
+            <strong>{number(inLasso.length)} images in the lasso, {number(selected)} selected</strong>
             <button type="button" disabled={!samples.length}
                     onClick={() => openPin({ action: "pin", images: samples.map((s) => s.image_id) })}>
               Pin the {samples.length} shown

@@ -1,20 +1,14 @@
-// Picking a new coreset: a form made from the selection's schema, and the jobs that do it.
+// Picking a new coreset: a form built from the selection's schema, and the jobs.
 import { useEffect, useState } from "preact/hooks";
-import { get, type Job, send } from "./api";
+import { type Job, read, routes, type SelectionKey } from "./api";
 import { useAnswer } from "./hooks";
 import { address, percent, refresh, say } from "./state";
 
-interface Property {
-  type?: string | string[]; default?: unknown; description?: string; enum?: string[];
-  minimum?: number; maximum?: number; anyOf?: Property[];
-}
-interface Schema { properties: Record<string, Property> }
-
-// The keys people change; the rest of the schema stands under "More".
+// The keys that are changed most often; all others are under "More settings".
 const FIRST = ["budget", "method", "quota", "balance", "only", "seed", "clusters", "max_per_group", "alpha"];
 const HIDDEN = new Set(["name", "store", "address", "tracking", "progress"]);
 
-/** A field's text as the value that the schema asks for: numbers, JSON, else text. */
+/** A field's text as a value of the schema: a number, JSON, else text. */
 function parse(text: string): unknown {
   try {
     return JSON.parse(text);
@@ -24,7 +18,7 @@ function parse(text: string): unknown {
 }
 
 function Field({ name, property, value, onChange }: {
-  name: string; property: Property; value: string; onChange: (text: string) => void;
+  name: string; property: SelectionKey; value: string; onChange: (text: string) => void;
 }) {
   const options = property.enum ?? property.anyOf?.find((part) => part.enum)?.enum;
   const shown = property.default === null || property.default === undefined ? "" : String(
@@ -49,13 +43,13 @@ function Field({ name, property, value, onChange }: {
 
 function JobRow({ job, onChange }: { job: Job; onChange: () => void }) {
   const going = job.state === "queued" || job.state === "running";
-  const cancel = () => send("DELETE", `v1/jobs/${encodeURIComponent(job.id)}`).then(onChange).catch(say);
+  const cancel = () => routes.cancel({ job_id: job.id }, undefined).then(onChange).catch(say);
   return (
     <li class="job">
       <strong>{job.name}</strong> <span>{job.state}{going && job.stage ? `, ${job.stage}` : ""}</span>
       {going && <progress max={1} value={job.fraction} aria-label={`Progress of ${job.name}`}>{percent(job.fraction)}</progress>}
       {going && <button type="button" onClick={cancel}>Cancel</button>}
-      {job.state === "done" && <a href={address("coreset", { coreset: job.name })}>Look at it</a>}
+      {job.state === "done" && <a href={address("coreset", { coreset: job.name })}>Open</a>}
       {job.state === "done" && <a href={address("compare", { b: job.name })}>Compare</a>}
       {job.message && <span class="quiet-text">{job.message}</span>}
     </li>
@@ -63,21 +57,21 @@ function JobRow({ job, onChange }: { job: Job; onChange: () => void }) {
 }
 
 export function Pick() {
-  const schema = useAnswer<Schema>("v1/selection");
+  const schema = useAnswer(routes.selection());
   const [name, setName] = useState("");
   const [values, setValues] = useState<Record<string, string>>({});
   const [jobs, setJobs] = useState<Job[]>([]);
-  const look = () => get<{ items: Job[] }>("v1/jobs").then((answer) => setJobs(answer.items)).catch(say);
+  const load = () => read(routes.jobs()).then((answer) => setJobs(answer.items)).catch(say);
   const going = jobs.filter((job) => job.state === "queued" || job.state === "running").length;
   useEffect(() => {
-    void look();
+    void load();
   }, []);
   useEffect(() => {
     if (!going) {
       void refresh();
       return undefined;
     }
-    const timer = setInterval(() => void look(), 1000);
+    const timer = setInterval(() => void load(), 1000);
     return () => clearInterval(timer);
   }, [going]);
   const start = async (event: Event) => {
@@ -85,8 +79,8 @@ export function Pick() {
     const body: Record<string, unknown> = { name };
     for (const [key, text] of Object.entries(values)) if (text.trim() !== "") body[key] = parse(text.trim());
     try {
-      await send<Job>("POST", "v1/coresets", body);
-      await look();
+      await routes.pick(body);
+      await load();
     } catch (error) {
       say(error);
     }
@@ -108,15 +102,15 @@ export function Pick() {
             <input required pattern="[A-Za-z0-9_.\-]+" value={name} aria-describedby="about-the-name"
                    onInput={(event) => setName(event.currentTarget.value)} />
           </label>
-          <small id="about-the-name">A new name; nothing is ever overwritten.</small>
+          <small id="about-the-name">A name that is not used yet: coresets are never overwritten.</small>
         </div>
         {schema && first.map(field)}
-        {rest.length > 0 && <details><summary>More</summary>{rest.map(field)}</details>}
+        {rest.length > 0 && <details><summary>More settings</summary>{rest.map(field)}</details>}
         <button type="submit" class="main" disabled={!schema}>Pick</button>
       </form>
       <h2>Jobs</h2>
-      <ul class="jobs" aria-live="polite">{jobs.map((job) => <JobRow key={job.id} job={job} onChange={() => void look()} />)}</ul>
-      {!jobs.length && <p class="quiet-text">None yet.</p>}
+      <ul class="jobs" aria-live="polite">{jobs.map((job) => <JobRow key={job.id} job={job} onChange={() => void load()} />)}</ul>
+      {!jobs.length && <p class="quiet-text">No jobs yet.</p>}
     </section>
   );
 }

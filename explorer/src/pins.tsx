@@ -1,59 +1,62 @@
-// Curation by hand: a dialog to pin or ban, and the list of what was decided.
+// Pins and bans: a dialog to add or remove one, and the list of all.
 import { signal } from "@preact/signals";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { type Pin, send } from "./api";
+import { type Pin, type PinBody, routes } from "./api";
 import { useAnswer } from "./hooks";
 import { address, message, number, refresh, say } from "./state";
 
+/** A pin or ban to add, or the one to remove. */
 export interface Request {
-  action: "pin" | "ban";
+  action: PinBody["action"];
   images?: string[];
-  cluster?: { coreset: string; cluster: number };
-  takeBack?: Pin;
+  cluster?: PinBody["cluster"];
+  remove?: Pin;
 }
 
 const AUTHOR_KEY = "echostill-author";
-const asked = signal<Request | null>(null);
+const open = signal<Request | null>(null);
 export const pinsChanged = signal(0);
 
 export function openPin(request: Request): void {
-  asked.value = request;
+  open.value = request;
 }
 
 export function removePin(pin: Pin): void {
-  asked.value = { action: pin.action, takeBack: pin };
+  open.value = { action: pin.action, remove: pin };
 }
 
-function words(request: Request): string {
-  if (request.takeBack) return `Take back: ${request.action} of ${number(request.takeBack.images)} image(s)`;
+const images = (count: number): string => (count === 1 ? "1 image" : `${number(count)} images`);
+
+function title(request: Request): string {
+  if (request.remove) return `Remove the ${request.action} of ${images(request.remove.images)}`;
   const what = request.cluster
     ? `all images of cluster ${request.cluster.cluster}`
-    : request.images!.length === 1 ? "this image" : `${request.images!.length} images`;
-  return request.action === "pin" ? `Always choose ${what}` : `Never choose ${what}`;
+    : request.images!.length === 1 ? "this image" : images(request.images!.length);
+  return request.action === "pin" ? `Always select ${what}` : `Never select ${what}`;
 }
 
 export function PinDialog() {
   const dialog = useRef<HTMLDialogElement>(null);
   const [author, setAuthor] = useState(localStorage.getItem(AUTHOR_KEY) ?? "");
   const [reason, setReason] = useState("");
-  const request = asked.value;
+  const request = open.value;
   useEffect(() => {
     if (request) dialog.current?.showModal();
     else dialog.current?.close();
   }, [request]);
-  const close = () => (asked.value = null);
+  const close = () => (open.value = null);
   const save = async (event: Event) => {
     event.preventDefault();
     if (!request) return;
     try {
       localStorage.setItem(AUTHOR_KEY, author);
-      if (request.takeBack) {
-        await send("DELETE", `v1/pins/${encodeURIComponent(request.takeBack.id)}`, { author, reason });
+      if (request.remove) {
+        await routes.removePin({ pin_id: request.remove.id }, { author, reason });
       } else {
-        const { action, images, cluster } = request;
-        await send("POST", "v1/pins", { action, images, cluster, author, reason });
+        const { action, images = [], cluster = null } = request;
+        await routes.addPin({ action, images, cluster, author, reason });
       }
-      message.value = "Noted. The next coreset that is picked respects it.";
+      message.value = "Saved. The next coreset that is picked will apply it.";
       setReason("");
       close();
       pinsChanged.value += 1;
@@ -65,7 +68,7 @@ export function PinDialog() {
   return (
     <dialog ref={dialog} onClose={close} aria-labelledby="pin-title">
       <form onSubmit={save}>
-        <h2 id="pin-title">{request ? words(request) : ""}</h2>
+        <h2 id="pin-title">{request ? title(request) : ""}</h2>
         <label>Your name <input required maxLength={200} value={author}
           onInput={(event) => setAuthor(event.currentTarget.value)} /></label>
         <label>Reason <textarea required maxLength={1000} rows={3} value={reason}
@@ -80,17 +83,16 @@ export function PinDialog() {
 }
 
 export function Pins() {
-  const changes = pinsChanged.value;
-  const answer = useAnswer<{ items: Pin[] }>(`v1/pins?history=true&_=${changes}`);
+  const answer = useAnswer(routes.pins({ history: true }), pinsChanged.value);
   return (
     <section aria-labelledby="pins-title">
-      <h1 id="pins-title">Decided by hand</h1>
-      <p class="quiet-text">The next selection takes every pinned image and no banned one, and says so.</p>
+      <h1 id="pins-title">Pins and bans</h1>
+      <p class="quiet-text">The next selection selects every pinned image and no banned one, and gives the pin or ban as the reason.</p>
       {answer && !answer.items.length && <p>Nothing is pinned or banned.</p>}
       {answer && answer.items.length > 0 && (
-        <div class="scroll" tabIndex={0} role="region" aria-label="Decisions">
+        <div class="scroll" tabIndex={0} role="region" aria-label="Pins and bans">
           <table>
-            <thead><tr><th>What</th><th>Images</th><th>By</th><th>Reason</th><th>When</th><th>State</th></tr></thead>
+            <thead><tr><th>Action</th><th>Images</th><th>Author</th><th>Reason</th><th>Time (UTC)</th><th>State</th></tr></thead>
             <tbody>
               {answer.items.map((pin) => (
                 <tr key={pin.id}>
@@ -101,8 +103,8 @@ export function Pins() {
                   </td>
                   <td>{pin.author}</td><td>{pin.reason}</td><td>{pin.time.slice(0, 16).replace("T", " ")}</td>
                   <td>{pin.removed
-                    ? `taken back by ${pin.removed.author}`
-                    : <button type="button" onClick={() => removePin(pin)}>Take back</button>}</td>
+                    ? `removed by ${pin.removed.author}`
+                    : <button type="button" onClick={() => removePin(pin)}>Remove</button>}</td>
                 </tr>
               ))}
             </tbody>

@@ -1,6 +1,6 @@
-// The map's data: one Arrow table of points in typed arrays, its colours, and what a lasso holds.
+// The map's data: one Arrow table as typed arrays, its colours, and the points inside a lasso.
 import { tableFromIPC } from "@uwdata/flechette";
-import { askPatiently, query } from "./api";
+import { askPatiently, routes } from "./api";
 
 export interface Points {
   count: number;
@@ -13,11 +13,11 @@ export interface Points {
 export type Colouring = "organ" | "device" | "cluster" | "rank" | "selected";
 export interface Legend { label: string; colour: [number, number, number] }
 
-/** Read the points of a coreset; rows come shuffled, so that any beginning is a fair sample. */
+/** Read the points of a coreset, shuffled, so that the first ones are a fair sample. */
 export async function readPoints(
-  coreset: string, signal: AbortSignal, waiting: (words: string) => void,
+  coreset: string, signal: AbortSignal, waiting: (message: string) => void,
 ): Promise<Points> {
-  const answer = await askPatiently(`v1/map${query({ coreset })}`, signal, waiting);
+  const answer = await askPatiently(routes.map({ coreset }), signal, waiting);
   const table = tableFromIPC(new Uint8Array(await answer.arrayBuffer()));
   const metadata = table.schema.metadata ?? new Map<string, string>();
   const list = (key: string): string[] => JSON.parse(metadata.get(key) ?? "[]") as string[];
@@ -55,7 +55,7 @@ function shuffled(count: number): Uint32Array {
   return order;
 }
 
-// Okabe and Ito's colours, told apart with colour-blind eyes; then more by hue.
+// Okabe and Ito's colours, which colour-blind people can distinguish; then further ones by hue.
 const PALETTE: [number, number, number][] = [
   [0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [86, 180, 233], [213, 94, 0],
   [170, 160, 40], [120, 94, 160], [140, 86, 75], [23, 150, 160],
@@ -92,7 +92,7 @@ export function colours(points: Points, by: Colouring): { values: Uint8ClampedAr
       const rank = points.rank[i]!;
       set(i, Number.isNaN(rank) ? GREY : ramp(rank), 200);
     }
-    legend = [0.05, 0.5, 1].map((r) => ({ label: r < 0.1 ? "best dual rank" : r > 0.9 ? "last" : "middle", colour: ramp(r) }));
+    legend = [0.05, 0.5, 1].map((r) => ({ label: r < 0.1 ? "best dual rank" : r > 0.9 ? "worst" : "middle", colour: ramp(r) }));
   } else {
     for (let i = 0; i < points.count; i++) {
       if (points.pin[i]! < 0) set(i, [213, 94, 0], 230);
@@ -100,14 +100,14 @@ export function colours(points: Points, by: Colouring): { values: Uint8ClampedAr
       else set(i, GREY, 90);
     }
     legend = [
-      { label: "in the coreset", colour: [0, 114, 178] }, { label: "not chosen", colour: GREY },
+      { label: "selected", colour: [0, 114, 178] }, { label: "not selected", colour: GREY },
       { label: "banned", colour: [213, 94, 0] },
     ];
   }
   return { values, legend };
 }
 
-/** Dark blue for the best, yellow for the last: brightness says it too. */
+/** Dark blue for the best, yellow for the worst: the brightness differs too. */
 function ramp(rank: number): [number, number, number] {
   const t = Math.min(1, Math.max(0, rank));
   return [Math.round(30 + 210 * t), Math.round(60 + 150 * t), Math.round(150 - 90 * t)];
@@ -135,7 +135,7 @@ export function inside(points: Points, polygon: number[]): Uint32Array {
   return Uint32Array.from(found);
 }
 
-/** Finds the point nearest to a place: points sorted into the cells of a grid, about four to a cell. */
+/** Finds the point nearest to a position: points sorted into the cells of a grid, about four to a cell. */
 export class Nearness {
   private side: number;
   private left = Infinity;
@@ -161,7 +161,7 @@ export class Nearness {
     for (let i = 0; i < count; i++) this.order[next[this.cellOf(x[i]!, y[i]!)]!++] = i;
   }
 
-  /** The nearest of the first `drawn` points within a distance; -1 where there is none. */
+  /** The nearest of the first `drawn` points within a distance; -1 if there is none. */
   find(x: number, y: number, distance: number, drawn: number): number {
     let best = distance * distance, index = -1;
     const [west, east] = [this.along(x - distance - this.left), this.along(x + distance - this.left)];

@@ -1,9 +1,9 @@
-// What all views share: the pool, the coreset that is looked at, where we are, and messages.
+// What all views share: the pool, the current coreset, the address, and messages.
 import { computed, signal } from "@preact/signals";
-import { type CoresetItem, get, type Pool, Problem } from "./api";
+import { type CoresetSummary, type Pool, Problem, read, routes } from "./api";
 
 export const pool = signal<Pool | null>(null);
-export const coresets = signal<CoresetItem[]>([]);
+export const coresets = signal<CoresetSummary[]>([]);
 export const message = signal("");
 
 /** The fragment is the address: `#/gallery?organ=liver`. */
@@ -17,19 +17,19 @@ export const route = computed(() => {
   return { view: parts[0] ?? "map", argument: parts[1] ?? "", values: new URLSearchParams(search) };
 });
 
-/** The coreset of the address, else the one named default, else the newest. */
+/** The coreset of the address, else 'default', else the newest. */
 export const coreset = computed(() => {
-  const asked = route.value.values.get("coreset");
+  const named = route.value.values.get("coreset");
   const names = coresets.value.map((item) => item.name);
-  if (asked) return asked;
+  if (named) return named;
   return names.includes("default") ? "default" : (names[0] ?? "");
 });
 
-/** The address of a view; the coreset that is looked at stays. */
+/** The address of a view of the current coreset. */
 export function address(path: string, values: Record<string, string | number | null> = {}): string {
   const search = new URLSearchParams();
-  const chosen = route.value.values.get("coreset");
-  if (chosen) search.set("coreset", chosen);
+  const current = route.value.values.get("coreset");
+  if (current) search.set("coreset", current);
   for (const [key, value] of Object.entries(values)) {
     if (value === null || value === "") search.delete(key);
     else search.set(key, String(value));
@@ -58,10 +58,7 @@ export function adjust(values: Record<string, string | null>): void {
 
 export async function refresh(): Promise<void> {
   try {
-    const [about, list] = await Promise.all([
-      get<Pool>("v1/pool"),
-      get<{ items: CoresetItem[] }>("v1/coresets"),
-    ]);
+    const [about, list] = await Promise.all([read(routes.pool()), read(routes.coresets())]);
     pool.value = about;
     coresets.value = list.items;
   } catch (error) {
@@ -69,7 +66,7 @@ export async function refresh(): Promise<void> {
   }
 }
 
-/** Show a message; errors in their own words. */
+/** Show a message, or that of an error. */
 export function say(what: unknown): void {
   if (what instanceof DOMException && what.name === "AbortError") return;
   if (what instanceof Problem && what.status === 401) return;

@@ -1,37 +1,37 @@
-// Thumbnails: fetched with the token when they come into view, kept as blobs, few at a time.
+// Thumbnails: fetched with the token when they become visible, cached as blobs, a few at a time.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { ask, type Sample } from "./api";
+import { ask, routes, type Sample } from "./api";
 import { address } from "./state";
 
-const LIMIT = 400; // pictures kept
-const AT_ONCE = 6;
+const CACHED = 400; // pictures
+const CONCURRENT = 6; // requests
 
-const kept = new Map<string, string>();
+const cache = new Map<string, string>();
 const waiting: (() => void)[] = [];
 let running = 0;
 
 async function slot(): Promise<void> {
-  if (running >= AT_ONCE) await new Promise<void>((resolve) => waiting.push(resolve));
+  if (running >= CONCURRENT) await new Promise<void>((resolve) => waiting.push(resolve));
   running += 1;
 }
 
 function release(): void {
   running -= 1;
-  waiting.pop()?.(); // the newest first: it is what the reader looks at
+  waiting.pop()?.(); // the newest first: it is most likely visible
 }
 
 async function picture(path: string, signal: AbortSignal): Promise<string> {
-  const known = kept.get(path);
+  const known = cache.get(path);
   if (known) return known;
   await slot();
   try {
     if (signal.aborted) throw new DOMException("", "AbortError");
     const blob = await (await ask(path, { signal })).blob();
     const url = URL.createObjectURL(blob);
-    kept.set(path, url);
-    if (kept.size > LIMIT) {
-      const [oldest, address] = kept.entries().next().value!;
-      kept.delete(oldest);
+    cache.set(path, url);
+    if (cache.size > CACHED) {
+      const [oldest, address] = cache.entries().next().value!;
+      cache.delete(oldest);
       URL.revokeObjectURL(address);
     }
     return url;
@@ -45,11 +45,11 @@ export function Picture({ id, size, alt }: { id: string; size: number; alt: stri
   const [state, setState] = useState<{ id: string; url: string | null; failed: boolean }>();
   useEffect(() => {
     const stop = new AbortController();
-    const path = `v1/images/${encodeURIComponent(id)}/thumbnail?size=${size}`;
+    const address = routes.thumbnail({ image_id: id, size });
     const watch = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
       watch.disconnect();
-      picture(path, stop.signal)
+      picture(address, stop.signal)
         .then((url) => setState({ id, url, failed: false }))
         .catch(() => stop.signal.aborted || setState({ id, url: null, failed: true }));
     }, { rootMargin: "200px" });
@@ -69,14 +69,14 @@ export function Picture({ id, size, alt }: { id: string; size: number; alt: stri
   );
 }
 
-const MARKS: Record<string, string> = { pin: "pinned", ban: "banned", chosen: "chosen" };
+const MARKS: Record<string, string> = { pin: "pinned", ban: "banned", selected: "selected" };
 
-/** A picture with what one wants to know at a glance; leads to the image's page. */
+/** A picture with its source and state; links to the image's page. */
 export function Card({ sample, note }: { sample: Sample; note?: string }) {
-  const mark = sample.pin ?? (sample.selected ? "chosen" : "");
+  const mark = sample.pin ?? (sample.selected ? "selected" : "");
   return (
-    <a class={`card ${sample.selected ? "chosen" : ""}`}
-       href={address(`image/${sample.image_id}`)} title={sample.reason}>
+    <a class={`card ${sample.selected ? "selected" : ""}`}
+       href={address(`image/${sample.image_id}`)} title={sample.reason ?? undefined}>
       <Picture id={sample.image_id} size={160} alt={`${sample.organ || "image"}, ${sample.source}`} />
       <span class="caption">
         <span>{note ?? sample.source.split("/").pop()}</span>

@@ -14,7 +14,7 @@ from echostill.platform.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from echostill.curation.client import Client
+    from echostill.curation.questions import CoresetQuestions
 
 StoreNotUrlOption = Annotated[
     str | None, typer.Option("--store", "-s", help="Store; default runs/default.")
@@ -112,14 +112,8 @@ def query_command(
     Example:
       echostill query "select organ, count(*) from pool group by organ" --store runs/quickstart
     """
-    from echostill.curation import local
-
-    root = _one_place(store, url)
-    if url is not None:
-        with _connected(url, token_file) as client:
-            table = client.sql(sql, coreset=coreset, limit=limit)
-    else:
-        table = local.query(root, sql, coreset=coreset, limit=limit)
+    with _asked(store, url, token_file) as questions:
+        table = questions.sql(sql, coreset=coreset, limit=limit)
     if as_json:
         print(json.dumps(table.to_pylist(), indent=1, default=str))
     elif as_csv:
@@ -153,20 +147,11 @@ def neighbours_command(
     Example:
       echostill neighbours 3f9a --store runs/quickstart
     """
-    from echostill.curation import local
-
-    root = _one_place(store, url)
     _check_selected(selected)
-    query: dict[str, Any] = {
-        "coreset": coreset,
-        "selected": selected,
-        "same_group": not other_groups,
-    }
-    if url is not None:
-        with _connected(url, token_file) as client:
-            items = client.neighbours(image, k, **query)
-    else:
-        items = local.neighbours(root, image, k, **query)
+    with _asked(store, url, token_file) as questions:
+        items = questions.neighbours(
+            image, k, coreset=coreset, selected=selected, same_group=not other_groups
+        )
     if as_json:
         print(json.dumps(items, indent=1))
         return
@@ -194,14 +179,8 @@ def compare_command(
     Example:
       echostill compare default half --store runs/quickstart
     """
-    from echostill.curation import local
-
-    root = _one_place(store, url)
-    if url is not None:
-        with _connected(url, token_file) as client:
-            found = client.compare(a, b, limit=limit)
-    else:
-        found = local.compare(root, a, b, limit=limit)
+    with _asked(store, url, token_file) as questions:
+        found = questions.compare(a, b, limit=limit)
     print(json.dumps(found, indent=1) if as_json else found["text"])
 
 
@@ -219,15 +198,9 @@ def export_coreset_command(
     Example:
       echostill export-coreset default chosen.csv --store runs/quickstart
     """
-    from echostill.curation import local
-
-    root = _one_place(store, url)
     _check_selected(selected)
-    if url is not None:
-        with _connected(url, token_file) as client:
-            size = client.export(name, to, selected=selected)
-    else:
-        size = local.export_coreset(root, name, to, selected=selected)
+    with _asked(store, url, token_file) as questions:
+        size = questions.export(name, to, selected=selected)
     print(f"{to}: {size} bytes")
 
 
@@ -245,9 +218,10 @@ def atlas_command(
     Example:
       echostill atlas runs/atlas.parquet --store runs/quickstart
     """
-    from echostill.curation import local
+    from echostill.curation.local import open_store
 
-    rows = local.export_atlas(store, to, coreset=coreset, side=side)
+    with open_store(store) as opened:
+        rows = opened.export_atlas(to, coreset=coreset, side=side)
     image = " --image image" if side else ""
     print(f"{to}: {rows} images. To view them:")
     print(f"  embedding-atlas {to} --x x --y y{image} --disable-projection")
@@ -348,21 +322,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _one_place(store: str | None, url: str | None) -> str:
+def _asked(store: str | None, url: str | None, token_file: str | None) -> "CoresetQuestions":
+    """Open what a question is for: a running service, or a store."""
     if store is not None and url is not None:
         raise UsageError("give --store or --url, not both.")
-    return store or DEFAULT_STORE
+    if url is not None:
+        from echostill.curation.client import connect
+
+        return connect(url, token_file=token_file)
+    from echostill.curation.local import open_store
+
+    return open_store(store or DEFAULT_STORE)
 
 
 def _check_selected(selected: str) -> None:
     if selected not in ("true", "false", "any"):
         raise UsageError(f"--selected '{selected}' is not valid: expected true, false or any.")
-
-
-def _connected(url: str, token_file: str | None) -> "Client":
-    from echostill.curation.client import connect
-
-    return connect(url, token_file=token_file)
 
 
 def _as_text(table: "pa.Table") -> str:

@@ -1,7 +1,7 @@
-"""The catalogue: every pool row without its pixels, with its scores, in the order of ids.
+"""The catalogue: every pool row without its pixels, with its scores, sorted by id.
 
-A row's number is its place in that order. It is what the neighbour index, the map and the coresets
-refer to inside the service; outside only ids are kept.
+The neighbour index, the map and the coresets refer to an image by its row in this order. Outside of
+the service only ids last.
 """
 
 from functools import cached_property
@@ -17,9 +17,9 @@ from echostill.platform.errors import EchostillError
 from echostill.platform.tables.table import Table
 
 CATEGORIES = ("organ", "device", "label")
-PLACE = ("part", "part_row")  # where the staged pixels lie: number of the pool's part, row in it
+LOCATION = ("part", "part_row")  # of the staged pixels: number of the pool's part, row in it
 NOT_COPIED = ("image", "feature", "perceptual_hash", "thumbnail")
-# Of the scores only these are new columns; a later stage may add others under other names.
+# The column of the scores that joins them to the pool; all their others are added.
 SCORE_ID = "image_id"
 
 
@@ -27,12 +27,12 @@ def build_catalogue(pool: Table, scores: Table | None) -> pa.Table:
     """Join pool and scores without pixels and features, sorted by id.
 
     Returns:
-        The pool's columns, the scores' columns (null where an image was not scored), ``scored``,
+        The pool's columns, the scores' columns (null if an image was not scored), ``scored``,
         ``part`` and ``part_row``. ``organ``, ``device`` and ``label`` are dictionary-encoded. The
         schema's metadata names the columns of both tables.
     """
-    table = _with_place(pool)
-    own = [name for name in table.column_names if name not in PLACE]
+    table = _with_location(pool)
+    own = [name for name in table.column_names if name not in LOCATION]
     order = pc.sort_indices(table["image_id"])
     table = table.take(order)
     added: list[str] = []
@@ -41,15 +41,15 @@ def build_catalogue(pool: Table, scores: Table | None) -> pa.Table:
     else:
         table = table.append_column("scored", pa.array(np.zeros(table.num_rows, dtype=bool)))
     for name in CATEGORIES:
-        place = table.column_names.index(name)
+        index = table.column_names.index(name)
         encoded = pc.fill_null(table[name], "").combine_chunks().dictionary_encode()
-        table = table.set_column(place, name, encoded)
+        table = table.set_column(index, name, encoded)
     return table.replace_schema_metadata(
         {"pool": "\n".join(own), "scores": "\n".join(added)}
     ).combine_chunks()
 
 
-def _with_place(pool: Table) -> pa.Table:
+def _with_location(pool: Table) -> pa.Table:
     wanted = [name for name, _ in pool.manifest["schema"] if name not in NOT_COPIED]
     pieces = []
     for number, piece in enumerate(pool.parts(wanted)):
@@ -58,7 +58,7 @@ def _with_place(pool: Table) -> pa.Table:
         pieces.append(piece.append_column("part", part).append_column("part_row", row))
     if not pieces:
         raise EchostillError(
-            f"the pool '{pool.storage.root}' has no rows: there is nothing to ask."
+            f"the pool '{pool.storage.root}' has no rows: there is nothing to serve."
         )
     return pa.concat_tables(pieces)
 
@@ -103,13 +103,13 @@ class Catalogue:
 
     @cached_property
     def categories(self) -> dict[str, tuple[np.ndarray, list[str]]]:
-        """Codes (N,) and their texts, of organ, device and label."""
+        """Of organ, device and label: codes (N,) and the texts that they stand for."""
         return {name: codes(self.table[name]) for name in CATEGORIES}
 
     def counts(self, name: str, limit: int) -> list[dict[str, Any]]:
         """Count the images of each value of a category, most frequent first."""
-        places, values = self.categories[name]
-        images = np.bincount(places, minlength=len(values)).tolist()
+        indices, values = self.categories[name]
+        images = np.bincount(indices, minlength=len(values)).tolist()
         found = sorted(zip(values, images, strict=True), key=lambda pair: (-pair[1], pair[0]))
         return [{"value": value, "images": count} for value, count in found[:limit] if count]
 
@@ -124,12 +124,12 @@ class Catalogue:
         return found
 
     def scores(self, row: int) -> dict[str, Any] | None:
-        """Return the scores' columns of one image, None where it was not scored."""
+        """Return the scores' columns of one image, None if it was not scored."""
         if not self.score_columns or not self.scored[row]:
             return None
         found: dict[str, Any] = self.table.select(self.score_columns).slice(row, 1).to_pylist()[0]
         return found
 
-    def place(self, row: int) -> tuple[int, int]:
+    def location(self, row: int) -> tuple[int, int]:
         """Return the number of the pool's part that holds the pixels, and the row in it."""
         return self.table["part"][row].as_py(), self.table["part_row"][row].as_py()

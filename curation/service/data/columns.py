@@ -1,4 +1,4 @@
-"""Tables as mapped Arrow files: opened in a millisecond, paged in as they are read."""
+"""Tables as memory-mapped Arrow files: opened in a millisecond, loaded page by page when read."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from echostill.platform.tables.atomic import atomic_write
 
 
 def write_columns(path: Path, table: pa.Table) -> None:
-    """Write a table as one uncompressed record batch, so that each column is one piece of memory.
+    """Write a table as one uncompressed record batch, so that each column is contiguous memory.
 
-    The file appears under its name only when it is whole; two threads or processes that write it at
-    once do not disturb each other.
+    The file gets its name only when it is complete; two threads or processes may write it at the
+    same time.
     """
     table = _plain(table).combine_chunks()
     batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
@@ -37,7 +37,7 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
     """View a column of numbers or booleans; nulls become NaN.
 
     Returns:
-        (N,) the mapped memory itself where the column has no nulls and is not boolean.
+        (N,) the mapped memory itself, unless the column has nulls or is boolean.
     """
     array = _one(column)
     return array.to_numpy(zero_copy_only=False)
@@ -54,9 +54,9 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 
 class SortedTexts:
-    """A sorted column of texts that is searched by bisection, in the mapped bytes themselves.
+    """A sorted column of texts, searched by bisection in the mapped bytes.
 
-    A Python dictionary of three million ids would take half a gigabyte and ten seconds to fill.
+    A Python dictionary of three million ids would take half a gigabyte and ten seconds to build.
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -98,7 +98,7 @@ class SortedTexts:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Texts with 64-bit offsets: 3M reasons of a hundred characters come near 2^31 bytes."""
+    """Texts with 64-bit offsets: 3M reasons of a hundred characters have nearly 2^31 bytes."""
     fields = [
         field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
         for field in table.schema

@@ -1,8 +1,4 @@
-"""A coreset as the service holds it: mapped columns, the order inside the clusters, the answers.
-
-Which rows a filter keeps and in which order is worked out on whole columns with NumPy and kept for
-the next page. Tables do not change under their digest, so neither does a page.
-"""
+"""A coreset in the service: mapped columns, the order inside the clusters, and statistics."""
 
 import json
 from collections.abc import Mapping
@@ -21,6 +17,7 @@ from echostill.curation.selection.stage import SelectConfig
 from echostill.curation.service.data.catalogue import CATEGORIES, Catalogue
 from echostill.curation.service.data.columns import numbers, open_columns, write_columns
 from echostill.curation.service.data.neighbours import bits
+from echostill.curation.service.problems import unknown
 from echostill.platform.config import validate
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.table import Table
@@ -53,7 +50,7 @@ class Entry:
     configuration: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
-        """Return what a list of coresets shows."""
+        """Return the coreset as it appears in the list of coresets."""
         return {
             "name": self.name,
             "images": self.table.rows,
@@ -107,7 +104,7 @@ class Coreset:
     @cached_property
     def cluster_starts(self) -> np.ndarray:
         """(k + 1,) where each cluster begins in the order by cluster."""
-        outside = int((self.cluster < 0).sum())  # rows that were kept out of the clustering
+        outside = int((self.cluster < 0).sum())  # rows that were excluded from the clustering
         sizes = np.bincount(self.cluster[self.cluster >= 0])
         return outside + np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
@@ -139,18 +136,35 @@ class Coreset:
             self.category(name)
 
     def position(self, row: int) -> int | None:
-        """Return where a row of the catalogue stands in the coreset, None where it is not."""
+        """Return the position of a row of the catalogue, None if the coreset does not have it."""
         if self.aligned:
             return row
-        place = int(np.searchsorted(self.rows, row))
-        return place if place < len(self.rows) and self.rows[place] == row else None
+        position = int(np.searchsorted(self.rows, row))
+        found = position < len(self.rows) and self.rows[position] == row
+        return position if found else None
 
     def members(self, cluster: int) -> np.ndarray | None:
-        """Positions of a cluster's images by cluster rank; None where there is no such cluster."""
+        """Positions of a cluster's images by cluster rank; None if there is no such cluster."""
         if not 0 <= cluster < len(self.cluster_starts) - 1:
             return None
         found = self._by_cluster[self.cluster_starts[cluster] : self.cluster_starts[cluster + 1]]
         return found if len(found) else None
+
+    def members_of(self, cluster: int) -> np.ndarray:
+        """Positions of a cluster's images by cluster rank.
+
+        Raises:
+            Problem: There is no such cluster.
+        """
+        members = self.members(cluster)
+        if members is None:
+            last = len(self.cluster_starts) - 2
+            raise unknown(
+                "cluster",
+                f"coreset '{self.entry.name}' has no cluster {cluster}: the clusters are numbered "
+                f"from 0 to {last}.",
+            )
+        return members
 
     def column(self, name: str) -> np.ndarray:
         """Return a column of numbers by position: the coreset's own, or the catalogue's."""
@@ -165,18 +179,18 @@ class Coreset:
 
     def category(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Return the codes of organ, device or label by position, and their texts."""
-        places, values = self.catalogue.categories[name]
+        indices, values = self.catalogue.categories[name]
         if self.aligned:
-            return places, values
+            return indices, values
         key = f"code {name}"
         if key not in self._spread:
-            self._spread[key] = places[self.rows]
+            self._spread[key] = indices[self.rows]
         return self._spread[key], values
 
     def samples(self, positions: np.ndarray) -> list[dict[str, Any]]:
         """Return the samples at some positions, in the order given."""
-        place = pa.array(positions)
-        own = self.table.select(["image_id", "row", *OWN]).take(place).to_pylist()
+        wanted = pa.array(positions)
+        own = self.table.select(["image_id", "row", *OWN]).take(wanted).to_pylist()
         origin = self.catalogue.table.select(list(ORIGIN)).take(pa.array(self.rows[positions]))
         return [
             {"image_id": mine["image_id"], "row": mine["row"], **theirs, **mine}
@@ -237,8 +251,8 @@ class Coreset:
         }
 
     def _most_frequent(self, name: str, positions: np.ndarray, limit: int) -> list[dict[str, Any]]:
-        places, values = self.category(name)
-        found, images = np.unique(places[positions], return_counts=True)
+        indices, values = self.category(name)
+        found, images = np.unique(indices[positions], return_counts=True)
         order = np.argsort(-images, kind="stable")[:limit]
         return [{"value": values[found[i]], "images": int(images[i])} for i in order]
 
@@ -274,9 +288,9 @@ class Coreset:
         }
 
     def _shares(self, name: str) -> list[dict[str, Any]]:
-        places, values = self.category(name)
-        images = np.bincount(places, minlength=len(values))
-        chosen = np.bincount(places[self.selected_positions], minlength=len(values))
+        indices, values = self.category(name)
+        images = np.bincount(indices, minlength=len(values))
+        chosen = np.bincount(indices[self.selected_positions], minlength=len(values))
         order = sorted(range(len(values)), key=lambda code: (-images[code], values[code]))
         return [
             {
@@ -298,6 +312,6 @@ class Coreset:
 
 
 def read_entry(name: str, table: Table, created: str) -> Entry:
-    """Read what a finished coreset says about itself."""
+    """Read the description of a finished coreset."""
     configuration: Mapping[str, Any] = json.loads(table.storage.read("configuration.json"))
     return Entry(name, table, created, dict(configuration))

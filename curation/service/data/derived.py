@@ -1,13 +1,14 @@
-"""What the service derives from the store's tables, and keeps beside the scores.
+"""Files that the service derives from the store's tables and keeps beside the scores.
 
-Each file or folder carries the digest of the tables that it was made from in its name, and gets
-that name when it is whole: what is there can be used, and what belongs to replaced tables is never
-looked at. All of it may be deleted at any time; the next start makes it again.
+The name of each file or folder contains the digest of the tables that it was built from, and it is
+set only when the file is complete: files of replaced tables are never read. All of them may be
+deleted at any time; the next start builds them again.
 """
 
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from echostill.platform.tables.ids import pool_rows
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
 
-FORMAT = "1"  # part of every name: another layout gets another
+FORMAT = "1"  # part of every name; a new layout needs a new number
 FOLDER = "service"  # inside scores/
 LOCK = "lock"
 KINDS = ("catalogue", "neighbours", "map")
@@ -31,7 +32,7 @@ KINDS = ("catalogue", "neighbours", "map")
 
 @dataclass(frozen=True)
 class Derived:
-    """The folder, and the names that belong to the tables as they are now.
+    """The folder, and the file names for the current tables.
 
     Attributes:
         folder: local.
@@ -63,13 +64,13 @@ class Derived:
         return self.folder / f"coreset-{name}-{digest[:16]}-{self.key}.arrow"
 
     def missing(self) -> list[str]:
-        """Kinds that are still to be made."""
+        """Kinds that are still to be built."""
         wanted = KINDS if self.scored else KINDS[:1]
         return [kind for kind in wanted if not getattr(self, kind).exists()]
 
 
 def derived_folder(store: Store, folder: str | None = None) -> Path:
-    """Return where derived files lie: in ``scores/``, or in the user's cache for a remote store."""
+    """Return the folder of derived files: in ``scores/``; the user's cache for a remote store."""
     if folder is not None:
         return Path(folder).absolute()
     if store.storage.is_local:
@@ -81,7 +82,7 @@ def derived_folder(store: Store, folder: str | None = None) -> Path:
 
 
 def derived_of(store: Store, folder: Path) -> Derived:
-    """Name what belongs to the store's tables as they are now.
+    """Return the file names for the store's current tables.
 
     Raises:
         UsageError: The store has no pool.
@@ -93,21 +94,21 @@ def derived_of(store: Store, folder: Path) -> Derived:
 
 
 def open_scores(store: Store) -> Table | None:
-    """Open the scores, where they are finished."""
+    """Open the scores if they are finished."""
     return store.open_scores() if store.scores().exists(MANIFEST) else None
 
 
 def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = KINDS) -> Derived:
-    """Make what is missing, in the order in which it is of use; others wait for the same.
+    """Build what is missing, the most useful first; other processes wait for it.
 
     Args:
         store: the store.
         folder: of the derived files.
-        report: told the stage ("neighbours: adding") and the fraction of all.
-        kinds: what is needed; the catalogue always is.
+        report: called with the stage ("neighbours: adding") and the fraction of all work.
+        kinds: what is needed; the catalogue is always built.
 
     Returns:
-        The names; what is needed is there.
+        The names; everything needed exists.
 
     Raises:
         UsageError: The folder cannot be written, or the scores are of another pool.
@@ -116,7 +117,8 @@ def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = K
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"cannot write '{folder}' ({error.strerror}): name another place with --index-folder."
+            f"cannot write '{folder}' ({error.strerror}): choose another folder with "
+            "--index-folder."
         ) from None
     with locked(folder / LOCK):
         derived = derived_of(store, folder)
@@ -145,7 +147,7 @@ def _within(report: Report, name: str, low: float, high: float) -> Report:
 
 
 def _sweep(derived: Derived) -> None:
-    """Delete what belongs to replaced tables, and what a killed build left behind."""
+    """Delete files of replaced tables, and what a killed build left behind."""
     for entry in derived.folder.iterdir():
         whole = derived.key in entry.name and not entry.name.endswith(UNFINISHED)
         if whole or entry.name == LOCK:
@@ -156,25 +158,30 @@ def _sweep(derived: Derived) -> None:
             entry.unlink(missing_ok=True)
 
 
+def print_progress(stage: str, fraction: float) -> None:
+    """Print the progress of a preparation on standard error."""
+    print(f"\r{fraction:>6.1%}  {stage:<40}", end="", file=sys.stderr, flush=True)
+    if fraction >= 1:
+        print(file=sys.stderr)
+
+
 def main(root: str, folder: str) -> None:
     """Prepare in a child process of the service."""
 
-    def work(say: children.Say) -> None:
+    def work(send: children.Send) -> None:
         last = ("", -1.0)
 
         def report(stage: str, fraction: float) -> None:
             nonlocal last
             if stage != last[0] or fraction - last[1] >= 0.01:
                 last = (stage, fraction)
-                say(stage=stage, fraction=round(fraction, 4))
+                send(stage=stage, fraction=round(fraction, 4))
 
         prepare(Store(root), Path(folder), report)
-        say(done=True)
+        send(done=True)
 
     children.in_child(work)
 
 
 if __name__ == "__main__":
-    import sys
-
     main(*sys.argv[1:])

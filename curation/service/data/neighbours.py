@@ -1,9 +1,9 @@
-"""The neighbour index: FAISS lists of 8-bit features, mapped, with a recall that is measured.
+"""The neighbour index: FAISS lists of 8-bit features, mapped, with a measured recall.
 
 Inverted lists with scalar quantisation: 3M x 768 take 2.3 GB in place of 9.2 GB as float32. How
-many lists a search looks into is not guessed: while the index is filled, sampled queries are
-compared with every feature exactly, and the smallest number that finds enough of their true
-neighbours is kept.
+many lists a search visits is calibrated: while the index is filled, sampled queries are compared
+with every feature exactly, and the smallest number that finds enough of their true neighbours is
+kept.
 """
 
 import json
@@ -25,12 +25,12 @@ INDEX_FILE = "neighbours.faiss"
 ADDRESS_FILE = "addresses.npy"
 DESCRIPTION_FILE = "neighbours.json"
 
-ONE_LIST_BELOW = 20_000  # searching all of so few takes two milliseconds
+ONE_LIST_BELOW = 20_000  # rows; searching all of them takes two milliseconds
 LISTS_MAX = 4096
 TRAINING_ROWS_PER_LIST = 64
 QUERIES = 256
-WANTED_RECALL = 0.98  # on the sampled queries, so that others stay above 0.95
-COMPARED = 10  # neighbours
+TARGET_RECALL = 0.98  # on the sampled queries, so that others stay above 0.95
+COMPARED = 10  # neighbours per sampled query
 ROWS_PER_BATCH = 16384
 NO_ADDRESS = -1
 LIST_BITS = 32
@@ -39,7 +39,7 @@ Report = Callable[[str, float], None]
 
 
 def list_count(rows: int) -> int:
-    """Number of inverted lists: about 2.4 sqrt(rows), in powers of two, at most 4096."""
+    """Number of inverted lists: about 2.4 sqrt(rows), a power of two, at most 4096."""
     if rows < ONE_LIST_BELOW:
         return 1
     return int(min(LISTS_MAX, 2 ** round(math.log2(2.4 * math.sqrt(rows)))))
@@ -52,7 +52,7 @@ def build_neighbours(scores: Table, rows: np.ndarray, folder: Path, report: Repo
         scores: the scores; ``feature`` is read part by part.
         rows: (N,) row number in the catalogue of each scored image, in the table's order.
         folder: exists and is empty; the caller renames it when this returns.
-        report: told stage and fraction.
+        report: called with stage and fraction.
     """
     dimension = TableFeatures(scores).dimension
     lists = list_count(len(rows))
@@ -97,7 +97,7 @@ def build_neighbours(scores: Table, rows: np.ndarray, folder: Path, report: Repo
 
 
 class ExactNeighbours:
-    """The true neighbours of some queries, kept up to date while blocks of features pass by."""
+    """The true neighbours of some queries, updated with each block of features."""
 
     def __init__(self, queries: np.ndarray, count: int) -> None:
         self.queries = queries
@@ -105,7 +105,7 @@ class ExactNeighbours:
         self.rows = np.full((len(queries), count), -1, dtype=np.int64)
 
     def add(self, block: np.ndarray, rows: np.ndarray) -> None:
-        """Take note of a block of features (n, D) with their row numbers (n,)."""
+        """Compare with a block of features (n, D), given their row numbers (n,)."""
         count = self.rows.shape[1]
         similarity = np.concatenate([self.similarity, self.queries @ block.T], axis=1)
         known = np.broadcast_to(rows, (len(self.queries), len(rows)))
@@ -117,7 +117,7 @@ class ExactNeighbours:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A row of the catalogue and its cosine similarity to what was asked about."""
+    """A row of the catalogue and its cosine similarity to the query."""
 
     row: int
     similarity: float
@@ -137,13 +137,13 @@ class NeighbourIndex:
         return int(self.description["dimension"])
 
     def vector(self, row: int) -> np.ndarray | None:
-        """Return a row's feature as the index holds it, (D,) float32; None for an unscored one."""
+        """Return a row's feature as stored in the index, (D,) float32; None if it is not scored."""
         address = int(self._addresses[row]) if row < len(self._addresses) else NO_ADDRESS
         if address == NO_ADDRESS:
             return None
         found = np.empty(self.dimension, dtype=np.float32)
-        place = address & (2**LIST_BITS - 1)
-        self._index.reconstruct_from_offset(address >> LIST_BITS, place, faiss.swig_ptr(found))
+        offset = address & (2**LIST_BITS - 1)
+        self._index.reconstruct_from_offset(address >> LIST_BITS, offset, faiss.swig_ptr(found))
         return found
 
     def search(
@@ -152,10 +152,10 @@ class NeighbourIndex:
         """Find the nearest rows by cosine.
 
         Args:
-            vector: (D,) of any length but zero.
-            count: neighbours wanted.
+            vector: (D,) of any norm but zero.
+            count: number of neighbours.
             keep: (ceil(N / 8),) uint8, a bit per row (lowest first), set for those that may be
-                found; None for all.
+                returned; None for all.
 
         Returns:
             At most ``count``, most similar first.
@@ -177,7 +177,7 @@ class NeighbourIndex:
 
 
 def bits(mask: np.ndarray) -> np.ndarray:
-    """Pack a mask (N,) as :meth:`NeighbourIndex.search` wants it."""
+    """Pack a mask (N,) as :meth:`NeighbourIndex.search` takes it."""
     return np.packbits(mask, bitorder="little")
 
 
@@ -201,7 +201,7 @@ def _of_unit_length(rows: np.ndarray) -> np.ndarray:
 
 
 def _samples(scores: Table, lists: int, report: Report) -> tuple[np.ndarray, np.ndarray]:
-    """Draw training rows and queries, a share of every part."""
+    """Draw training rows and queries from every part, in proportion to its rows."""
     wanted = max(lists * TRAINING_ROWS_PER_LIST, min(scores.rows, 4096))
     chosen, queries = [], []
     for number, part in enumerate(scores.manifest["parts"]):
@@ -222,13 +222,13 @@ def _samples(scores: Table, lists: int, report: Report) -> tuple[np.ndarray, np.
 def _calibrated(
     index: faiss.IndexIVF, queries: np.ndarray, truth: ExactNeighbours
 ) -> tuple[int, float]:
-    """Find the smallest power of two of lists to look into that finds enough, and its recall."""
+    """Find the smallest power of two of lists with the target recall; return both."""
     probes, recall = 1, 0.0
     while True:
         index.nprobe = probes
         _, found = index.search(queries, truth.rows.shape[1])
         recall = recall_of(found, truth.rows)
-        if recall >= WANTED_RECALL or probes >= index.nlist:
+        if recall >= TARGET_RECALL or probes >= index.nlist:
             return probes, round(recall, 4)
         probes *= 2
 
@@ -240,7 +240,7 @@ def recall_of(found: np.ndarray, true: np.ndarray) -> float:
 
 
 def _addresses(index: faiss.IndexIVF) -> np.ndarray:
-    """(rows,) int64: list and place in it of every row number, -1 where the index has none."""
+    """(rows,) int64: list and offset in it of every row number, -1 if it is not in the index."""
     lists: Any = index.invlists
     members = []
     for number in range(index.nlist):

@@ -1,10 +1,15 @@
-"""Filters, order and pages of a coreset's samples."""
+"""Filters, order and pages of a coreset's samples.
+
+Which rows pass the filters, and in which order, is computed on whole columns with NumPy and cached
+for the next page. A table does not change under its digest, so neither does a page.
+"""
 
 import base64
 import hashlib
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,20 +42,20 @@ NUMBERS = (
     "height",
     "frame",
 )
+SELECTED = ("true", "false", "any")
 SORTS = ("image_id", *NUMBERS)
-KEPT_BYTES = 256 * 2**20  # of answers to filters; 3M rows are 12 MB
-DENSE = 0.1  # above this share of the rows, walking the whole order beats sorting what was kept
+CACHE_BYTES = 256 * 2**20  # of cached positions; 3M rows take 12 MB
+DENSE = 0.1  # above this share of rows, filtering the sorted whole is faster than sorting the rest
 
 
 @dataclass(frozen=True)
-class Question:
+class SampleQuery:
     """Which samples, in which order.
 
     Attributes:
         selected: ``true``, ``false`` or ``any``.
-        organ, device, label, group_id: any of these, where there are some.
-        cluster: any of these.
-        source: text that the source contains.
+        organ, device, label, group_id, cluster: any of these values; empty for all.
+        source: text that the source must contain.
         least, most: (column, number) bounds, inclusive.
         sort: a column, ``-`` in front for descending.
     """
@@ -67,12 +72,45 @@ class Question:
     sort: str = "image_id"
 
     def digest(self, coreset: Coreset) -> str:
-        """A name of the answer: the question and the coreset's content."""
+        """A key for the answer: the query and the coreset's content."""
         text = json.dumps([coreset.entry.table.digest, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def bounds(texts: list[str]) -> tuple[tuple[str, float], ...]:
+def sample_query(
+    *,
+    selected: str = "true",
+    organ: Sequence[str] = (),
+    device: Sequence[str] = (),
+    label: Sequence[str] = (),
+    group_id: Sequence[str] = (),
+    cluster: Sequence[int] = (),
+    source: str = "",
+    min: Sequence[str] = (),
+    max: Sequence[str] = (),
+    sort: str = "image_id",
+) -> SampleQuery:
+    """Build a query from the parameters of the interface (docs/api.md).
+
+    Raises:
+        Problem: An invalid choice or bound, or an unknown column to sort by.
+    """
+    check_selected(selected)
+    return SampleQuery(
+        selected=selected,
+        organ=tuple(sorted(organ)),
+        device=tuple(sorted(device)),
+        label=tuple(sorted(label)),
+        group_id=tuple(sorted(group_id)),
+        cluster=tuple(sorted(cluster)),
+        source=source,
+        least=bounds(min),
+        most=bounds(max),
+        sort=check_sort(sort),
+    )
+
+
+def bounds(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """Read ``column:number`` texts.
 
     Raises:
@@ -90,13 +128,25 @@ def bounds(texts: list[str]) -> tuple[tuple[str, float], ...]:
         except ValueError:
             number = float("nan")
         if not np.isfinite(number):
-            raise bad_request(f"'{text}' is not of the form column:number.")
+            raise bad_request(
+                f"'{text}' does not have the form column:number, such as distance:0.2."
+            )
         found.append((name, number))
     return tuple(found)
 
 
+def check_selected(selected: str) -> None:
+    """Check which rows are wanted: selected ones, others, or any.
+
+    Raises:
+        Problem: Another value.
+    """
+    if selected not in SELECTED:
+        raise bad_request(f"selected='{selected}': expected {', '.join(SELECTED)}.")
+
+
 def check_sort(sort: str, valid: tuple[str, ...] = SORTS) -> str:
-    """Return a sort that is valid.
+    """Return the sort key if it is valid.
 
     Raises:
         Problem: An unknown column.
@@ -110,58 +160,58 @@ def check_sort(sort: str, valid: tuple[str, ...] = SORTS) -> str:
 
 
 def write_cursor(offset: int, digest: str) -> str:
-    """Name the place where the next page begins."""
+    """Encode where the next page begins."""
     return base64.urlsafe_b64encode(json.dumps([offset, digest]).encode()).decode().rstrip("=")
 
 
 def read_cursor(cursor: str | None, digest: str) -> int:
-    """Return the offset that a cursor names.
+    """Return the offset in a cursor.
 
     Raises:
-        Problem: Not one of ours, or of another question or another state of the coreset.
+        Problem: An invalid cursor, or one of another query or of a replaced coreset.
     """
     if cursor is None:
         return 0
     try:
         raw = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-        offset, made_for = json.loads(raw)
+        offset, query_digest = json.loads(raw)
         valid = isinstance(offset, int) and not isinstance(offset, bool) and 0 <= offset < 2**40
     except (ValueError, TypeError, RecursionError):
         valid = False
     if not valid:
-        raise bad_request("this is not a cursor: take `next` of the page before.")
-    if made_for != digest:
+        raise bad_request("invalid cursor: use the value of `next` of the previous page.")
+    if query_digest != digest:
         raise Problem(
             409,
             "stale-cursor",
-            "the cursor is of another question, or the coreset was replaced: begin at the first "
-            "page.",
+            "the cursor belongs to other parameters, or the coreset was replaced: start again at "
+            "the first page.",
         )
     return int(offset)
 
 
-class Finder:
-    """Answers questions about coresets and keeps the latest answers; safe to share by threads."""
+class SampleFinder:
+    """Finds the rows that a query asks for and caches the latest answers. Thread-safe."""
 
-    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
-        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._kept_bytes = kept_bytes
+    def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
+        self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._cache_bytes = cache_bytes
         self._size = 0
         self._lock = threading.Lock()
 
-    def find(self, coreset: Coreset, question: Question) -> np.ndarray:
-        """Return the positions of all samples that a question asks for, in its order (uint32)."""
-        key = question.digest(coreset)
-        found = self._recall(key)
+    def find(self, coreset: Coreset, query: SampleQuery) -> np.ndarray:
+        """Return the positions of all samples that match a query, in its order (uint32)."""
+        key = query.digest(coreset)
+        found = self._cached(key)
         if found is None:
-            found = self._answer(coreset, question)
-            self._keep(key, found)
+            found = self._answer(coreset, query)
+            self._store(key, found)
         return found
 
-    def _answer(self, coreset: Coreset, question: Question) -> np.ndarray:
-        name = question.sort.removeprefix("-")
-        descending = question.sort.startswith("-")
-        kept = filtered(coreset, question)
+    def _answer(self, coreset: Coreset, query: SampleQuery) -> np.ndarray:
+        name = query.sort.removeprefix("-")
+        descending = query.sort.startswith("-")
+        kept = filtered(coreset, query)
         if name == "image_id":
             positions = np.arange(len(coreset), dtype=np.uint32) if kept is None else kept
             return positions[::-1] if descending else positions
@@ -176,32 +226,32 @@ class Finder:
 
     def _whole_order(self, coreset: Coreset, name: str, descending: bool) -> np.ndarray:
         key = f"order {coreset.entry.table.digest} {name} {descending}"
-        order = self._recall(key)
+        order = self._cached(key)
         if order is None:
             order = _order(coreset.column(name), descending).astype(np.uint32)
-            self._keep(key, order)
+            self._store(key, order)
         return order
 
-    def _recall(self, key: str) -> np.ndarray | None:
+    def _cached(self, key: str) -> np.ndarray | None:
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
+            if key in self._cache:
+                self._cache.move_to_end(key)
+            return self._cache.get(key)
 
-    def _keep(self, key: str, found: np.ndarray) -> None:
+    def _store(self, key: str, found: np.ndarray) -> None:
         with self._lock:
-            if key in self._kept or found.nbytes > self._kept_bytes:
+            if key in self._cache or found.nbytes > self._cache_bytes:
                 return
-            self._kept[key] = found
+            self._cache[key] = found
             self._size += found.nbytes
-            while self._size > self._kept_bytes:
-                _, oldest = self._kept.popitem(last=False)
+            while self._size > self._cache_bytes:
+                _, oldest = self._cache.popitem(last=False)
                 self._size -= oldest.nbytes
 
 
-def filtered(coreset: Coreset, question: Question) -> np.ndarray | None:
-    """Return the positions that pass a question's filters, ascending (uint32); None for all."""
-    kept = _start(coreset, question)
+def filtered(coreset: Coreset, query: SampleQuery) -> np.ndarray | None:
+    """Return the positions that pass a query's filters, ascending (uint32); None for all rows."""
+    kept = _start(coreset, query)
 
     def narrow(mask: np.ndarray) -> None:
         nonlocal kept
@@ -210,44 +260,44 @@ def filtered(coreset: Coreset, question: Question) -> np.ndarray | None:
     def at(values: np.ndarray) -> np.ndarray:
         return values if kept is None else values[kept]
 
-    if question.selected != "any" and question.cluster:
-        narrow(at(coreset.selected) == (question.selected == "true"))
+    if query.selected != "any" and query.cluster:
+        narrow(at(coreset.selected) == (query.selected == "true"))
     for name in CATEGORIES:
-        wanted = getattr(question, name)
+        wanted = getattr(query, name)
         if wanted:
-            places, values = coreset.category(name)
+            indices, values = coreset.category(name)
             known = [code for code, value in enumerate(values) if value in wanted]
-            narrow(_any_of(at(places), known))
-    for name, bound in question.least:
+            narrow(_any_of(at(indices), known))
+    for name, bound in query.least:
         narrow(at(coreset.column(name)) >= bound)
-    for name, bound in question.most:
+    for name, bound in query.most:
         narrow(at(coreset.column(name)) <= bound)
-    if question.group_id:
-        wanted_groups = pa.array(question.group_id, pa.large_string())
+    if query.group_id:
+        wanted_groups = pa.array(query.group_id, pa.large_string())
         narrow(numbers(pc.is_in(_texts(coreset, "group_id", kept), wanted_groups)))
-    if question.source:
-        found = pc.match_substring(_texts(coreset, "source", kept), question.source)
+    if query.source:
+        found = pc.match_substring(_texts(coreset, "source", kept), query.source)
         narrow(numbers(pc.fill_null(found, False)))
     return kept
 
 
-def _start(coreset: Coreset, question: Question) -> np.ndarray | None:
-    """The cheapest exact beginning: the clusters' members, or the chosen rows, or all."""
-    if question.cluster:
-        members = [coreset.members(cluster) for cluster in sorted(set(question.cluster))]
+def _start(coreset: Coreset, query: SampleQuery) -> np.ndarray | None:
+    """The cheapest exact start: the clusters' members, or the selected rows, or all."""
+    if query.cluster:
+        members = [coreset.members(cluster) for cluster in sorted(set(query.cluster))]
         found = [rows for rows in members if rows is not None]
         return np.sort(np.concatenate([*found, np.empty(0, dtype=np.uint32)]))
-    if question.selected == "true":
+    if query.selected == "true":
         return coreset.selected_positions
-    if question.selected == "false":
+    if query.selected == "false":
         return np.flatnonzero(~coreset.selected).astype(np.uint32)
     return None
 
 
-def _any_of(places: np.ndarray, wanted: list[int]) -> np.ndarray:
+def _any_of(indices: np.ndarray, wanted: list[int]) -> np.ndarray:
     if len(wanted) == 1:
-        return places == wanted[0]
-    return np.isin(places, wanted)
+        return indices == wanted[0]
+    return np.isin(indices, wanted)
 
 
 def _texts(coreset: Coreset, name: str, kept: np.ndarray | None) -> pa.ChunkedArray:
@@ -258,17 +308,17 @@ def _texts(coreset: Coreset, name: str, kept: np.ndarray | None) -> pa.ChunkedAr
 
 
 def _order(values: np.ndarray, descending: bool) -> np.ndarray:
-    """Stable order: ties stay in the order of ids; NaN comes last either way."""
+    """Stable order: ties are sorted by id; NaN comes last in both directions."""
     return np.argsort(-values.astype(np.float64) if descending else values, kind="stable")
 
 
 def page(
-    coreset: Coreset, finder: Finder, question: Question, limit: int, cursor: str | None
+    coreset: Coreset, finder: SampleFinder, query: SampleQuery, limit: int, cursor: str | None
 ) -> dict[str, Any]:
     """Return one page of samples: items, total, and the cursor of the next page."""
-    digest = question.digest(coreset)
+    digest = query.digest(coreset)
     offset = read_cursor(cursor, digest)
-    found = finder.find(coreset, question)
+    found = finder.find(coreset, query)
     positions = found[offset : offset + limit]
     more = offset + limit < len(found)
     return {

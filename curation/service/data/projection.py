@@ -1,8 +1,8 @@
-"""The map: a place in the plane for every image, computed once, so that likes lie together.
+"""The map: two coordinates for every image, computed once, with similar images close together.
 
-t-SNE on a few thousand landmarks keeps neighbourhoods but costs too much for millions; the others
-take the weighted mean of their nearest landmarks' places, moved by the part of their features that
-those landmarks do not explain, so that they spread instead of piling up.
+t-SNE preserves neighbourhoods but costs too much for millions of images, so it embeds a few
+thousand landmarks. Every other image gets the weighted mean of its nearest landmarks' coordinates,
+moved by the part of its feature that they do not explain, so that images do not pile up.
 """
 
 import math
@@ -18,11 +18,11 @@ from echostill.platform.tables.atomic import atomic_write
 from echostill.platform.tables.table import Table
 
 LANDMARKS = 4000
-COMPONENTS = 50  # what t-SNE looks at; more is noise
+COMPONENTS = 50  # input dimensions of t-SNE; more is noise
 PERPLEXITY = 30.0
 NEAREST = 4
 SPREAD = 0.5  # of the distance to the neighbouring landmark, at most
-FEWEST = 10  # t-SNE on fewer has nothing to do
+FEWEST = 10  # images for t-SNE; fewer are placed by their principal components
 
 
 def build_map(scores: Table, rows: np.ndarray, size: int, path: Path, report: Report) -> None:
@@ -33,7 +33,7 @@ def build_map(scores: Table, rows: np.ndarray, size: int, path: Path, report: Re
         rows: (N,) row number in the catalogue of each scored image, in the table's order.
         size: rows of the catalogue; those without scores become NaN.
         path: of the file.
-        report: told stage and fraction.
+        report: called with stage and fraction.
     """
     report("landmarks", 0.0)
     sample = _landmarks(scores)
@@ -42,20 +42,21 @@ def build_map(scores: Table, rows: np.ndarray, size: int, path: Path, report: Re
     axes = np.ascontiguousarray(axes[:COMPONENTS].T)
     reduced = np.ascontiguousarray((sample - mean) @ axes, dtype=np.float32)
     report("projecting", 0.1)
-    placed = _placed(reduced)
+    embedded = _embedded(reduced)
     tree = faiss.IndexFlatL2(reduced.shape[1])
     tree.add(reduced)
-    scale = _spacing(placed)
+    scale = _spacing(embedded)
 
-    places = np.full((size, 2), np.nan, dtype=np.float32)
+    coordinates = np.full((size, 2), np.nan, dtype=np.float32)
     done = 0
     for block in unit_features(scores):
-        seen = np.ascontiguousarray((block - mean) @ axes, dtype=np.float32)
-        places[rows[done : done + len(block)]] = _between(seen, tree, reduced, placed, scale)
+        projected = np.ascontiguousarray((block - mean) @ axes, dtype=np.float32)
+        own = rows[done : done + len(block)]
+        coordinates[own] = _interpolated(projected, tree, reduced, embedded, scale)
         done += len(block)
-        report("placing", 0.6 + 0.4 * done / len(rows))
+        report("interpolating", 0.6 + 0.4 * done / len(rows))
     with atomic_write(path) as partial, partial.open("wb") as file:
-        np.save(file, _fitted(places))
+        np.save(file, _scaled(coordinates))
 
 
 def _landmarks(scores: Table) -> np.ndarray:
@@ -71,8 +72,8 @@ def _landmarks(scores: Table) -> np.ndarray:
     return sample[np.linspace(0, len(sample) - 1, min(LANDMARKS, len(sample))).astype(int)]
 
 
-def _placed(reduced: np.ndarray) -> np.ndarray:
-    """(L, 2) places of the landmarks."""
+def _embedded(reduced: np.ndarray) -> np.ndarray:
+    """(L, 2) coordinates of the landmarks."""
     if len(reduced) < FEWEST or reduced.shape[1] < 2:
         flat = np.zeros((len(reduced), 2))
         flat[:, : min(2, reduced.shape[1])] = reduced[:, :2]
@@ -90,39 +91,39 @@ def _placed(reduced: np.ndarray) -> np.ndarray:
     return np.asarray(method.fit_transform(reduced), dtype=np.float64)
 
 
-def _spacing(placed: np.ndarray) -> np.ndarray:
-    """(L,) distance of each landmark to its nearest fellow in the plane."""
-    plane = np.ascontiguousarray(placed, dtype=np.float32)
+def _spacing(embedded: np.ndarray) -> np.ndarray:
+    """(L,) distance in the plane from each landmark to the nearest other one."""
+    plane = np.ascontiguousarray(embedded, dtype=np.float32)
     tree = faiss.IndexFlatL2(2)
     tree.add(plane)
     squared, _ = tree.search(plane, min(2, len(plane)))
     return np.sqrt(np.maximum(squared[:, -1], 0))
 
 
-def _between(
-    seen: np.ndarray,
+def _interpolated(
+    projected: np.ndarray,
     tree: faiss.IndexFlatL2,
     reduced: np.ndarray,
-    placed: np.ndarray,
+    embedded: np.ndarray,
     scale: np.ndarray,
 ) -> np.ndarray:
-    """Place images (n, C) among the landmarks, (n, 2)."""
-    squared, near = tree.search(seen, min(NEAREST, len(reduced)))
+    """Coordinates (n, 2) of images (n, C), from those of their nearest landmarks."""
+    squared, near = tree.search(projected, min(NEAREST, len(reduced)))
     closest = squared[:, :1]
     weight = 1 / (np.maximum(squared, 0) + 0.05 * closest + 1e-9)
     weight /= weight.sum(axis=1, keepdims=True)
-    place = np.einsum("nk,nkd->nd", weight, placed[near])
-    rest = (seen - np.einsum("nk,nkc->nc", weight, reduced[near]))[:, :2]
+    mean = np.einsum("nk,nkd->nd", weight, embedded[near])
+    rest = (projected - np.einsum("nk,nkc->nc", weight, reduced[near]))[:, :2]
     if rest.shape[1] < 2:
-        return place
+        return mean
     length = np.sqrt(np.maximum(squared[:, -1:], 1e-12))
     offset = rest / length
     offset /= np.maximum(1.0, np.linalg.norm(offset, axis=1, keepdims=True))
-    return place + SPREAD * scale[near[:, :1]] * offset
+    return mean + SPREAD * scale[near[:, :1]] * offset
 
 
-def _fitted(places: np.ndarray) -> np.ndarray:
-    """Scale both axes alike into [-1, 1]."""
-    low, high = np.nanmin(places, axis=0), np.nanmax(places, axis=0)
+def _scaled(coordinates: np.ndarray) -> np.ndarray:
+    """Scale both axes by the same factor into [-1, 1]."""
+    low, high = np.nanmin(coordinates, axis=0), np.nanmax(coordinates, axis=0)
     width = float((high - low).max()) or 1.0
-    return ((places - (low + high) / 2) * (2 / width)).astype(np.float32)
+    return ((coordinates - (low + high) / 2) * (2 / width)).astype(np.float32)

@@ -23,14 +23,15 @@ from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
 
 LOGGER = logging.getLogger("echostill.service")
-LOOK_EVERY = 2.0  # seconds between looks at the store
+REFRESH_SECONDS = 2.0  # between checks whether the store has changed
 DEFAULT_CORESET = "default"
+COMPARED_IDS = 100  # for a hint at a mistyped one
 READY, BUILDING, FAILED, ABSENT = "ready", "building", "failed", "absent"
 
 
 @dataclass
 class Preparation:
-    """How far the derived files are."""
+    """Progress of the derived files."""
 
     state: str = BUILDING
     stage: str = ""
@@ -44,25 +45,25 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Pins:
-    """Pins and bans as they stand.
+    """Pins and bans of the store.
 
     Attributes:
-        all: every act, oldest first.
-        acts: the act that counts, by image id.
+        all: every pin and ban, oldest first, removed ones included.
+        active: by image id, the pin or ban that applies: the latest one.
         pinned, banned: rows of the catalogue, ascending.
     """
 
     all: list[Pin] = field(default_factory=list)
-    acts: dict[str, Pin] = field(default_factory=dict)
+    active: dict[str, Pin] = field(default_factory=dict)
     pinned: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     banned: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 class State:
-    """A store, mapped. Reading it is safe in any thread; what changes is replaced as a whole."""
+    """A store, mapped into memory. Any thread may read it: what changes is replaced as a whole."""
 
     def __init__(self, root: str, folder: str | None = None) -> None:
-        """Open a store; :meth:`start` begins to map it.
+        """Open a store; :meth:`start` maps it.
 
         Raises:
             UsageError: There is no pool.
@@ -74,7 +75,7 @@ class State:
         self.entries: dict[str, Entry] = {}
         self.pins = Pins()
         self.neighbours: NeighbourIndex | None = None
-        self.places: np.ndarray | None = None  # (N, 2), the map
+        self.coordinates: np.ndarray | None = None  # (N, 2), of the map
         self._catalogue: Catalogue | None = None
         self._thumbnails: Thumbnails | None = None
         self._derived: Derived | None = None
@@ -88,7 +89,7 @@ class State:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Map what is there, and prepare the rest in the background."""
+        """Map what exists, and prepare the rest in the background."""
         self.refresh()
         for work in (self._watch, self._prepare, self._warm):
             thread = threading.Thread(target=work, name=work.__name__, daemon=True)
@@ -101,11 +102,11 @@ class State:
         if self._child is not None:
             children.stop(self._child)
         for thread in self._threads:
-            thread.join(timeout=children.PATIENCE * 2)
+            thread.join(timeout=children.GRACE * 2)
 
     @property
     def ready(self) -> bool:
-        """Whether everything that the store allows can be answered, and without delay."""
+        """Whether every request that the store allows can be answered without delay."""
         derived = self._catalogue is not None and self.preparation.state in (READY, ABSENT)
         name = self.default_name()
         mapped = {key[0] for key in self._coresets}
@@ -116,12 +117,12 @@ class State:
         """The catalogue.
 
         Raises:
-            Problem: It is still being made.
+            Problem: It is still being built.
         """
         if self._catalogue is None:
             if self.preparation.state == FAILED:
                 raise Problem(503, "not-ready", self.preparation.message)
-            raise not_ready("the catalogue of the pool is being made.", 2)
+            raise not_ready("the catalogue of the pool is being built.", 2)
         return self._catalogue
 
     @property
@@ -132,7 +133,7 @@ class State:
         return self._thumbnails
 
     def refresh(self) -> None:
-        """Look at the store: new coresets, pins, and derived files that are finished."""
+        """Check the store for new coresets and pins, and for derived files that are finished."""
         with self._lock:
             self._map_derived()
             self._read_entries()
@@ -150,8 +151,8 @@ class State:
             found = self.entries.get(name)
         if found is None:
             known = sorted(self.entries)
-            there = f" There are: {', '.join(known)}." if known else " There is none yet."
-            raise unknown("coreset", f"no coreset '{name}'.{nearest(name, known)}{there}")
+            existing = f" There are: {', '.join(known)}." if known else " There is none yet."
+            raise unknown("coreset", f"no coreset '{name}'.{nearest(name, known)}{existing}")
         return found
 
     def default_name(self) -> str | None:
@@ -179,12 +180,37 @@ class State:
             if key not in self._coresets:
                 path = self.coreset_file(entry)
                 coreset = Coreset(entry, path, catalogue)
-                kept = {k: v for k, v in self._coresets.items() if k[0] != name}
-                self._coresets = {**kept, key: coreset}
+                others = {k: v for k, v in self._coresets.items() if k[0] != name}
+                self._coresets = {**others, key: coreset}
             return self._coresets[key]
 
+    def default_coreset(self, name: str | None) -> Coreset | None:
+        """Return the named coreset, or the default one; None if none is named and none exists."""
+        return self.coreset(name) if name is not None or self.entries else None
+
+    def row(self, image_id: str) -> int:
+        """Return an image's row in the catalogue.
+
+        Raises:
+            Problem: No such image; suggests an id that begins alike.
+        """
+        row = self.catalogue.ids.find(image_id)
+        if row is None:
+            hint = self._similar_id(image_id)
+            raise unknown("image", f"no image '{image_id[:64]}' in the pool.{hint}")
+        return row
+
+    def _similar_id(self, image_id: str) -> str:
+        """A hint for the user: the nearest of the ids that share the longest prefix."""
+        ids = self.catalogue.ids
+        for length in range(min(len(image_id), 32), 3, -1):
+            rows = ids.with_prefix(image_id[:length])
+            if len(rows):
+                return nearest(image_id, [ids[row] for row in rows[:COMPARED_IDS]])
+        return ""
+
     def coreset_file(self, entry: Entry) -> Path:
-        """Return the mapped file of a coreset, writing it where it is missing."""
+        """Return the mapped file of a coreset, writing it if it is missing."""
         assert self._derived is not None
         path = self._derived.coreset(entry.name, entry.table.digest)
         if not path.exists():
@@ -206,7 +232,7 @@ class State:
         if self._derived is None or self._tables_changed():
             derived = derived_of(self.store, self.folder)
             if self._derived is not None and derived.key != self._derived.key:
-                LOGGER.warning("the store's tables were replaced: restart to answer from them")
+                LOGGER.warning("pool or scores were replaced: restart the service to use them")
                 return
             self._derived = derived
         derived = self._derived
@@ -215,8 +241,8 @@ class State:
             self._catalogue = Catalogue(derived.catalogue)
         if self.neighbours is None and derived.neighbours.exists():
             self.neighbours = NeighbourIndex(derived.neighbours)
-        if self.places is None and derived.map.exists():
-            self.places = np.load(derived.map, mmap_mode="r")
+        if self.coordinates is None and derived.map.exists():
+            self.coordinates = np.load(derived.map, mmap_mode="r")
         if not derived.missing():
             self.preparation = Preparation(READY if derived.scored else ABSENT, "", 1.0, "")
 
@@ -260,14 +286,14 @@ class State:
         if not self._changed("pins", pins_storage(self.store).arrow_path(MANIFEST)):
             return
         every = read_pins(self.store)
-        acts = in_force(every)
+        active = in_force(every)
         rows: dict[str, list[int]] = {"pin": [], "ban": []}
-        for image_id, pin in acts.items():
+        for image_id, pin in active.items():
             row = self._catalogue.ids.find(image_id)
             if row is not None:
                 rows[pin.action].append(row)
         pinned, banned = (np.sort(np.array(rows[a], dtype=np.int64)) for a in ("pin", "ban"))
-        self.pins = Pins(every, acts, pinned, banned)
+        self.pins = Pins(every, active, pinned, banned)
 
     def _changed(self, name: str, path: str) -> bool:
         mark = self._mark(path)
@@ -282,14 +308,14 @@ class State:
         return (info.mtime_ns, info.size) if info.type == pafs.FileType.File else None
 
     def _watch(self) -> None:
-        while not self._stop.wait(LOOK_EVERY):
+        while not self._stop.wait(REFRESH_SECONDS):
             try:
                 self.refresh()
             except (EchostillError, OSError, ValueError) as error:
-                LOGGER.warning("cannot look at the store: %s", error)
+                LOGGER.warning("cannot read the store: %s", error)
 
     def _warm(self) -> None:
-        """Map the default coreset before somebody asks for it."""
+        """Map the default coreset before the first request for it."""
         while self._catalogue is None:
             if self._stop.wait(0.1):
                 return
@@ -301,24 +327,24 @@ class State:
         self._warmed = True
 
     def _prepare(self) -> None:
-        """Have a child process make what is missing."""
+        """Build what is missing in a child process."""
         assert self._derived is not None
         if not self._derived.missing():
             return
         module = "echostill.curation.service.data.derived"
         self._child = child = children.start(module, self.store.root, str(self.folder))
         done, error = False, ""
-        for said in children.messages(child):
-            done, error = said.get("done", done), said.get("error", error)
-            if "stage" in said:
-                self.preparation = Preparation(BUILDING, said["stage"], said["fraction"])
+        for event in children.messages(child):
+            done, error = event.get("done", done), event.get("error", error)
+            if "stage" in event:
+                self.preparation = Preparation(BUILDING, event["stage"], event["fraction"])
                 self.refresh()
         if self._stop.is_set():
             return
         if done:
             self.refresh()
         else:
-            text = error or f"preparing the store ended with {child.returncode}"
+            text = error or f"preparing the store failed with exit code {child.returncode}"
             LOGGER.error("%s", text)
             self.preparation = Preparation(FAILED, message=text)
 

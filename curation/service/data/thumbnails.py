@@ -1,4 +1,4 @@
-"""Thumbnails, made from the pool's staged pixels when they are asked for."""
+"""Thumbnails, made from the pool's staged pixels on request."""
 
 import io
 import threading
@@ -12,7 +12,7 @@ from echostill.platform.errors import EchostillError
 from echostill.platform.imaging.images import decode_staged, encode_png, resize_longest
 from echostill.platform.tables.table import Table
 
-KEPT_BYTES = 64 * 2**20
+CACHE_BYTES = 64 * 2**20
 OPEN_FILES = 64
 ROWS_PER_READ = 64  # a row group may hold gigabytes of pixels
 QUALITY = 88
@@ -20,13 +20,13 @@ MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png"}
 
 
 class Thumbnails:
-    """Reads pictures out of the pool's parts without scanning them; safe to share by threads."""
+    """Reads pictures from the pool's parts without scanning them. Thread-safe."""
 
-    def __init__(self, pool: Table, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, pool: Table, cache_bytes: int = CACHE_BYTES) -> None:
         self._pool = pool
         self._parts = pool.part_names
-        self._kept: OrderedDict[tuple[int, int, int, str], bytes] = OrderedDict()
-        self._kept_bytes, self._size = kept_bytes, 0
+        self._cache: OrderedDict[tuple[int, int, int, str], bytes] = OrderedDict()
+        self._cache_bytes, self._size = cache_bytes, 0
         self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -36,22 +36,22 @@ class Thumbnails:
         Args:
             part: number of the part.
             row: in the part.
-            size: longest side in pixels; a smaller picture stays as it is.
+            size: longest side in pixels; a smaller picture is not enlarged.
             kind: ``jpeg`` or ``png``.
         """
         key = (part, row, size, kind)
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
         pixels = resize_longest(decode_staged(self._staged(part, row)), size)
         data = encode_png(pixels) if kind == "png" else encode_jpeg(pixels)
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = data
+            if key not in self._cache:
+                self._cache[key] = data
                 self._size += len(data)
-            while self._size > self._kept_bytes:
-                _, oldest = self._kept.popitem(last=False)
+            while self._size > self._cache_bytes:
+                _, oldest = self._cache.popitem(last=False)
                 self._size -= len(oldest)
         return data
 
@@ -98,7 +98,7 @@ def _group_of(footer: pq.FileMetaData, row: int) -> tuple[int, int]:
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
-    """Encode (H, W) or (H, W, 3) uint8 pixels for looking at."""
+    """Encode (H, W) or (H, W, 3) uint8 pixels for display."""
     sink = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(sink, format="JPEG", quality=QUALITY)
     return sink.getvalue()

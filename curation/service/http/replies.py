@@ -1,69 +1,24 @@
-"""What routes share: the desk they work at, and how values become responses."""
+"""How values become responses, and how the OpenAPI document describes them.
 
+Responses are declared (``documented``), not validated again on the way out: that would cost the hot
+routes more than the answers themselves. Tests validate every answer against its declared model.
+"""
+
+import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from anyio import CapacityLimiter
-from fastapi import Depends, Query, Request
+from fastapi import Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
-from echostill.curation.service.data.pages import Finder
-from echostill.curation.service.data.state import State
-from echostill.curation.service.http.edge import Meters
-from echostill.curation.service.http.uploads import TeacherFeatures
-from echostill.curation.service.jobs.queue import Jobs
 from echostill.curation.service.problems import MEDIA_TYPE, Problem
-from echostill.curation.service.sql.workers import SqlPool
 
 ARROW = "application/vnd.apache.arrow.stream"
-
-
-@dataclass
-class Desk:
-    """Everything that answers are made from."""
-
-    state: State
-    finder: Finder
-    sql: SqlPool
-    teacher: TeacherFeatures
-    meters: Meters
-    jobs: Jobs = field(init=False)
-    # Threads of their own for SQL, so that queries which wait never hold those of look-ups.
-    sql_limiter: CapacityLimiter = field(init=False)
-    stream_limiter: CapacityLimiter = field(init=False)
-    sql_waiting: int = 0
-
-    def measure(self) -> None:
-        """Bring the gauges up to date."""
-        ready = self.state.ready
-        self.meters.ready.set(int(ready))
-        self.meters.images.set(len(self.state.catalogue) if ready else 0)
-        for state, count in self.jobs.counts().items():
-            self.meters.jobs.labels(state).set(count)
-
-    def close(self) -> None:
-        """End everything that runs."""
-        self.jobs.close()
-        self.sql.close()
-        self.state.close()
-
-
-def _desk(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
-
-
-async def _desk_now(request: Request) -> Desk:
-    # As a coroutine it needs no thread of its own.
-    return _desk(request)
-
-
-AtDesk = Annotated[Desk, Depends(_desk_now)]
-CoresetName = Annotated[
-    str | None,
-    Query(max_length=200, description="Name of a coreset; 'default', or the newest, if left out."),
-]
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "The caller already has this answer (`If-None-Match`)."}
+}
 
 
 def json_reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -79,21 +34,30 @@ def problem_reply(problem: Problem) -> Response:
     return Response(body, problem.status, problem.headers, media_type=MEDIA_TYPE)
 
 
-def example(value: Any, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """Describe an answer by an example, for the OpenAPI document."""
-    content = {"application/json": {"example": value}}
-    return {status: {"description": "The answer.", "content": content}}
+def documented(
+    model: type[BaseModel], status: int = 200, *, or_file: str | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """Describe a JSON answer by its model, and the media type that callers may accept instead."""
+    found: dict[str, Any] = {"description": "The answer.", "model": model}
+    if or_file is not None:
+        found["content"] = {or_file: BINARY}
+    return {status: found}
 
 
-def arrow_example() -> dict[int | str, dict[str, Any]]:
-    """Describe an answer that is an Arrow stream."""
-    return {200: {"description": "An Arrow IPC stream.", "content": {ARROW: {}}}}
+def files(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """Describe an answer that is a file of one of some media types."""
+    return {200: {"description": "A file.", "content": dict.fromkeys(media_types, BINARY)}}
 
 
-def tagged(request: Request, tag: str) -> Response | None:
-    """Return a 304 where the caller holds the answer of this tag already."""
-    held = request.headers.get("if-none-match", "")
-    if tag in [entry.strip() for entry in held.split(",")]:
+def entity_tag(text: str) -> str:
+    """Return an ETag for an answer that is determined by a text."""
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:24]}"'
+
+
+def not_modified(request: Request, tag: str) -> Response | None:
+    """Return a 304 if the caller already has the answer with this tag."""
+    known = request.headers.get("if-none-match", "")
+    if tag in [entry.strip() for entry in known.split(",")]:
         return Response(status_code=304, headers=cache_headers(tag))
     return None
 

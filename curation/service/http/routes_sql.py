@@ -1,4 +1,4 @@
-"""Routes of SQL."""
+"""Routes of SQL queries."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
@@ -8,36 +8,33 @@ import anyio.to_thread
 from fastapi import APIRouter, Body, Header, Request
 from fastapi.responses import Response, StreamingResponse
 
-from echostill.curation.service.http.replies import ARROW, AtDesk, Desk, example, json_reply
-from echostill.curation.service.http.schemas import SqlBody
-from echostill.curation.service.problems import Problem, bad_request
+from echostill.curation.service.http.context import Context, ServiceContext
+from echostill.curation.service.http.models.sql import QueryResult, ViewList
+from echostill.curation.service.http.replies import ARROW, documented, json_reply
+from echostill.curation.service.http.requests import SqlBody
+from echostill.curation.service.problems import Problem, bad_request, busy
 from echostill.curation.service.sql.views import describe_views, view_columns
 from echostill.curation.service.sql.workers import Query
 
-router = APIRouter(prefix="/v1", tags=["sql"])
+router = APIRouter(prefix="/v1", tags=["sql"], default_response_class=Response)
 
 ROWS_AS_JSON = 100_000
-WAITING_MAX = 64  # queries that may wait for the workers; more are turned away at once
-LOOK_EVERY = 0.1  # seconds between looks whether the caller is still there
-RESULT = {
-    "columns": [{"name": "organ", "type": "VARCHAR"}, {"name": "images", "type": "BIGINT"}],
-    "rows": [["fetal_head", 350]],
-    "truncated": False,
-}
+WAITING_MAX = 64  # queries that may wait for the workers; further ones are rejected at once
+POLL_SECONDS = 0.1  # between checks whether the caller is still connected
 
 
-@router.post("/sql", responses=example(RESULT))
+@router.post("/sql", responses=documented(QueryResult, or_file=ARROW))
 async def sql(
-    desk: AtDesk,
+    context: Context,
     request: Request,
     body: Annotated[SqlBody, Body()],
     accept: Annotated[str, Header(max_length=500)] = "application/json",
 ) -> Response:
     """Run one SELECT over the views."""
     if "\x00" in body.sql:
-        raise bad_request("the text has a zero byte.")
+        raise bad_request("the query contains a zero byte.")
     arrow = ARROW in accept
-    description = await anyio.to_thread.run_sync(describe_views, desk.state, body.coreset)
+    description = await anyio.to_thread.run_sync(describe_views, context.state, body.coreset)
     query = Query(
         sql=body.sql,
         parameters=body.parameters,
@@ -46,34 +43,36 @@ async def sql(
         arrow=arrow,
         description=description,
     )
-    return await _answer(desk, request, query)
+    return await _answer(context, request, query)
 
 
-async def _answer(desk: Desk, request: Request, query: Query) -> Response:
-    if desk.sql_waiting >= WAITING_MAX:
-        raise Problem(429, "busy", "too many queries wait.", headers={"Retry-After": "1"})
-    gone = anyio.Event()
-    pieces = desk.sql.run(query, gone.is_set)
+async def _answer(context: ServiceContext, request: Request, query: Query) -> Response:
+    if context.sql_waiting >= WAITING_MAX:
+        raise busy("too many queries are waiting: try again in a moment.")
+    disconnected = anyio.Event()
+    pieces = context.sql.run(query, disconnected.is_set)
     begin = _next if query.arrow else _whole
-    desk.sql_waiting += 1
+    context.sql_waiting += 1
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(_watch, request, gone)
-            first = await anyio.to_thread.run_sync(begin, pieces, limiter=desk.sql_limiter)
+            group.start_soon(_watch, request, disconnected)
+            first = await anyio.to_thread.run_sync(begin, pieces, limiter=context.sql_limiter)
             group.cancel_scope.cancel()
     finally:
-        desk.sql_waiting -= 1
+        context.sql_waiting -= 1
     if isinstance(first, Exception):
         raise first
     if not query.arrow:
         return Response(first or b"", media_type="application/json")
-    return StreamingResponse(_stream(desk, first, pieces), media_type=ARROW)
+    return StreamingResponse(_stream(context, first, pieces), media_type=ARROW)
 
 
-async def _stream(desk: Desk, first: bytes | None, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Hand on the pieces; when the caller leaves, the rest is not computed."""
-    # Not in the threads in which others wait for a worker: this one has to give its own back.
-    own = desk.stream_limiter
+async def _stream(
+    context: ServiceContext, first: bytes | None, pieces: Iterator[bytes]
+) -> AsyncIterator[bytes]:
+    """Send the pieces; when the caller disconnects, the rest is not computed."""
+    # In threads of its own: those of `sql_limiter` may all be waiting for this stream's worker.
+    own = context.stream_limiter
     try:
         piece = first
         while piece is not None:
@@ -87,15 +86,15 @@ async def _stream(desk: Desk, first: bytes | None, pieces: Iterator[bytes]) -> A
             await anyio.to_thread.run_sync(_close, pieces, limiter=own)
 
 
-async def _watch(request: Request, gone: anyio.Event) -> None:
-    while not gone.is_set():
-        await anyio.sleep(LOOK_EVERY)
+async def _watch(request: Request, disconnected: anyio.Event) -> None:
+    while not disconnected.is_set():
+        await anyio.sleep(POLL_SECONDS)
         if await request.is_disconnected():
-            gone.set()
+            disconnected.set()
 
 
 def _next(pieces: Iterator[bytes]) -> bytes | Exception | None:
-    """Return the next piece, None at the end; an error as a value, past the task group."""
+    """Return the next piece, None at the end; errors as values, which a task group lets through."""
     try:
         return next(pieces, None)
     except Problem as problem:
@@ -103,7 +102,7 @@ def _next(pieces: Iterator[bytes]) -> bytes | Exception | None:
 
 
 def _whole(pieces: Iterator[bytes]) -> bytes | Exception:
-    """Return all pieces, their worker given back; an error as a value."""
+    """Return all pieces, after which the worker is free again; errors as values."""
     try:
         return b"".join(pieces)
     except Problem as problem:
@@ -116,7 +115,7 @@ def _close(pieces: Iterator[bytes]) -> None:
         close()
 
 
-@router.get("/sql/views", responses=example({"items": [{"name": "pool", "columns": []}]}))
-def views(desk: AtDesk) -> Response:
+@router.get("/sql/views", responses=documented(ViewList))
+def views(context: Context) -> Response:
     """The views and their columns."""
-    return json_reply({"items": view_columns(describe_views(desk.state, None))})
+    return json_reply({"items": view_columns(describe_views(context.state, None))})

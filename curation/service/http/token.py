@@ -1,4 +1,4 @@
-"""The bearer token: made once, kept where only its owner can read it."""
+"""The bearer token: created once, stored where only its owner can read it."""
 
 import os
 import secrets
@@ -8,11 +8,11 @@ from pathlib import Path
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
 
-FEWEST = 16  # characters
+SHORTEST = 16  # characters
 
 
 def token_path(store: Store, given: str | None, folder: Path) -> Path:
-    """Where the token lies: in the file given, beside a local store, else with derived files."""
+    """Return the token's file: the given one, or beside a local store, or with derived files."""
     if given is not None:
         return Path(given).absolute()
     if store.storage.is_local:
@@ -21,13 +21,13 @@ def token_path(store: Store, given: str | None, folder: Path) -> Path:
 
 
 def find_token(path: Path) -> tuple[str, bool]:
-    """Read the token, or make it.
+    """Read the token, or create it.
 
     Returns:
-        The token, and whether it was made now.
+        The token, and whether it was created now.
 
     Raises:
-        UsageError: Others can read the file, or what it holds is no token.
+        UsageError: Others can read the file, or it does not contain a valid token.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_urlsafe(32)
@@ -45,11 +45,11 @@ def find_token(path: Path) -> tuple[str, bool]:
 def _read(path: Path) -> str:
     mode = path.stat().st_mode
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UsageError(f"others can read the token file '{path}': chmod 600 it.")
+        raise UsageError(f"other users can read the token file '{path}': run chmod 600 on it.")
     token = path.read_text().strip()
-    if len(token) < FEWEST or not token.isascii() or not token.isprintable() or " " in token:
+    if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(
-            f"'{path}' holds no token: expected one line of at least {FEWEST} characters without "
-            "blanks. Delete it and a new one is made."
+            f"'{path}' does not contain a valid token: expected one line of at least {SHORTEST} "
+            "characters without spaces. Delete the file, and a new token is created."
         )
     return token

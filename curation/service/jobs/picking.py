@@ -9,35 +9,35 @@ from echostill.curation.service import children
 from echostill.platform.config import validate
 
 
-def pick(values: dict[str, Any], address: str | None, say: children.Say) -> None:
+def pick(values: dict[str, Any], address: str | None, send: children.Send) -> None:
     """Pick a coreset.
 
     Args:
         values: keys of ``SelectConfig``.
         address: of a Ray cluster; None to pick in this process.
-        say: told stage and fraction, and at the end what was done.
+        send: called with stage and fraction, and at the end with the result in words.
     """
     config = validate(SelectConfig, values)
 
     def report(stage: str, fraction: float) -> None:
-        say(stage=stage, fraction=fraction)
+        send(stage=stage, fraction=fraction)
 
     if address is None:
-        say(done=str(select(config, report=report)))
+        send(done=str(select(config, report=report)))
         return
     from echostill.platform import runtime
     from echostill.platform.ray_tasks import TaskPool
 
     runtime.connect(address)
-    say(stage="on Ray", fraction=0.05)
-    # Retries are safe: a pick that was cut short continues, a finished one is found done.
+    send(stage="on Ray", fraction=0.05)
+    # Retries are safe: an interrupted pick continues, a finished one is recognised.
     for _, done in TaskPool(1, address=address).map(select, [config]):
-        say(done=str(done))
+        send(done=str(done))
 
 
 def main(text: str, address: str | None = None) -> None:
     """Pick in a child process of the service."""
-    children.in_child(lambda say: pick(json.loads(text), address, say))
+    children.in_child(lambda send: pick(json.loads(text), address, send))
 
 
 if __name__ == "__main__":

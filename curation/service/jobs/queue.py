@@ -1,7 +1,7 @@
 """Picking in the background: one job at a time, each in a process of its own, kept across restarts.
 
 A job is a file in the store, written when its state changes. The process calls the same function
-as `echostill select`; a coreset is there when its manifest is, so nothing half-done is ever seen.
+as `echostill select`. A coreset exists once its manifest does: no unfinished one is ever seen.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Job:
     message: str = ""
     started: str | None = None
     finished: str | None = None
-    owns_folder: bool = False  # nobody had begun a coreset of that name
+    owns_folder: bool = False  # no coreset of that name had been started
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a caller."""
@@ -68,7 +68,7 @@ class _Running:
 
 
 class Jobs:
-    """The queue of picks and the thread that works through it."""
+    """The queue of picks, and the thread that runs them one after the other."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Jobs:
         address: str | None,
         finished: Callable[[], None],
     ) -> None:
-        """Read the jobs of earlier runs and begin with those that are unfinished.
+        """Read the jobs of earlier runs and start with those that are unfinished.
 
         Args:
             store: the store.
@@ -111,7 +111,7 @@ class Jobs:
         """
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         job = Job(
-            id=f"{stamp}-{secrets.token_hex(2)}",  # in the order of time
+            id=f"{stamp}-{secrets.token_hex(2)}",  # sorts by time
             name=config.name,
             state=QUEUED,
             request=request,
@@ -120,10 +120,10 @@ class Jobs:
         with self._changed:
             waiting = [other for other in self._jobs.values() if other.state not in FINISHED]
             if any(other.name == job.name for other in waiting):
-                raise conflict(f"a job for the coreset '{job.name}' is waiting or running.")
+                raise conflict(f"a job for the coreset '{job.name}' is already waiting or running.")
             if len(waiting) >= WAITING_MAX:
-                raise conflict(f"{len(waiting)} jobs are waiting: let some finish first.")
-            self._keep(job)
+                raise conflict(f"{len(waiting)} jobs are waiting: wait until some have finished.")
+            self._save(job)
             self._changed.notify_all()
         return job
 
@@ -154,9 +154,9 @@ class Jobs:
         with self._changed:
             job = self._jobs[job_id]
             if job.state in FINISHED:
-                raise conflict(f"job '{job_id}' is {job.state} already.")
+                raise conflict(f"job '{job_id}' is already {job.state}.")
             if job.state == QUEUED:
-                self._keep(replace(job, state=CANCELLED, finished=now(), message="cancelled"))
+                self._save(replace(job, state=CANCELLED, finished=now(), message="cancelled"))
                 return self._jobs[job_id]
             running = self._running
         if running is not None and running.job_id == job_id:
@@ -172,14 +172,14 @@ class Jobs:
         return {s: states.count(s) for s in (QUEUED, RUNNING, DONE, FAILED, CANCELLED)}
 
     def close(self) -> None:
-        """End the work; what runs begins again at the next start."""
+        """Stop; a running pick starts again with the next service."""
         with self._changed:
             self._closed = True
             running = self._running
             self._changed.notify_all()
         if running is not None:
             children.stop(running.child)
-        self._thread.join(timeout=children.PATIENCE * 2)
+        self._thread.join(timeout=children.GRACE * 2)
 
     def _work(self) -> None:
         while True:
@@ -190,7 +190,7 @@ class Jobs:
                 job = self._next()
                 assert job is not None
                 owns = job.owns_folder or not self._store.coreset(job.name).exists()
-                self._keep(replace(job, state=RUNNING, started=now(), owns_folder=owns))
+                self._save(replace(job, state=RUNNING, started=now(), owns_folder=owns))
             self._pick(self._jobs[job.id])
 
     def _next(self) -> Job | None:
@@ -207,36 +207,36 @@ class Jobs:
             if self._closed:
                 child.kill()
         message, error = "", ""
-        for said in children.messages(child):
-            message, error = said.get("done", message), said.get("error", error)
-            if "stage" in said:
+        for event in children.messages(child):
+            message, error = event.get("done", message), event.get("error", error)
+            if "stage" in event:
                 with self._changed:
-                    self._jobs[job.id] = replace(self._jobs[job.id], **said)
+                    self._jobs[job.id] = replace(self._jobs[job.id], **event)
         if self._closed:
-            return  # stays in its file as running, and begins again at the next start
+            return  # its file still says running: it starts again with the next service
         job = self._jobs[job.id]
         if message:
             job = replace(job, state=DONE, stage="done", fraction=1.0, message=message)
         elif running.cancelled:
             job = replace(job, state=CANCELLED, message="cancelled")
         else:
-            why = error or f"the picking process ended with {child.returncode}"
-            job = replace(job, state=FAILED, message=why)
+            message = error or f"the picking process exited with code {child.returncode}"
+            job = replace(job, state=FAILED, message=message)
         if job.state != DONE and job.owns_folder:
             self._discard(job.name)
         self._finished()
         with self._changed:
             self._running = None
-            self._keep(replace(job, finished=now()))
+            self._save(replace(job, finished=now()))
             self._changed.notify_all()
 
     def _discard(self, name: str) -> None:
-        """Delete what a pick left that was not finished: a folder without a manifest."""
+        """Delete what an unfinished pick left behind: a folder without a manifest."""
         storage = self._store.coreset(name)
         if not storage.exists(MANIFEST):
             with contextlib.suppress(OSError):
                 storage.delete("")
 
-    def _keep(self, job: Job) -> None:
+    def _save(self, job: Job) -> None:
         self._jobs[job.id] = job
         self._storage.write(f"{job.id}.json", json.dumps(asdict(job), indent=1).encode())

@@ -1,7 +1,7 @@
-"""Is this one SELECT over the service's views? Looked up in DuckDB's own syntax tree.
+"""Check that a query is one SELECT over the service's views, in DuckDB's own syntax tree.
 
-What is not known to be harmless is refused: DuckDB's statements of type SELECT may contain COPY and
-DELETE (in a WITH), and table functions that read files, addresses or settings.
+Only what is known to be harmless is accepted: a DuckDB statement of type SELECT may contain COPY
+and DELETE (in a WITH), and table functions that read files, URLs or settings.
 """
 
 import json
@@ -43,15 +43,15 @@ MAIN = ({"", "main"}, {"", "main", "memory"})  # schemas; and with them catalogu
 
 
 def check_select(connection: duckdb.DuckDBPyConnection, sql: str, views: Collection[str]) -> None:
-    """See that a text is one SELECT over known views.
+    """Check that a text is one SELECT over known views.
 
     Args:
-        connection: any; the text is parsed there, not run.
-        sql: what a user sent.
+        connection: any; it parses the text and does not run it.
+        sql: the user's query.
         views: names that may be read.
 
     Raises:
-        UsageError: It is something else; says what.
+        UsageError: It is something else; the message says what.
         duckdb.Error: It is not SQL.
     """
     statements = duckdb.extract_statements(sql)
@@ -59,14 +59,14 @@ def check_select(connection: duckdb.DuckDBPyConnection, sql: str, views: Collect
         raise UsageError(f"send one SELECT, not {len(statements)} statements.")
     kind = statements[0].type
     if kind != duckdb.StatementType.SELECT:
-        raise UsageError(f"only SELECT is answered here, not {_words(kind.name)}.")
+        raise UsageError(f"only SELECT is allowed, not {_words(kind.name)}.")
     text = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
     try:
         tree = json.loads(text[0]) if text else {"error": True}
     except RecursionError:
         raise UsageError("the query is nested too deeply.") from None
     if tree.get("error"):
-        raise UsageError("only a plain SELECT is answered here.")
+        raise UsageError("only a plain SELECT is allowed.")
     names = set(views)
     for node in _nodes(tree["statements"]):
         for entry in (node.get("cte_map") or {}).get("map", []):
@@ -78,20 +78,20 @@ def check_select(connection: duckdb.DuckDBPyConnection, sql: str, views: Collect
 def _check_node(node: dict[str, Any], names: set[str], views: Collection[str]) -> None:
     kind = str(node.get("type", ""))
     if ("cte_map" in node or kind.endswith("_NODE")) and kind not in QUERIES:
-        raise UsageError(f"only SELECT is answered here, not {_words(kind)}.")
+        raise UsageError(f"only SELECT is allowed, not {_words(kind)}.")
     if "sample" in node and "alias" in node and kind not in SOURCES:
-        raise UsageError(f"a query cannot read from {_words(kind)} here.")
+        raise UsageError(f"a query cannot read from {_words(kind)}.")
     if kind == "BASE_TABLE":
         _check_table(node, names, views)
     elif kind == "TABLE_FUNCTION":
         function = str((node.get("function") or {}).get("function_name", "")).lower()
         if function not in TABLE_FUNCTIONS:
             raise UsageError(
-                f"the table function '{function}' is not allowed; there are "
+                f"the table function '{function}' is not allowed. Allowed are "
                 f"{', '.join(sorted(TABLE_FUNCTIONS))}, and the views {', '.join(sorted(views))}."
             )
     elif kind == "SHOW_REF" and (node.get("table_name") or not node.get("query")):
-        raise UsageError("only DESCRIBE and SUMMARIZE of a view or query are answered here.")
+        raise UsageError("DESCRIBE and SUMMARIZE are allowed only for a view or a query.")
     if "function_name" in node and str(node["function_name"]).lower() in REFUSED_FUNCTIONS:
         raise UsageError(f"the function '{node['function_name']}' is not allowed.")
 
@@ -105,13 +105,13 @@ def _check_table(node: dict[str, Any], names: set[str], views: Collection[str]) 
     plain = schema in MAIN[0] and all(step in MAIN[1] for step in qualified)
     if not plain or name.lower() not in names:
         raise UsageError(
-            f"there is no view '{name}'.{nearest(name, views)} There are: "
+            f"there is no view '{name}'.{nearest(name, views)} The views are "
             f"{', '.join(sorted(views))}."
         )
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping in a tree, without recursion: users write the tree."""
+    """Yield every mapping in a tree, without recursion: its depth is up to the user."""
     waiting = [tree]
     while waiting:
         found = waiting.pop()

@@ -1,4 +1,4 @@
-"""The SQL views of a store: which mapped file each of them reads."""
+"""The SQL views of a store, and the mapped files that each of them reads."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST, Table
 
 STAGES = ("ingest", "score")
-# Tables that other stages may leave in a store, shown as they are.
+# Tables that other stages may add to a store; their views have all columns.
 OTHER_TABLES = ("duplicates", "leaks", "pins")
-BESIDE_SAMPLES = ("source", "organ", "device", "label", "frame")
+SAMPLE_ORIGIN = ("source", "organ", "device", "label", "frame")
 
 
 def describe_views(state: State, coreset: str | None) -> dict[str, Any]:
@@ -23,10 +23,10 @@ def describe_views(state: State, coreset: str | None) -> dict[str, Any]:
 
     Args:
         state: the mapped store.
-        coreset: name of the one that the view ``coreset`` shows; None for the default.
+        coreset: name of the coreset that the view ``coreset`` shows; None for the default.
 
     Returns:
-        ``views``: name and sources (file, columns, condition, label), for ``sql_worker.Views``.
+        ``views``: name and sources (file, columns, condition, label), for ``worker.Views``.
     """
     catalogue, derived = state.catalogue, state.derived
     file = str(derived.catalogue)
@@ -58,7 +58,7 @@ def _coreset_views(state: State, name: str | None, catalogue_file: str) -> list[
     file = str(state.coreset_file(shown.entry))
     views = [_view("coreset", {"file": file, "columns": columns})]
     if shown.aligned:
-        beside = {"file": catalogue_file, "columns": list(BESIDE_SAMPLES)}
+        beside = {"file": catalogue_file, "columns": list(SAMPLE_ORIGIN)}
         views.append(_view("samples", {"file": file, "columns": columns, "beside": beside}))
     every = []
     for entry in sorted(state.entries.values(), key=lambda entry: entry.name):
@@ -90,7 +90,7 @@ def _quarantine(state: State) -> Path:
 
 
 def _other(state: State, name: str) -> Path | None:
-    """Map a table by name, where the store has it and its columns can be shown."""
+    """Map a table by name, if the store has it and its columns can be mapped."""
     storage: Storage = state.store.storage.at(name)
     if not storage.exists(MANIFEST):
         return None
@@ -107,7 +107,7 @@ def _other(state: State, name: str) -> Path | None:
 
 
 def view_columns(description: dict[str, Any]) -> list[dict[str, Any]]:
-    """List the views with their columns, for a person who writes a query."""
+    """List the views with their columns, for users who write a query."""
     found = []
     for view in description["views"]:
         source = view["sources"][0]

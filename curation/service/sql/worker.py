@@ -1,8 +1,8 @@
-"""A process that runs other people's SQL: DuckDB without files, network, settings or much memory.
+"""A process that runs callers' SQL: DuckDB without files, network or settings, in limited memory.
 
-It maps the tables that the service names and answers one query at a time. What it cannot survive
-(memory, depth, a crash) ends this process and not the service. The views are Arrow memory, so that
-DuckDB needs no file at all and every access to one can be refused.
+It maps the tables that the service names and answers one query at a time. A query that exhausts
+memory or crashes DuckDB ends this process and not the service. The views are Arrow memory, so
+DuckDB needs no files, and all access to files can be disabled.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from echostill.platform.errors import UsageError
 HEADER = struct.Struct(">cI")  # kind of frame, bytes
 READY, RESULT, CHUNK, END, FAILURE = b"o", b"r", b"c", b"e", b"f"
 
-MEMORY_LIMIT = "1GB"  # DuckDB's own count
+MEMORY_LIMIT = "1GB"  # as DuckDB counts it
 PROCESS_BYTES = 3 * 2**30  # private memory, mapped tables not counted; beyond it malloc fails
 JSON_BYTES = 32 * 2**20
 ROWS_PER_FETCH = 1024
-NICENESS = 5  # look-ups go first
+NICENESS = 5  # other requests go first
 SAFE = (
     "SET threads = {threads}",
     f"SET memory_limit = '{MEMORY_LIMIT}'",
@@ -42,7 +42,7 @@ SAFE = (
 
 
 class Views:
-    """The views of one state of the store, in a DuckDB of their own."""
+    """The views of one state of the store, in a DuckDB database in memory."""
 
     def __init__(self, description: Mapping[str, Any]) -> None:
         self.description = description
@@ -52,14 +52,14 @@ class Views:
             self.connection.execute(line.format(threads=threads))
         self._tables: dict[str, pa.Table] = {}
         self.names = [view["name"] for view in description["views"]]
-        for place, view in enumerate(description["views"]):
-            self._create(view, place)
+        for index, view in enumerate(description["views"]):
+            self._create(view, index)
 
-    def _create(self, view: Mapping[str, Any], place: int) -> None:
-        """A view is one mapped file, or several of the same columns under one name."""
+    def _create(self, view: Mapping[str, Any], index: int) -> None:
+        """Create a view of one mapped file, or of several with the same columns."""
         selects = []
         for number, source in enumerate(view["sources"]):
-            inner = f"source_{place}_{number}"
+            inner = f"source_{index}_{number}"
             table = self._mapped(source["file"])
             columns = source.get("columns") or table.column_names
             table = table.select(columns)
@@ -95,15 +95,15 @@ class Worker:
         self._running = False
         self._lock = threading.Lock()
 
-    def interrupt(self, why: str) -> None:
-        """End the query that is running."""
+    def interrupt(self, reason: str) -> None:
+        """Stop the running query."""
         with self._lock:
             if self._running and self._views is not None:
-                self._interrupted_by = why
+                self._interrupted_by = reason
                 self._views.connection.interrupt()
 
     def ready(self) -> None:
-        """Say that this process listens."""
+        """Tell the service that this process is ready."""
         self._send(READY)
 
     def answer(self, request: Mapping[str, Any]) -> None:
@@ -120,7 +120,9 @@ class Worker:
         except (duckdb.Error, UsageError, pa.ArrowException) as error:
             self._fail(error)
         except MemoryError:
-            self._send(FAILURE, kind="memory", message="the query needs too much memory.")
+            self._send(
+                FAILURE, kind="memory", message="the query exceeded the memory of its process."
+            )
         except RecursionError:
             self._send(FAILURE, kind="sql", message="the query is nested too deeply.")
         finally:
@@ -193,9 +195,9 @@ class Worker:
 
     def _words(self, error: Exception) -> str:
         if self._interrupted_by:
-            return f"the query was ended: {self._interrupted_by}."
+            return f"the query was stopped: {self._interrupted_by}."
         if isinstance(error, duckdb.OutOfMemoryException):
-            return f"the query needs more memory than its {MEMORY_LIMIT}."
+            return f"the query needs more than {MEMORY_LIMIT} of memory."
         return str(error)[:2000]
 
     def _send(self, frame: bytes, **message: str) -> None:
@@ -230,7 +232,7 @@ class _Frames:
         return self._written
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Nothing is buffered here."""
 
     def close(self) -> None:
         self.closed = True
@@ -254,7 +256,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: other values as text, NaN and infinities as null."""
+    """Return a value that JSON can represent: others as text, NaN and infinities as null."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if value is None or isinstance(value, bool | int | str):
@@ -269,7 +271,7 @@ def _plain(value: Any) -> Any:
 
 
 def main() -> None:
-    """Answer requests until the service closes standard input or is gone."""
+    """Answer requests until the service closes standard input or ends."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_DATA, (PROCESS_BYTES, PROCESS_BYTES))

@@ -1,4 +1,4 @@
-"""SQL for callers: a few worker processes, queues before them, and an end to every query."""
+"""SQL for callers: a few worker processes, a queue for them, and a time limit for every query."""
 
 import contextlib
 import json
@@ -19,11 +19,11 @@ from echostill.curation.service.sql.worker import CHUNK, END, FAILURE, HEADER, R
 LAST = (RESULT, END, FAILURE)
 
 WORKERS = 2
-WAIT = 5.0  # seconds that a query may wait for a worker
-START = 60.0  # seconds that a worker may take to load its libraries
-GRACE = 2.0  # seconds that a worker may take to end a query before it is ended itself
-STEP = 0.05  # seconds between looks at the caller
-READ = 2**16
+WAIT_SECONDS = 5.0  # for a free worker
+START_SECONDS = 60.0  # for a worker to load its libraries
+GRACE_SECONDS = 2.0  # for a worker to end a query, before it is killed
+POLL_SECONDS = 0.05  # between checks whether the caller is still connected
+READ_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Query:
         parameters: values of its ``?``.
         limit: rows at most.
         timeout: seconds at most.
-        arrow: whether an Arrow stream is wanted in place of JSON.
-        description: the views (``sql_worker.Views``).
+        arrow: whether to answer with an Arrow stream instead of JSON.
+        description: the views (``worker.Views``).
     """
 
     sql: str
@@ -48,7 +48,7 @@ class Query:
 
 
 class SqlPool:
-    """A fixed number of workers. Safe to share by threads."""
+    """A fixed number of workers. Thread-safe."""
 
     def __init__(self, workers: int = WORKERS) -> None:
         self._free: queue.Queue[_Process] = queue.Queue()
@@ -56,25 +56,25 @@ class SqlPool:
         for _ in range(workers):
             self._free.put(_Process())
 
-    def run(self, query: Query, gone: Callable[[], bool]) -> Iterator[bytes]:
+    def run(self, query: Query, disconnected: Callable[[], bool]) -> Iterator[bytes]:
         """Run a query: yield one piece of JSON, or the pieces of an Arrow stream.
 
-        Nothing is sent before the query has begun to answer, so a wrong one raises at once.
+        Nothing is yielded before the query has started to answer, so an invalid one raises at once.
 
         Args:
             query: what to run.
-            gone: whether the caller has left; looked at while waiting.
+            disconnected: whether the caller has disconnected; checked while waiting.
 
         Raises:
-            Problem: Refused, failed, too slow, too large, or all workers are busy.
+            Problem: Rejected, failed, too slow, too large, or all workers are busy.
         """
         try:
-            process = self._free.get(timeout=WAIT)
+            process = self._free.get(timeout=WAIT_SECONDS)
         except queue.Empty:
             raise busy("all SQL workers are busy: try again in a moment.") from None
         finished = False
         try:
-            for kind, data in process.ask(query, gone):
+            for kind, data in process.ask(query, disconnected):
                 if kind in LAST:
                     finished = True
                 if kind == FAILURE:
@@ -82,13 +82,13 @@ class SqlPool:
                 if kind in (RESULT, CHUNK):
                     yield data
         finally:
-            # One that was left in the middle of its answer would give the rest to the next caller.
+            # A worker interrupted in its answer would send the rest of it to the next caller.
             if not finished:
                 process.end()
             self._give_back(process)
 
     def warm(self) -> None:
-        """Start the workers that are free now, so that no first query waits for it."""
+        """Start the free workers, so that the first query does not wait for one to start."""
         waiting = [self._free.get_nowait() for _ in range(self._free.qsize())]
         for process in waiting:
             process.start()
@@ -101,7 +101,7 @@ class SqlPool:
             self._free.put(process)
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._closed = True
         with contextlib.suppress(queue.Empty):
             while True:
@@ -109,55 +109,55 @@ class SqlPool:
 
 
 class _Process:
-    """A worker process, started when it is first needed and again after it ended."""
+    """A worker process, started when it is first needed and after it has ended."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
         self._lock = threading.Lock()
 
-    def ask(self, query: Query, gone: Callable[[], bool]) -> Iterator[tuple[bytes, bytes]]:
+    def ask(self, query: Query, disconnected: Callable[[], bool]) -> Iterator[tuple[bytes, bytes]]:
         """Send a query and yield the frames of its answer."""
         child = self.start()
         self._write(child, query.__dict__)
-        self._deadline = time.monotonic() + query.timeout + GRACE
+        self._deadline = time.monotonic() + query.timeout + GRACE_SECONDS
         cancelled = False
         for frame in self._frames(child):
             if frame is not None:
                 yield frame
                 if frame[0] in LAST:
                     return
-            elif not cancelled and gone():
+            elif not cancelled and disconnected():
                 cancelled = True
-                self._deadline = time.monotonic() + GRACE
+                self._deadline = time.monotonic() + GRACE_SECONDS
                 self._write(child, {"cancel": True})
 
     def _frames(self, child: subprocess.Popen[bytes]) -> Iterator[tuple[bytes, bytes] | None]:
-        """Yield frames; None after each moment without one."""
+        """Yield frames; None after each poll without one."""
         assert child.stdout is not None
         descriptor = child.stdout.fileno()
-        held = bytearray()
+        buffer = bytearray()
         while True:
-            while len(held) >= HEADER.size:
-                kind, size = HEADER.unpack_from(held)
-                if len(held) < HEADER.size + size:
+            while len(buffer) >= HEADER.size:
+                kind, size = HEADER.unpack_from(buffer)
+                if len(buffer) < HEADER.size + size:
                     break
-                frame = bytes(held[HEADER.size : HEADER.size + size])
-                del held[: HEADER.size + size]
+                frame = bytes(buffer[HEADER.size : HEADER.size + size])
+                del buffer[: HEADER.size + size]
                 yield kind, frame
-            ready, _, _ = select.select([descriptor], [], [], STEP)
+            ready, _, _ = select.select([descriptor], [], [], POLL_SECONDS)
             if ready:
-                piece = os.read(descriptor, READ)
+                piece = os.read(descriptor, READ_BYTES)
                 if not piece:
-                    raise _problem("memory", "the query ended its worker: it needs too much.")
-                held += piece
+                    raise _problem("memory", "the query exceeded the memory of its process.")
+                buffer += piece
             elif time.monotonic() > self._deadline:
-                raise _problem("timeout", "the query was ended: timeout.")
+                raise _problem("timeout", "the query was stopped: timeout.")
             else:
                 yield None
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the worker, where it does not run, and wait until it listens."""
+        """Start the worker if it is not running, and wait until it is ready."""
         with self._lock:
             if self._child is not None and self._child.poll() is None:
                 return self._child
@@ -166,7 +166,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
-        self._deadline = time.monotonic() + START
+        self._deadline = time.monotonic() + START_SECONDS
         for frame in self._frames(child):
             if frame is not None:
                 break
@@ -179,7 +179,7 @@ class _Process:
             child.stdin.flush()
 
     def end(self) -> None:
-        """Kill the worker; the next query starts another."""
+        """Kill the worker; the next query starts a new one."""
         with self._lock:
             if self._child is not None and self._child.poll() is None:
                 self._child.kill()

@@ -1,6 +1,10 @@
-"""A small store with real pictures, its service, and the service on a port of this machine."""
+"""A small store with real pictures, its service, and the service on a port of this machine.
+
+Every answer that a test gets through ``live.client()`` is checked against its declaration.
+"""
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -17,7 +21,9 @@ import uvicorn
 from echostill.curation.selection.stage import SelectConfig, select
 from echostill.curation.service.data.derived import derived_folder, prepare
 from echostill.curation.service.data.state import State
-from echostill.curation.service.http.app import Options, create_app
+from echostill.curation.service.http.app import ROUTES, Options, create_app
+from echostill.curation.service.http.models.health import Problem
+from echostill.curation.service.problems import MEDIA_TYPE
 from echostill.curation.service.serving import configuration
 from echostill.platform.imaging.images import content_hash, encode_png
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, scores_schema
@@ -160,6 +166,70 @@ def state(built):
     return found
 
 
+def with_teacher(root, digest=None):
+    """Record in the scores that a micro teacher made them, and put its weights into the store."""
+    import torch
+
+    from echostill.platform.models import create_encoder, save_weights, weights_digest
+
+    store = Store(str(root))
+    torch.manual_seed(0)
+    teacher = create_encoder("tinyusfm-micro").eval()
+    path = str(root / "teacher.safetensors")
+    save_weights(teacher, path, {})
+    configuration = {"teacher": {"model": "tinyusfm-micro", "weights": path}}
+    store.scores().write("configuration.json", json.dumps(configuration).encode())
+    manifest = json.loads(store.scores().read("manifest.json"))
+    manifest["fingerprint"] = {"weights": {"teacher": digest or weights_digest(path)}}
+    store.scores().write("manifest.json", json.dumps(manifest).encode())
+    return teacher
+
+
+# Every operation, (method, path template), and its declared responses by status.
+OPERATIONS = {
+    (method, route.path): route.responses
+    for module in ROUTES
+    for route in module.router.routes
+    for method in route.methods
+}
+
+
+def operation_of(request):
+    """The operation that a request reaches; None for the explorer's files and unknown paths."""
+    # Percent-encoded, so that a quoted slash stays inside its part of the path.
+    path = request.url.raw_path.decode().partition("?")[0]
+    for method, template in OPERATIONS:
+        pattern = re.sub(r"{\w+}", "[^/]+", template)
+        if method == request.method and re.fullmatch(pattern, path):
+            return method, template
+    return None
+
+
+def check_answer(response):
+    """Check a response: its status, its media type, and a JSON body against its model."""
+    response.read()
+    operation = operation_of(response.request)
+    if operation is None:
+        return
+    declared = OPERATIONS[operation].get(response.status_code)
+    media_type = response.headers.get("content-type", "").partition(";")[0]
+    if declared is None:
+        assert (response.status_code >= 400, media_type) == (True, MEDIA_TYPE), operation
+        check_json(Problem, response.content)
+    elif media_type == "application/json" and "model" in declared:
+        check_json(declared["model"], response.content)
+    elif response.content:
+        types = [name.partition(";")[0] for name in declared.get("content", {})]
+        assert media_type in types, operation
+
+
+def check_json(model, content):
+    """The body has the members and types of the model and no others; nothing is filled in."""
+    found = model.model_validate_json(content, strict=True)
+    again = found.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    assert again == json.loads(content)
+
+
 @dataclass
 class Live:
     """A service on a port."""
@@ -170,7 +240,13 @@ class Live:
 
     def client(self, token=TOKEN):
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+        return httpx2.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=60,
+            trust_env=False,
+            event_hooks={"response": [check_answer]},
+        )
 
 
 class Running:
@@ -228,8 +304,13 @@ def make():
         "identity": identity,
         "features": features,
         "pick": pick,
+        "with_teacher": with_teacher,
         "pool_rows": pool_rows,
         "running": Running,
         "token": TOKEN,
         "picture": picture,
+        "operations": OPERATIONS,
+        "operation_of": operation_of,
+        "check_answer": check_answer,
+        "check_json": check_json,
     }

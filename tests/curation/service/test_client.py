@@ -1,17 +1,15 @@
-"""The client and the commands, against a service and against a store: the same answers."""
+"""The client's connection and picks; the commands, which answer alike from service and store."""
 
 import csv
 import io
 import json
 
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from echostill.curation import connect
 from echostill.jobs.cli.main import app
 from echostill.platform.errors import EchostillError, UsageError
-from echostill.platform.tables.store import Store
 
 QUERY = "select organ, count(*) as images from pool group by organ order by organ"
 
@@ -23,7 +21,7 @@ def service(live, make):
 
 
 @pytest.fixture(scope="module")
-def places(live, make, tmp_path_factory):
+def sources(live, make, tmp_path_factory):
     """Options that name the service and its store."""
     token = tmp_path_factory.mktemp("token") / "token"
     token.write_text(make["token"])
@@ -39,82 +37,25 @@ def run(*arguments, code=0):
     return str(done.exception)
 
 
-def test_samples_are_iterated_over_all_pages(service, live, monkeypatch):
-    monkeypatch.setattr("echostill.curation.client.PAGE", 50)
-    found = list(service.samples("default", selected="any"))
-    assert len(found) == 236
-    assert len(list(service.samples("default", selected="any", organ=["heart", "liver"]))) == 118
-    table = Store(str(live.root)).open_coreset("default").read().sort_by("image_id")
-    assert [item["reason"] for item in found] == table["reason"].to_pylist()
-
-
-def test_a_table_is_the_coreset(service, live):
-    table = service.table("spread")
-    assert table.num_rows == 60
-    assert table["selected"].to_pylist() == [True] * 60
-    assert service.table("spread", selected="any").num_rows == 236
-
-
-def test_queries_give_arrow_or_pandas(service):
-    table = service.sql(QUERY)
-    assert table.to_pydict() == {"organ": ["", "heart", "liver", "lung"], "images": [60] * 4}
-    frame = service.sql("select * from pool where organ = ?", ["heart"], pandas=True)
-    assert len(frame) == 60
-    cut = service.sql("from pool", limit=5)
-    assert (cut.num_rows, cut.schema.metadata[b"truncated"]) == (5, b"true")
-    assert service.sql("from pool", limit=240).schema.metadata[b"truncated"] == b"false"
-
-
-def test_everything_else_is_asked_too(service, make, tmp_path):
-    image_id = make["identity"](12)
-    assert service.pool()["images"] == 240
-    assert service.coreset("default")["budget"] == 60
-    assert service.stats("default")["selected"] == 60
-    assert service.compare("default", "spread")["a"] == "default"
-    assert service.why(image_id) == service.image(image_id)["why"]["text"]
-    assert service.find("scan_0012")[0]["image_id"] == image_id
-    assert service.thumbnail(image_id)[:2] == b"\xff\xd8"
-    assert len(service.neighbours(image_id, 4, selected="true")) == 4
-    assert service.clusters().num_rows == 8
-    assert service.cluster(0)["cluster"] == 0
-    assert service.map(sample=50).num_rows < 120
-    pin = service.pin([image_id], author="a", reason="b")
-    assert service.pins()[0]["id"] == pin["id"]
-    service.unpin(pin["id"], author="a", reason="c")
-    ban = service.ban([image_id], author="a", reason="b")
-    service.unpin(ban["id"], author="a", reason="c")
-    assert service.export("default", str(tmp_path / "c.parquet")) > 1000
-    assert pq.read_table(tmp_path / "c.parquet").num_rows == 60
-    assert [path.name for path in tmp_path.iterdir()] == ["c.parquet"]
-
-
 def test_a_pick_is_waited_for(service):
-    told = []
-    job = service.pick("by-client", budget=12, clusters=4, progress=lambda *step: told.append(step))
+    steps = []
+    job = service.pick(
+        "by-client", budget=12, clusters=4, progress=lambda *step: steps.append(step)
+    )
     assert job["state"] == "done"
-    assert told[-1] == ("done", 1.0)
+    assert steps[-1] == ("done", 1.0)
     assert service.job(job["id"])["state"] == "done"
     assert job["id"] in [other["id"] for other in service.jobs()]
     with pytest.raises(EchostillError, match="picking 'impossible' failed: budget 200"):
         service.pick("impossible", budget=200, max_per_group=1)
 
 
-def test_errors_are_the_services_words(service, live, make, tmp_path):
-    with pytest.raises(UsageError, match="Did you mean 'default'"):
-        service.coreset("defalt")
-    with pytest.raises(UsageError, match="there is no view 'pol'"):
-        service.sql("from pol")
-    with pytest.raises(EchostillError, match="timeout"):
-        service.sql("select count(*) from range(1000000000000)", timeout=0.3)
-    with pytest.raises(UsageError, match="no coreset"):
-        service.export("none", str(tmp_path / "x.csv"))
-    with pytest.raises(UsageError, match="no image file"):
-        service.neighbours("none.png")
+def test_a_service_that_cannot_be_reached_is_named(live):
     with pytest.raises(UsageError, match="send the service's token"):
         connect(live.url, "wrong")
     with pytest.raises(EchostillError, match="no service answers at"):
         connect("http://127.0.0.1:9", "x")
-    with pytest.raises(UsageError, match="is no address"):
+    with pytest.raises(UsageError, match="is not a valid URL"):
         connect("127.0.0.1", "x")
 
 
@@ -126,36 +67,38 @@ def test_a_token_is_asked_for(live, monkeypatch):
         connect(live.url, token_file="none")
 
 
-def test_commands_answer_alike_from_service_and_store(places, make):
+def test_commands_answer_alike_from_service_and_store(sources, make):
     commands = [
         ["query", QUERY],
         ["query", QUERY, "--json"],
         ["query", "from coreset order by image_id", "--csv", "--coreset", "spread"],
         ["neighbours", make["identity"](3), "-k", "5", "--coreset", "default"],
         ["neighbours", make["identity"](3), "--json", "--other-groups", "--coreset", "default"],
+        ["neighbours", make["identity"](3)[:7], "-k", "3", "--coreset", "default"],
+        ["neighbours", "scan_0003.png", "-k", "3", "--coreset", "default"],
         ["compare", "default", "spread"],
         ["compare", "default", "spread", "--json"],
     ]
     for command in commands:
-        served, local = (run(*command, *place) for place in places)
+        served, local = (run(*command, *place) for place in sources)
         assert served == local
-    assert json.loads(run(*commands[1], *places[1]))[1] == {"organ": "heart", "images": 60}
-    rows = list(csv.reader(io.StringIO(run(*commands[2], *places[1]))))
+    assert json.loads(run(*commands[1], *sources[1]))[1] == {"organ": "heart", "images": 60}
+    rows = list(csv.reader(io.StringIO(run(*commands[2], *sources[1]))))
     assert len(rows) == 237
-    assert "are in both" in run(*commands[5], *places[1])
+    assert "are in both" in run(*commands[7], *sources[1])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_exports_are_alike_from_service_and_store(places, tmp_path, kind):
-    for number, place in enumerate(places):
+def test_exports_are_alike_from_service_and_store(sources, tmp_path, kind):
+    for number, place in enumerate(sources):
         run("export-coreset", "default", tmp_path / f"{number}.{kind}", *place)
     first, second = ((tmp_path / f"{number}.{kind}").read_bytes() for number in (0, 1))
     assert first == second
 
 
-def test_wrong_commands_are_told_in_words(places, tmp_path):
-    _, store = places
-    assert "not both" in run("query", "x", *places[0], *places[1], code=2)
+def test_wrong_commands_have_clear_errors(sources, tmp_path):
+    _, store = sources
+    assert "not both" in run("query", "x", *sources[0], *sources[1], code=2)
     assert "there is no view 'pol'" in run("query", "from pol", *store, code=2)
     assert "Did you mean 'default'" in run("compare", "defalt", "spread", *store, code=2)
     assert "no image" in run("neighbours", "nothing-like-it", *store, code=2)

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from echostill.curation.service.http.edge import Edge
+from echostill.curation.service.http.security import SecurityMiddleware
 from echostill.curation.service.on_ray import ServeArguments, application
 
 MANIFEST = Path(__file__).resolve().parents[3] / "infra" / "serve.yaml"
@@ -24,7 +24,7 @@ def test_the_manifest_names_what_exists_and_stays_at_home():
 def test_the_application_is_the_services(built, tmp_path):
     token = str(tmp_path / "token")
     found = application(ServeArguments(store=str(built), token_file=token, address=None))
-    assert isinstance(found, Edge)
+    assert isinstance(found, SecurityMiddleware)
     assert Path(token).stat().st_mode & 0o077 == 0
 
 

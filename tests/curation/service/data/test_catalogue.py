@@ -54,18 +54,18 @@ def test_a_pool_without_scores_is_a_catalogue(tmp_path, built):
     assert catalogue.scores(0) is None
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 10**6])
-def test_pixels_are_found_where_the_catalogue_says(state, built, make, kept_bytes):
-    thumbnails = Thumbnails(Store(str(built)).open_pool(), kept_bytes)
+@pytest.mark.parametrize("cache_bytes", [0, 10**6])
+def test_pixels_are_found_where_the_catalogue_says(state, built, make, cache_bytes):
+    thumbnails = Thumbnails(Store(str(built)).open_pool(), cache_bytes)
     for row in (0, 89, 90, 179, 239):
-        place = state.catalogue.place(state.catalogue.ids.find(make["identity"](row)))
-        found = decode_image(thumbnails.picture(*place, 1024, "png"))
+        location = state.catalogue.location(state.catalogue.ids.find(make["identity"](row)))
+        found = decode_image(thumbnails.picture(*location, 1024, "png"))
         assert np.array_equal(found, make["picture"](row))
-        small = decode_image(thumbnails.picture(*place, 16, "png"))
+        small = decode_image(thumbnails.picture(*location, 16, "png"))
         assert np.array_equal(small, resize_longest(make["picture"](row), 16))
-        jpeg = thumbnails.picture(*place, 32, "jpeg")
+        jpeg = thumbnails.picture(*location, 32, "jpeg")
         assert jpeg[:2] == b"\xff\xd8"
-        assert thumbnails.picture(*place, 32, "jpeg") == jpeg
+        assert thumbnails.picture(*location, 32, "jpeg") == jpeg
 
 
 def test_row_groups_are_walked_to_the_row(tmp_path, make):

@@ -28,7 +28,9 @@ def test_what_is_there_is_not_made_again(own_store):
     assert {path for path in before if before[path] != after[path]} <= {folder / "lock"}
 
 
-@pytest.mark.parametrize("stage", ["neighbours: training", "neighbours: writing", "map: placing"])
+@pytest.mark.parametrize(
+    "stage", ["neighbours: training", "neighbours: writing", "map: interpolating"]
+)
 def test_a_killed_preparation_leaves_nothing_half_made(own_store, stage):
     store = Store(str(own_store))
     folder = derived_folder(store)

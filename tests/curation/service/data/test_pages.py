@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from echostill.curation.service.data.pages import (
     NUMBERS,
     SORTS,
-    Finder,
-    Question,
+    SampleFinder,
+    SampleQuery,
     bounds,
     check_sort,
     page,
@@ -38,8 +38,8 @@ def everything(coreset, state):
     return samples
 
 
-QUESTIONS = st.builds(
-    Question,
+QUERIES = st.builds(
+    SampleQuery,
     selected=st.sampled_from(["true", "false", "any"]),
     organ=st.lists(st.sampled_from(["liver", "heart", "", "none"]), max_size=2).map(tuple),
     device=st.lists(st.sampled_from(["CX50", ""]), max_size=1).map(tuple),
@@ -52,32 +52,32 @@ QUESTIONS = st.builds(
 )
 
 
-def kept(sample, question):
+def kept(sample, query):
     return (
-        (question.selected == "any" or sample["selected"] == (question.selected == "true"))
-        and (not question.organ or sample["organ"] in question.organ)
-        and (not question.device or sample["device"] in question.device)
-        and (not question.group_id or sample["group_id"] in question.group_id)
-        and (not question.cluster or sample["cluster"] in question.cluster)
-        and question.source in sample["source"]
-        and all(sample[name] >= bound for name, bound in question.least)
-        and all(sample[name] <= bound for name, bound in question.most)
+        (query.selected == "any" or sample["selected"] == (query.selected == "true"))
+        and (not query.organ or sample["organ"] in query.organ)
+        and (not query.device or sample["device"] in query.device)
+        and (not query.group_id or sample["group_id"] in query.group_id)
+        and (not query.cluster or sample["cluster"] in query.cluster)
+        and query.source in sample["source"]
+        and all(sample[name] >= bound for name, bound in query.least)
+        and all(sample[name] <= bound for name, bound in query.most)
     )
 
 
 @settings(max_examples=200, deadline=None)
-@given(question=QUESTIONS)
-def test_pages_hold_what_a_filter_of_plain_rows_holds(coreset, everything, question):
-    expected = [sample for sample in everything if kept(sample, question)]
-    name = question.sort.removeprefix("-")
+@given(query=QUERIES)
+def test_pages_hold_what_a_filter_of_plain_rows_holds(coreset, everything, query):
+    expected = [sample for sample in everything if kept(sample, query)]
+    name = query.sort.removeprefix("-")
     if name == "image_id":
-        expected = expected[::-1] if question.sort.startswith("-") else expected
+        expected = expected[::-1] if query.sort.startswith("-") else expected
     else:
-        sign = -1 if question.sort.startswith("-") else 1
+        sign = -1 if query.sort.startswith("-") else 1
         expected.sort(key=lambda sample: sign * sample[name])
-    finder, found, cursor = Finder(), [], None
+    finder, found, cursor = SampleFinder(), [], None
     while True:
-        answer = page(coreset, finder, question, 50, cursor)
+        answer = page(coreset, finder, query, 50, cursor)
         assert answer["total"] == len(expected)
         found += answer["items"]
         cursor = answer["next"]
@@ -87,11 +87,11 @@ def test_pages_hold_what_a_filter_of_plain_rows_holds(coreset, everything, quest
 
 
 def test_answers_are_kept_within_their_bytes(coreset):
-    finder = Finder(kept_bytes=3000)
+    finder = SampleFinder(cache_bytes=3000)
     for organ in ("liver", "heart", "lung"):
         for sort in ("distance", "-distance"):
-            finder.find(coreset, Question(selected="any", organ=(organ,), sort=sort))
-    assert sum(held.nbytes for held in finder._kept.values()) <= 3000
+            finder.find(coreset, SampleQuery(selected="any", organ=(organ,), sort=sort))
+    assert sum(found.nbytes for found in finder._cache.values()) <= 3000
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_other_texts_are_no_cursors(cursor):
 
 
 def test_a_cursor_of_another_question_is_stale(coreset):
-    finder = Finder()
-    first = page(coreset, finder, Question(sort="distance"), 10, None)
+    finder = SampleFinder()
+    first = page(coreset, finder, SampleQuery(sort="distance"), 10, None)
     with pytest.raises(Problem) as caught:
-        page(coreset, finder, Question(sort="gradient"), 10, first["next"])
+        page(coreset, finder, SampleQuery(sort="gradient"), 10, first["next"])
     assert (caught.value.status, caught.value.kind) == (409, "stale-cursor")
 
 

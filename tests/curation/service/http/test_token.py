@@ -37,5 +37,5 @@ def test_what_is_no_token_is_refused(tmp_path, text):
     path = tmp_path / "t"
     path.write_text(text)
     path.chmod(0o600)
-    with pytest.raises(UsageError, match="holds no token"):
+    with pytest.raises(UsageError, match="does not contain a valid token"):
         find_token(path)

@@ -1,7 +1,6 @@
-"""Images that callers send: checked, decoded, and turned into the teacher's feature."""
+"""Uploaded images: checked, decoded, and turned into the teacher's feature."""
 
 import io
-import json
 import threading
 from typing import Any
 
@@ -15,51 +14,55 @@ from echostill.platform.imaging.images import DecodeError, check_size, decode_im
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/bmp": "BMP", "image/tiff": "TIFF"}
 MAX_PIXELS = 25_000_000
-AT_ONCE = 2  # uploads decoded side by side: each may take 100 MB
+CONCURRENT = 2  # uploads decoded at the same time: each may take 100 MB
 
 
 def decode_upload(data: bytes, content_type: str) -> np.ndarray:
     """Decode an uploaded image.
 
-    Only the formats named above are tried: Pillow knows others whose readers start programs.
+    Only the formats above are tried: Pillow has readers of other formats that start programs.
 
     Returns:
         uint8 (H, W) or (H, W, 3).
 
     Raises:
-        Problem: Another content type, another format than it says, damaged, or too many pixels.
+        Problem: An unsupported content type, a file of another format, damaged, or too large.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind not in FORMATS:
         raise Problem(
-            415, "unsupported-media", f"send one of {', '.join(FORMATS)}, not '{kind[:100]}'."
+            415,
+            "unsupported-media",
+            f"unsupported type '{kind[:100]}': send one of {', '.join(FORMATS)}.",
         )
     try:
         with Image.open(io.BytesIO(data), formats=[FORMATS[kind]]) as image:
             check_size(image.width, image.height, MAX_PIXELS)
         return decode_image(data, MAX_PIXELS)
     except DecodeError as error:
-        raise Problem(422, "invalid", f"the upload {error}.") from None
+        raise Problem(422, "invalid", f"the uploaded image {error}.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
-        raise Problem(422, "invalid", f"the upload is not a whole {FORMATS[kind]}.") from None
+        raise Problem(
+            422, "invalid", f"the upload is not a complete {FORMATS[kind]} image."
+        ) from None
 
 
 class TeacherFeatures:
-    """The teacher that the scores were made with, loaded when it is first asked for."""
+    """The teacher that computed the scores, loaded at the first request."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._teacher: Any = None
         self._lock = threading.Lock()
-        self._turn = threading.Semaphore(AT_ONCE)
+        self._slots = threading.Semaphore(CONCURRENT)
 
     def feature(self, data: bytes, content_type: str) -> np.ndarray:
         """Compute the feature of an uploaded image as `echostill score` does, (D,) float32.
 
         Raises:
-            Problem: The upload cannot be used, or the teacher is not at hand.
+            Problem: The upload is not a valid image, or the teacher is not available.
         """
-        with self._turn:
+        with self._slots:
             pixels = decode_upload(data, content_type)
             teacher = self._loaded()
             import torch
@@ -79,23 +82,16 @@ class TeacherFeatures:
     def _load(self) -> Any:
         table = self._state.scores()
         if table is None:
-            raise conflict("nothing is scored yet, so there is nothing to compare with.")
-        saved = json.loads(table.storage.read("configuration.json"))
-        wanted = table.manifest["fingerprint"].get("weights", {}).get("teacher")
-        if wanted is None:
-            raise conflict("the scores do not say which teacher made them.")
-        from echostill.platform.config import ModelsConfig, validate
-        from echostill.platform.models.weights import find_teacher  # loads torch
+            raise conflict(
+                "the pool is not scored, so there are no features to compare: `echostill score`."
+            )
+        if table.manifest["fingerprint"].get("weights", {}).get("teacher") is None:
+            raise conflict(
+                "the scores do not record which teacher computed them: run `echostill score` again."
+            )
+        from echostill.curation.scoring.teacher_features import teacher_of_scores  # loads torch
 
         try:
-            config = validate(
-                ModelsConfig, {"store": self._state.store.root, "teacher": saved["teacher"]}
-            )
-            found = find_teacher(config)
-        except (EchostillError, KeyError, OSError) as error:
-            raise conflict(f"the teacher of the scores is not at hand: {error}") from None
-        if found.digest != wanted:
-            raise conflict(
-                f"the weights at '{found.path}' are not those that the scores were made with."
-            )
-        return found.load()
+            return teacher_of_scores(self._state.store, table)
+        except (EchostillError, OSError, ValueError) as error:
+            raise conflict(f"the teacher of the scores is not available: {error}") from None

@@ -1,36 +1,18 @@
 import io
-import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from echostill.curation.service.answers.uploads import TeacherFeatures, decode_upload
 from echostill.curation.service.data.state import State
-from echostill.curation.service.http.uploads import TeacherFeatures, decode_upload
 from echostill.curation.service.problems import Problem
 from echostill.platform.imaging.images import encode_png, to_square
-from echostill.platform.models import create_encoder, save_weights, weights_digest
-from echostill.platform.tables.store import Store
-
-
-def with_teacher(root, digest=None):
-    """Say in the scores that a micro teacher made them, and keep its weights in the store."""
-    store = Store(str(root))
-    torch.manual_seed(0)
-    teacher = create_encoder("tinyusfm-micro").eval()
-    path = str(root / "teacher.safetensors")
-    save_weights(teacher, path, {})
-    configuration = {"teacher": {"model": "tinyusfm-micro", "weights": path}}
-    store.scores().write("configuration.json", json.dumps(configuration).encode())
-    manifest = json.loads(store.scores().read("manifest.json"))
-    manifest["fingerprint"] = {"weights": {"teacher": digest or weights_digest(path)}}
-    store.scores().write("manifest.json", json.dumps(manifest).encode())
-    return teacher
 
 
 def test_an_upload_gets_the_feature_that_scoring_would_give(own_store, make):
-    teacher = with_teacher(own_store)
+    teacher = make["with_teacher"](own_store)
     state = State(str(own_store))
     pixels = make["picture"](4)
     found = TeacherFeatures(state).feature(encode_png(pixels), "image/png")
@@ -41,13 +23,13 @@ def test_an_upload_gets_the_feature_that_scoring_would_give(own_store, make):
 
 
 def test_weights_that_are_others_are_refused(own_store, make):
-    with_teacher(own_store, digest="0" * 64)
+    make["with_teacher"](own_store, digest="0" * 64)
     features = TeacherFeatures(State(str(own_store)))
     with pytest.raises(Problem, match="differ from the weights used for the scores") as caught:
         features.feature(encode_png(make["picture"](4)), "image/png")
     assert caught.value.status == 409
     (own_store / "teacher.safetensors").unlink()
-    with pytest.raises(Problem, match="not at hand"):
+    with pytest.raises(Problem, match="not available"):
         features.feature(encode_png(make["picture"](4)), "image/png")
 
 

@@ -1,7 +1,7 @@
-"""The pool as one Parquet file for embedding-atlas: places on the map, pictures, and every column.
+"""The pool as one Parquet file for embedding-atlas: map, pictures, and every column.
 
-embedding-atlas (MIT, https://apple.github.io/embedding-atlas) is a viewer of its own. It takes any
-Parquet file, pictures as a struct with a field ``bytes``, and places as two columns of numbers.
+embedding-atlas (MIT, https://apple.github.io/embedding-atlas) is another viewer. It reads any
+Parquet file, with pictures as a struct with a field ``bytes`` and coordinates as two columns.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ def write_atlas(
 
     Args:
         state: with a catalogue and a map.
-        coreset: whose columns are added, null where an image was not scored; None for none.
-        path: of the file; there when it is whole.
+        coreset: whose columns are added, null if an image was not scored; None for none.
+        path: of the file; written under this name when it is complete.
         side: longest side of the pictures in pixels; 0 leaves them out.
-        report: told stage and fraction.
+        report: called with stage and fraction.
 
     Returns:
         Rows written.
     """
-    pool, catalogue, places = state.store.open_pool(), state.catalogue, state.places
-    assert places is not None
+    pool, catalogue, coordinates = state.store.open_pool(), state.catalogue, state.coordinates
+    assert coordinates is not None
     parts, rows = (numbers(catalogue.table[name]) for name in ("part", "part_row"))
     order = np.lexsort((rows, parts))
     done = 0
@@ -47,9 +47,9 @@ def write_atlas(
         writer: pq.ParquetWriter | None = None
         for piece in pool.parts(["image"] if side else ["image_id"]):
             own = order[done : done + piece.num_rows]
-            table = _described(state, coreset, own)
-            table = table.add_column(1, "x", pa.array(places[own, 0], from_pandas=True))
-            table = table.add_column(2, "y", pa.array(places[own, 1], from_pandas=True))
+            table = _columns(state, coreset, own)
+            table = table.add_column(1, "x", pa.array(coordinates[own, 0], from_pandas=True))
+            table = table.add_column(2, "y", pa.array(coordinates[own, 1], from_pandas=True))
             if side:
                 table = table.add_column(3, "image", _pictures(piece["image"], side))
             if writer is None:
@@ -61,8 +61,8 @@ def write_atlas(
     return done
 
 
-def _described(state: State, coreset: Coreset | None, rows: np.ndarray) -> pa.Table:
-    """Columns of pool, scores and coreset at some rows of the catalogue."""
+def _columns(state: State, coreset: Coreset | None, rows: np.ndarray) -> pa.Table:
+    """The columns of pool, scores and coreset, for some rows of the catalogue."""
     table = state.catalogue.rows(rows).drop_columns(list(LEFT_OUT))
     if coreset is not None:
         positions = [coreset.position(int(row)) for row in rows]
@@ -70,14 +70,14 @@ def _described(state: State, coreset: Coreset | None, rows: np.ndarray) -> pa.Ta
         for name in own.column_names:
             if name not in table.column_names:
                 table = table.append_column(name, own[name])
-    for place, field in enumerate(table.schema):
+    for index, field in enumerate(table.schema):
         kind = field.type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         elif pa.types.is_fixed_size_list(kind):
-            kind = pa.list_(kind.value_type)  # Parquet cannot be read with null in the other
+            kind = pa.list_(kind.value_type)  # nulls in fixed-size lists are lost in Parquet
         if kind != field.type:
-            table = table.set_column(place, field.name, table.column(place).cast(kind))
+            table = table.set_column(index, field.name, table.column(index).cast(kind))
     return table.replace_schema_metadata(None)
 
 

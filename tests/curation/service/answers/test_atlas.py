@@ -7,14 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from echostill.curation import local
+from echostill.curation.local import open_store
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
 
 
 def test_every_image_with_its_place_picture_and_reason(built, tmp_path):
     path = tmp_path / "new" / "atlas.parquet"
-    assert local.export_atlas(str(built), str(path), side=32) == 240
+    with open_store(str(built)) as store:
+        assert store.export_atlas(str(path), side=32) == 240
     table = pq.read_table(path)
     pool = Store(str(built)).open_pool().read(["image_id", "organ", "width"])
     assert table.select(["image_id", "organ", "width"]).equals(
@@ -32,10 +33,11 @@ def test_every_image_with_its_place_picture_and_reason(built, tmp_path):
 
 def test_pictures_can_be_left_out(built, tmp_path):
     path = tmp_path / "atlas.parquet"
-    local.export_atlas(str(built), str(path), side=0)
+    with open_store(str(built)) as store:
+        store.export_atlas(str(path), side=0)
     assert "image" not in pq.read_schema(path).names
 
 
 def test_another_kind_of_file_is_refused(built, tmp_path):
-    with pytest.raises(UsageError, match=r"ends in \.parquet"):
-        local.export_atlas(str(built), str(tmp_path / "atlas.csv"))
+    with open_store(str(built)) as store, pytest.raises(UsageError, match=r"ends in \.parquet"):
+        store.export_atlas(str(tmp_path / "atlas.csv"))

@@ -1,4 +1,4 @@
-"""A coreset as one file, written while it is read."""
+"""A coreset as one file, generated piece by piece."""
 
 import io
 import json
@@ -11,32 +11,47 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from echostill.curation.service.data.coresets import Coreset
+from echostill.curation.service.data.pages import SampleFinder, SampleQuery
+from echostill.curation.service.data.state import State
 
 MEDIA_TYPES = {
     "parquet": "application/vnd.apache.parquet",
     "csv": "text/csv; charset=utf-8",
     "jsonl": "application/x-ndjson",
 }
-BESIDE = ("source", "organ", "device", "label", "frame")
+POOL_COLUMNS = ("source", "organ", "device", "label", "frame")
 ROWS_PER_PIECE = 65_536
 
 
-def export(coreset: Coreset, positions: np.ndarray, kind: str) -> Iterator[bytes]:
-    """Yield the pieces of a file: the coreset's columns, then the pool's source, organ and so on.
+def export_pieces(
+    state: State, finder: SampleFinder, name: str, query: SampleQuery, format: str
+) -> Iterator[bytes]:
+    """Return the pieces of a file with the samples of a coreset that match a query.
 
     Args:
-        coreset: mapped.
-        positions: (n,) of the rows wanted, in order.
-        kind: ``parquet``, ``csv`` or ``jsonl``.
+        state: the mapped store.
+        finder: finds the rows.
+        name: of the coreset.
+        query: which samples.
+        format: ``parquet``, ``csv`` or ``jsonl``.
+
+    Raises:
+        Problem: No such coreset.
     """
-    if kind == "jsonl":
+    coreset = state.coreset(name)
+    return _encoded(coreset, finder.find(coreset, query), format)
+
+
+def _encoded(coreset: Coreset, positions: np.ndarray, format: str) -> Iterator[bytes]:
+    """The coreset's columns, then the pool's source, organ and so on."""
+    if format == "jsonl":
         for piece in _pieces(coreset, positions):
             lines = [json.dumps(_finite(row), ensure_ascii=False) for row in piece.to_pylist()]
             yield ("\n".join(lines) + "\n").encode() if lines else b""
         return
     sink = _Sink()
     schema = _piece(coreset, positions[:0]).schema
-    parquet = kind == "parquet"
+    parquet = format == "parquet"
     with (
         pq.ParquetWriter(sink, schema, compression="zstd")
         if parquet
@@ -56,9 +71,9 @@ def _pieces(coreset: Coreset, positions: np.ndarray) -> Iterator[pa.Table]:
 def _piece(coreset: Coreset, positions: np.ndarray) -> pa.Table:
     own = coreset.table.select(coreset.own_columns).take(pa.array(positions))
     rows = pa.array(coreset.rows[positions])
-    beside = coreset.catalogue.table.select(list(BESIDE)).take(rows)
-    for name in BESIDE:
-        column = beside[name]
+    origin = coreset.catalogue.table.select(list(POOL_COLUMNS)).take(rows)
+    for name in POOL_COLUMNS:
+        column = origin[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         own = own.append_column(name, column)
@@ -73,10 +88,10 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Sink(io.RawIOBase):
-    """A file that gives out what was written since the last time."""
+    """A file in memory that hands over what was written since the last call."""
 
     def __init__(self) -> None:
-        self._held = bytearray()
+        self._buffer = bytearray()
         self._written = 0
 
     def writable(self) -> bool:
@@ -84,7 +99,7 @@ class _Sink(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
-        self._held += data
+        self._buffer += data
         self._written += size
         return size
 
@@ -92,7 +107,7 @@ class _Sink(io.RawIOBase):
         return self._written
 
     def taken(self) -> bytes:
-        """Return and forget what is held."""
-        data = bytes(self._held)
-        self._held.clear()
+        """Return what was written and clear the buffer."""
+        data = bytes(self._buffer)
+        self._buffer.clear()
         return data

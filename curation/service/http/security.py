@@ -1,4 +1,4 @@
-"""Before any answer: who asks, through which name, how much is sent; after it: headers and log."""
+"""Around every request: token, Host header and size limits before it, headers and log after it."""
 
 import asyncio
 import hmac
@@ -47,7 +47,7 @@ HEADERS = (
 
 
 class Meters:
-    """What Prometheus reads."""
+    """Metrics for Prometheus."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -74,7 +74,7 @@ class Meters:
 
 @dataclass
 class _Exchange:
-    """One request and its answer, as far as they are known."""
+    """One request and its answer, as far as it is sent."""
 
     method: str
     started: float
@@ -83,19 +83,19 @@ class _Exchange:
     open: bool = False
 
 
-class Edge:
-    """An ASGI application around another one."""
+class SecurityMiddleware:
+    """Checks requests before another ASGI application sees them."""
 
     def __init__(
         self, app: App, token: str, hosts: Iterable[str], meters: Meters, *, log: bool = True
     ) -> None:
-        """Guard an application.
+        """Wrap an application.
 
         Args:
-            app: what answers.
+            app: the ASGI application that answers.
             token: the bearer token.
-            hosts: names that a request may address, without ports.
-            meters: counts.
+            hosts: names that the Host header may have, without ports.
+            meters: metrics to update.
             log: whether to write the access log.
         """
         self._app = app
@@ -143,14 +143,13 @@ class Edge:
             raise Problem(
                 400,
                 "bad-host",
-                "the Host header is not one that this service was started for (--host, "
-                "--allowed-host).",
+                "the Host header is not a name of this service: start it with --allowed-host NAME.",
             )
         if (
             len(scope.get("raw_path") or b"") > PATH_BYTES
             or len(scope["query_string"]) > QUERY_BYTES
         ):
-            raise Problem(414, "too-large", "the address is too long.")
+            raise Problem(414, "too-large", "the URL is too long.")
         path = scope["path"]
         if path in OPEN_PATHS or (_is_page(path) and scope["method"] in ("GET", "HEAD")):
             return
@@ -160,7 +159,7 @@ class Edge:
                 401,
                 "unauthorised",
                 "send the service's token: Authorization: Bearer TOKEN. It was printed at the "
-                "first start and lies in the token file beside the store.",
+                "first start and is stored in the token file beside the store.",
                 headers={"WWW-Authenticate": 'Bearer realm="echostill"'},
             )
 
@@ -170,11 +169,13 @@ class Edge:
         return scheme.lower() == b"bearer" and same
 
     async def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the body up to its limit, and hand it on."""
+        """Read the body up to its limit, then replay it to the application."""
         limit = BODY_BYTES_AT.get(scope["path"], BODY_BYTES)
         for name, value in scope["headers"]:
             if name.lower() == b"content-length" and (not value.isdigit() or int(value) > limit):
-                raise Problem(413, "too-large", f"the body may have at most {limit} bytes.")
+                raise Problem(
+                    413, "too-large", f"the body is too large: at most {limit} bytes are accepted."
+                )
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -184,11 +185,17 @@ class Edge:
                         break
                     body += message.get("body", b"")
                     if len(body) > limit:
-                        raise Problem(413, "too-large", f"the body may have at most {limit} bytes.")
+                        raise Problem(
+                            413,
+                            "too-large",
+                            f"the body is too large: at most {limit} bytes are accepted.",
+                        )
                     if not message.get("more_body"):
                         break
         except TimeoutError:
-            raise Problem(408, "too-slow", "the body did not arrive in time.") from None
+            raise Problem(
+                408, "too-slow", f"the body did not arrive within {BODY_SECONDS:.0f} seconds."
+            ) from None
         waiting = True
 
         async def replay() -> Message:
@@ -201,7 +208,7 @@ class Edge:
         return replay
 
     def _note(self, scope: Scope, exchange: _Exchange) -> None:
-        """Count and log by route: an address holds ids, a route does not."""
+        """Count and log by route: a URL contains ids, a route does not."""
         seconds = time.perf_counter() - exchange.started
         route = getattr(scope.get("route"), "path", None) or "other"
         known = ("GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS")

@@ -1,0 +1,99 @@
+"""Bodies of requests."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from echostill.curation.selection.stage import SelectConfig
+from echostill.platform.config import StageConfig
+
+# Keys that name files, folders or machines of the service: callers cannot set them.
+REFUSED_KEYS = frozenset({*StageConfig.model_fields, "exclude", "pin"}) - {"seed"}
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Body(BaseModel):
+    """Base of all bodies: unknown members are rejected."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SqlBody(Body):
+    """A query."""
+
+    sql: str = Field(
+        min_length=1,
+        max_length=100_000,
+        description="One SELECT over the views.",
+        examples=["select organ, count(*) as images from pool group by organ"],
+    )
+    parameters: list[bool | int | float | str | None] = Field(
+        [], max_length=100, description="Values of the `?` in the query."
+    )
+    coreset: str | None = Field(
+        None, description="Name of the coreset that the view `coreset` shows."
+    )
+    limit: int = Field(
+        1000, ge=1, le=5_000_000, description="Rows at most; as JSON never more than 100,000."
+    )
+    timeout: float = Field(10, gt=0, le=60, description="Seconds at most.")
+
+
+class LookupBody(Body):
+    """Rows and ids to look up, 1,000 of each at most."""
+
+    rows: list[int] = Field([], max_length=1000, examples=[[0, 17, 4]])
+    ids: list[str] = Field([], max_length=1000)
+    coreset: str | None = None
+
+
+class ClusterOf(Body):
+    """A cluster of a coreset."""
+
+    coreset: str = Field(examples=["default"])
+    cluster: int = Field(ge=0, le=2**31 - 1, examples=[7])
+
+
+class Signed(Body):
+    """Who makes a change, and why."""
+
+    author: str = Field(min_length=1, max_length=200, examples=["anna"])
+    reason: str = Field(min_length=1, max_length=1000, examples=["typical four-chamber view"])
+
+
+class PinBody(Signed):
+    """Images, or a cluster, to pin or ban."""
+
+    action: Literal["pin", "ban"]
+    images: list[str] = Field([], max_length=10_000)
+    cluster: ClusterOf | None = None
+
+
+def selection_schema() -> dict[str, Any]:
+    """The JSON schema of a request for a coreset: the keys of `echostill select` it may set."""
+    schema = SelectConfig.model_json_schema()
+    properties = {
+        name: _without_execution(value)
+        for name, value in schema["properties"].items()
+        if name not in REFUSED_KEYS and not value.get("execution")
+    }
+    properties["name"]["pattern"] = NAME_PATTERN
+    found = {
+        "title": "Selection",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        "required": ["name"],
+    }
+    if "$defs" in schema:
+        found["$defs"] = schema["$defs"]
+    return found
+
+
+def open_keys() -> set[str]:
+    """Names of the keys that a request may set."""
+    return set(selection_schema()["properties"])
+
+
+def _without_execution(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key != "execution"}
