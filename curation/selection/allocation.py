@@ -8,11 +8,11 @@ import pyarrow as pa
 
 from echostill.curation.selection import reasons
 from echostill.curation.selection.clustering import Clustering
+from echostill.curation.selection.decided.pins import Decided
 from echostill.curation.selection.group_limit import fill_within_group_limit
 from echostill.curation.selection.methods import METHODS, Block, Pool
 from echostill.curation.selection.methods.hierarchy import cluster_tree
 from echostill.curation.selection.methods.ranks import trimmed
-from echostill.curation.selection.pins import Decided
 from echostill.curation.selection.quotas import share, tree_quotas
 from echostill.curation.selection.ranking import ranks_within_clusters
 from echostill.curation.selection.settings import SelectionSettings

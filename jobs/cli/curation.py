@@ -244,8 +244,8 @@ def pin_command(
     """
     import getpass
 
+    from echostill.curation.selection.decided.pin_table import BAN, PIN, add_pin
     from echostill.curation.selection.explain.explain import find_image
-    from echostill.curation.selection.pin_table import BAN, PIN, add_pin
     from echostill.platform.tables.store import Store
 
     opened = Store(store)

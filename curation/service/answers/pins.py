@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from echostill.curation.selection import pin_table
-from echostill.curation.selection.pin_table import Pin
+from echostill.curation.selection.decided import pin_table
+from echostill.curation.selection.decided.pin_table import Pin
 from echostill.curation.service.data.state import State
 from echostill.curation.service.problems import Problem, conflict, unknown
 from echostill.platform.errors import nearest

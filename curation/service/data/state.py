@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from echostill.curation.selection.pin_table import Pin, in_force, pins_storage, read_pins
+from echostill.curation.selection.decided.pin_table import Pin, in_force, pins_storage, read_pins
 from echostill.curation.service import children
 from echostill.curation.service.data.catalogue import Catalogue
 from echostill.curation.service.data.coresets import Coreset, Entry, read_entry, write_coreset

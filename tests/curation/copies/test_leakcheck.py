@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from echostill.curation import LeakSettings, check_leaks
 from echostill.curation.scoring.teacher_features import teacher_features
-from echostill.curation.selection.exclusions import ExclusionSettings, exclusions
+from echostill.curation.selection.decided.exclusions import ExclusionSettings, exclusions
 from echostill.jobs.cli.main import app
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import decode_staged

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from echostill.curation.ingestion.quality import QualitySettings
-from echostill.curation.selection.exclusions import ExclusionSettings, exclusions
+from echostill.curation.selection.decided.exclusions import ExclusionSettings, exclusions
 from echostill.platform.config import validate
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.schemas import DUPLICATES_SCHEMA, LEAKS_SCHEMA, POOL_SCHEMA

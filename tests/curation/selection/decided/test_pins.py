@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from echostill.curation.selection.pins import decide
+from echostill.curation.selection.decided.pins import decide
 from echostill.platform.errors import UsageError
 
 IDS = pa.array(["a", "b", "c", "d", "e"])

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from echostill.curation.selection.pin_table import (
+from echostill.curation.selection.decided.pin_table import (
     add_pin,
     in_force,
     pins_storage,
@@ -79,7 +79,7 @@ def test_nothing_is_lost_when_the_process_is_killed_between_part_and_manifest(st
     add_pin(store, "pin", ["a"], author="x", reason="first")
     code = (
         "import os, sys\n"
-        "from echostill.curation.selection import pin_table\n"
+        "from echostill.curation.selection.decided import pin_table\n"
         "from echostill.platform.tables.store import Store\n"
         "pin_table.write_manifest = lambda *a, **k: os.kill(os.getpid(), 9)\n"
         "pin_table.add_pin(Store(sys.argv[1]), 'ban', ['b'], author='x', reason='lost')\n"
