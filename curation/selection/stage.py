@@ -9,8 +9,7 @@ from pydantic import Field
 from echostill.curation.selection.clustering import cluster_count, cluster_pieces, training_rows
 from echostill.curation.selection.core import choose, prepare
 from echostill.curation.selection.exclusions import ExclusionSettings, exclusions
-from echostill.curation.selection.feature_rows import fits_in_memory
-from echostill.curation.selection.features import TableFeatures
+from echostill.curation.selection.features import TableFeatures, fits_in_memory
 from echostill.curation.selection.image_lists import in_pool, join_images, read_images
 from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.pin_table import selection_tables
