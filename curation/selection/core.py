@@ -22,8 +22,13 @@ from echostill.curation.selection.clustering import (
     cluster_pieces,
 )
 from echostill.curation.selection.decided.pins import Decided, decide
-from echostill.curation.selection.feature_rows import load_rows
-from echostill.curation.selection.features import ArrayFeatures, ColumnFeatures, Features, inverse
+from echostill.curation.selection.features import (
+    ArrayFeatures,
+    ColumnFeatures,
+    Features,
+    inverse,
+    load_rows,
+)
 from echostill.curation.selection.group_limit import places_per_group
 from echostill.curation.selection.methods import METHODS, Pool
 from echostill.curation.selection.quotas import largest_remainder_quotas

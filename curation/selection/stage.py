@@ -11,8 +11,7 @@ from echostill.curation.selection.core import choose, prepare
 from echostill.curation.selection.decided.exclusions import ExclusionSettings, exclusions
 from echostill.curation.selection.decided.lists import in_pool, join_images, read_images
 from echostill.curation.selection.decided.pin_table import selection_tables
-from echostill.curation.selection.feature_rows import fits_in_memory
-from echostill.curation.selection.features import TableFeatures
+from echostill.curation.selection.features import TableFeatures, fits_in_memory
 from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.settings import (
     SelectionSettings,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from echostill.curation.selection.feature_rows import FeatureRows
+from echostill.curation.selection.features import FeatureRows
 
 IDS_AT_ONCE = 65_536
 

@@ -201,7 +201,7 @@ def test_no_layout_and_no_scratch_file_changes_a_byte(larger, monkeypatch, metho
     wanted = {"budget": 77, "clusters": 20, "max_points_per_centroid": 30, "method": method}
     for number, one in enumerate(larger):
         if number == 2:  # features in a file instead of memory
-            monkeypatch.setattr("echostill.curation.selection.feature_rows.MEMORY_SHARE", 0.0)
+            monkeypatch.setattr("echostill.curation.selection.features.MEMORY_SHARE", 0.0)
         name = f"{method}-layouts"
         select(SelectConfig(store=one.root, name=name, **wanted, workers=0))
         assert parts_of(one, name) == parts_of(larger[0], name)

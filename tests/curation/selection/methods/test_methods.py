@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from echostill.curation.selection.feature_rows import FeatureRows
+from echostill.curation.selection.features import FeatureRows
 from echostill.curation.selection.methods import METHODS, Block, Pool
 from echostill.curation.selection.methods.hierarchy import cluster_tree
 from echostill.curation.selection.methods.similarity import (
