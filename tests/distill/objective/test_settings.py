@@ -1,0 +1,36 @@
+import pytest
+from pydantic import ValidationError
+
+from echostill.distill.objective.settings import PRESETS, ObjectiveSettings
+
+
+def test_presets_fill_in_what_is_not_given():
+    assert ObjectiveSettings(preset="fixed-weight").weighting == "fixed"
+    assert ObjectiveSettings(preset="fixed-weight", weighting="relu").weighting == "relu"
+    assert not ObjectiveSettings.model_validate_json('{"preset": "mim-only"}').distil
+    saved = ObjectiveSettings(preset="mim-only").model_dump_json()
+    assert ObjectiveSettings.model_validate_json(saved) == ObjectiveSettings(preset="mim-only")
+    with pytest.raises(ValidationError, match="fixed-weight"):
+        ObjectiveSettings(preset="fixed")
+    with pytest.raises(ValidationError, match="weights in"):
+        ObjectiveSettings(weighting="softmax", combination="balance")
+    for name in PRESETS:
+        chosen = ObjectiveSettings(preset=name)
+        assert ObjectiveSettings.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"views": "joint"}, "no consistency"),
+        ({"token_weight": 0.0}, "nothing of the teacher"),
+        (
+            {"token_weight": 0.0, "attention_weight": 1.0, "consistency": "each"},
+            "token_weight is 0",
+        ),
+        ({"attention_layers": (6,), "attention_teacher_layers": (5, 6)}, "equally many"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values, words):
+    with pytest.raises(ValidationError, match=words):
+        ObjectiveSettings(**values)
