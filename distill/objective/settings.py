@@ -64,7 +64,9 @@ class ObjectiveSettings(ConsistencySettings, TermSettings, CommonSettings):
             return values
         name = values.get("preset", "tinyusfm")
         known = PRESETS.get(name, {}) if isinstance(name, str) else {}
-        return {**known, **values}
+        # What is returned here is validated as values of Python are, for which a list is no tuple.
+        given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return {**known, **given}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "ObjectiveSettings":

@@ -1,7 +1,10 @@
 import pytest
 from pydantic import ValidationError
 
+from echostill.distill import DistillConfig
 from echostill.distill.objective.settings import PRESETS, ObjectiveSettings
+from echostill.platform.config import validate
+from echostill.platform.errors import UsageError
 
 
 def test_presets_fill_in_what_is_not_given():
@@ -34,3 +37,12 @@ def test_presets_fill_in_what_is_not_given():
 def test_settings_that_contradict_each_other_are_refused(values, words):
     with pytest.raises(ValidationError, match=words):
         ObjectiveSettings(**values)
+
+
+def test_blocks_are_lists_in_a_configuration_file():
+    given = {"layers": [5, 1], "teacher_layers": [6, 2]}
+    values = {"students": [{"objective": given}]}
+    (student,) = validate(DistillConfig, values).students
+    assert (student.objective.layers, student.objective.teacher_layers) == ((5, 1), (6, 2))
+    with pytest.raises(UsageError, match=r"objective\.layers"):
+        validate(DistillConfig, {"students": [{"objective": {"layers": ["1", "2"]}}]})
