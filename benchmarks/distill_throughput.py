@@ -79,9 +79,10 @@ class Setting:
 def hand_written(setting, task, images, settings, steps):
     """Plain PyTorch, top to bottom. Returns the losses; ``task`` gives the start alone."""
     objective = task.objective
-    student, teacher, adapters = objective.student, objective.teacher, objective.adapters
+    student, teacher = objective.student, objective.teacher
     size, patch = task.image_size, student.patch_size
-    layers, teacher_layers = objective.layers, objective.teacher_layers
+    matching = objective.terms["tokens"]
+    adapters, layers, teacher_layers = matching.adapters, matching.blocks, matching.teacher_blocks
     spatial, frequency = task.masks.spatial, task.masks.frequency
     distance = torch.arange(size) - size // 2
     radius = (distance[:, None] ** 2 + distance[None, :] ** 2).float().sqrt()
@@ -285,7 +286,7 @@ def components(setting, repeats):
 
     def student():
         with torch.no_grad():
-            objective.student(prepared.views, objective.layers)
+            objective.student(prepared.views, objective.terms["tokens"].blocks)
 
     def step():
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

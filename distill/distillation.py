@@ -61,7 +61,7 @@ class DistillationJob:
         return task, stage_images(pool, self.store, task.image_size, self.image_ids)
 
     def task(self) -> DistillationTask:
-        """Build the task, each student's weights set by the seed alone, whatever the objective."""
+        """Build the task. A student's initial weights depend on the seed, not on its objective."""
         distils = any(run.objective.distil for run in self.runs)
         teacher = self.teacher.load() if self.teacher and distils else None
         objectives = {}
@@ -77,7 +77,7 @@ class DistillationJob:
         return DistillationTask(objectives, masks, self.settings.seed_of_views(self.seed))
 
     def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
-        """Nothing is kept besides the checkpoint."""
+        """Do nothing: only the checkpoint itself is kept."""
 
 
 @logged(stages.DISTILL)
@@ -118,10 +118,10 @@ Results = dict[str, RunResult]
 
 
 def _side_by_side(calls: list[Callable[[], Results]], at_once: int) -> list[Results]:
-    """Make the calls in threads, each of which waits for a run on the cluster.
+    """Make the calls in threads; each waits for a run on the cluster.
 
     A run that fails does not stop the others; its error is raised when they have ended. Ctrl-C
-    ends them all: the connection is closed, and each wait with it.
+    ends them all by closing the connection to the cluster.
     """
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="echostill-run")
     futures = [pool.submit(call) for call in calls]
@@ -143,7 +143,7 @@ def _at_once(config: DistillConfig, runs: int, *, connect: bool) -> int:
 
 
 def _prepare(config: DistillConfig) -> "_Stage":
-    """Open and check what the runs have in common."""
+    """Open and check what all runs of a call share."""
     store = Store(config.store)
     coreset = store.open_coreset(config.coreset)
     check_origin(store, coreset)
@@ -156,7 +156,7 @@ def _prepare(config: DistillConfig) -> "_Stage":
 
 
 def plan_distill(config: DistillConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`distill` would do."""
+    """Describe what :func:`distill` would do."""
     stage = _prepare(config)
     store, coreset, ids, teacher = stage.store, stage.coreset, stage.ids, stage.teacher
     runs = config.runs()
@@ -188,7 +188,7 @@ def plan_distill(config: DistillConfig, *, overwrite: bool = False) -> Plan:
 
 @dataclass(frozen=True)
 class _Stage:
-    """What all runs of a call have in common."""
+    """What all runs of one call share."""
 
     config: DistillConfig
     store: Store
@@ -218,9 +218,9 @@ class _Stage:
                 prefix="" if len(group) == 1 else f"{run.name}/",
                 claim=self.claim(run, start),
                 config=config.alone(run),
-                export=partial(_export, job, place),
+                export=partial(_export, job, index),
             )
-            for place, (run, start) in enumerate(zip(group, initial, strict=True))
+            for index, (run, start) in enumerate(zip(group, initial, strict=True))
         ]
         results = train_together(
             job, members, stage="distill", overwrite=overwrite, bar=bar, at_once=at_once
@@ -245,10 +245,10 @@ class _Stage:
         return Claim(self.store.run(run.name), wanted, "distill", "a run", about=about)
 
 
-def _export(job: DistillationJob, place: int, task: TrainingTask, folder: Path) -> Encoder:
-    """Write what a run leaves behind, and return its student."""
+def _export(job: DistillationJob, index: int, task: TrainingTask, folder: Path) -> Encoder:
+    """Write the files of a finished run, and return its student."""
     assert isinstance(task, DistillationTask)
-    objective = task.each(place)
+    objective = task.each(index)
     encoder = objective.student.encoder
     save_weights(encoder, str(folder / WEIGHTS), {"objective": objective.settings.preset})
     images = job.build()[1]
@@ -273,8 +273,8 @@ def _summary(run: StudentRun, result: RunResult) -> str:
             soft_wrap=True,
         )
     state = "already done, " if result.was_finished else ""
-    told = "" if spread is None else f", weight spread {spread:.3f}"
-    return f"{name}: {state}{result.losses()}{told}"
+    weight = "" if spread is None else f", weight spread {spread:.3f}"
+    return f"{name}: {state}{result.losses()}{weight}"
 
 
 STAGE = Stage(stages.DISTILL, DistillConfig, distill, plan_distill)

@@ -1,4 +1,4 @@
-"""Which runs are trained together: those whose students see the same views of the same images."""
+"""Runs that are trained together: their students see the same views of the same images."""
 
 import json
 
@@ -11,10 +11,10 @@ from echostill.platform.training.run import GROUP, is_finished
 def run_groups(
     runs: list[StudentRun], store: Store, *, share: bool = True
 ) -> list[list[StudentRun]]:
-    """Put runs together.
+    """Group the runs of a configuration.
 
-    A group that was begun goes on as it is, whatever of it is finished by now; its members say so
-    in their folders. Finished runs are else left alone.
+    A group that was started is continued unchanged, even if some of its runs are finished by now;
+    the folder of each run names the group. Other finished runs are not grouped.
 
     Args:
         runs: All runs of the configuration.
@@ -47,7 +47,7 @@ def run_groups(
 
 
 def begun_group(storage: Storage) -> list[str]:
-    """Return the names of the runs that a run was begun together with, itself among them."""
+    """Return the names of the runs that a run was started together with, itself among them."""
     if not storage.exists(GROUP):
         return []
     names: list[str] = json.loads(storage.read(GROUP))

@@ -78,7 +78,7 @@ def _claim(config: PretrainConfig, store: Store, pool: Table, initial: Weights |
 
 
 def plan_pretrain(config: PretrainConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`pretrain` would do."""
+    """Describe what :func:`pretrain` would do."""
     store = Store(config.store)
     pool = store.open_pool()
     initial = find_initial(store, config.model, config.initial_weights)

@@ -1,4 +1,4 @@
-"""Settings of distillation: the students, and the runs that they take."""
+"""Settings of distillation: its students, and the runs they give."""
 
 from dataclasses import dataclass
 
@@ -37,10 +37,10 @@ class StudentRun:
 
     @property
     def shares(self) -> tuple[object, ...] | None:
-        """What must be equal for two runs to share the teacher's pass; None for a run alone.
+        """What must be equal for two runs to share a pass of the teacher; None to share nothing.
 
-        The teacher costs several times what a small student does, so sharing always pays; without
-        a teacher there is nothing to share.
+        The teacher costs several times what a small student does, so sharing always pays. A run
+        without a teacher has nothing to share.
         """
         if not self.objective.distil:
             return None
@@ -94,6 +94,6 @@ class DistillConfig(ModelsConfig):
         ]
 
     def alone(self, run: StudentRun) -> "DistillConfig":
-        """Return the configuration of one run, which names nothing of the others."""
+        """Return the configuration of one run, without the other students and seeds."""
         own = tuple(student for student in self.students if student.name == run.student)
         return self.model_copy(update={"students": own, "seeds": (run.seed,), "seed": run.seed})

@@ -12,9 +12,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import torch
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from echostill.distill.cache.teacher_cache import HELD
+from echostill.distill.objective.core import DistillationObjective
+from echostill.distill.objective.settings import PRESETS, ObjectiveSettings
+from echostill.distill.objective.terms.table import TERMS
 from echostill.eval.reporting.labels import LABELS, labelled_values
 from echostill.jobs.stages import find_stage
 from echostill.platform.config import (
@@ -24,6 +29,8 @@ from echostill.platform.config import (
     result_relevant,
 )
 from echostill.platform.imaging.containers import READERS
+from echostill.platform.masking.mim import MaskedImageModel
+from echostill.platform.models import create_encoder
 from echostill.platform.names import Name
 from echostill.platform.stages import STAGES
 
@@ -146,7 +153,56 @@ def render_configuration() -> str:
                 described.add(name)
                 table = "\n".join(_table(model.model_fields, nested))
                 sections.append(f"## {name}\n\n{_first_line(model)}\n\n{table}\n")
+                sections += [render() for render in BESIDE.get(name, ())]
     return "\n".join(sections)
+
+
+def _terms() -> str:
+    """The loss terms, with what each needs of the published models."""
+    weights = {term.weight_key: 1.0 for term in TERMS if term.weight_key}
+    with torch.device("meta"):
+        objective = DistillationObjective(
+            MaskedImageModel(create_encoder("tinyusfm")),
+            create_encoder("usfm"),
+            ObjectiveSettings(**weights),
+        )
+    lines = [
+        "### Terms of the objective",
+        "",
+        "The loss is the sum of these terms, each times its weight; those that follow the teacher "
+        "are also weighted by consistency and `beta`, and their unweighted sum is logged as "
+        "`distillation`. A weight of 0 leaves a term out. Blocks are those of `tinyusfm` and "
+        "`usfm` by default. The last but one column says which terms a teacher cache serves.",
+        "",
+        "| Term | Weight | Compares | Needs of the student | Needs of the teacher "
+        "| Teacher cache | Logged as |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for term in TERMS:
+        loss = objective.terms[term.name]
+        cached = "yes" if loss.teacher.kinds <= HELD else "no"
+        cells = [
+            term.name,
+            f"`{term.weight_key}`" if term.weight_key else "1",
+            term.summary,
+            str(loss.student) or "reconstructed patches",
+            str(loss.teacher) or "–",
+            cached if term.follows_teacher else "–",
+            f"`{term.name}`" if term.logged else "–",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _presets() -> str:
+    lines = ["### Presets of the objective", "", "| Preset | Sets |", "|---|---|"]
+    for name, values in PRESETS.items():
+        given = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in values.items())
+        lines.append(f"| `{name}` | {given or 'the defaults'} |")
+    return "\n".join(lines) + "\n"
+
+
+BESIDE = {"ObjectiveSettings": (_terms, _presets)}
 
 
 def _shared() -> str:

@@ -1,4 +1,4 @@
-"""Computing a teacher cache shard by shard, on the very views that training makes."""
+"""Computing a teacher cache shard by shard, on the views that training makes."""
 
 import io
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from echostill.distill.cache.teacher_cache import (
+    CACHED_VIEWS,
     POOLED,
     TOKENS,
     CacheSpec,
@@ -16,13 +17,10 @@ from echostill.distill.cache.teacher_cache import (
     quantise,
     shard_name,
 )
+from echostill.distill.objective.outputs import ask_teacher
+from echostill.distill.objective.views import make_views
 from echostill.platform.config import result_relevant
-from echostill.platform.masking.masks import (
-    MaskSettings,
-    apply_frequency,
-    apply_spatial,
-    draw_masks,
-)
+from echostill.platform.masking.masks import MaskSettings, draw_masks
 from echostill.platform.models import Encoder
 from echostill.platform.models.weights import Weights
 from echostill.platform.shards.records import Record, write_record
@@ -38,7 +36,7 @@ BATCH = 16  # views per pass of the teacher
 
 @dataclass(frozen=True)
 class CacheJob:
-    """What a cache is made of; picklable, so that a worker can build any shard."""
+    """What a cache is computed from; picklable, so that a worker can build any shard."""
 
     store: str
     teacher: Weights
@@ -68,7 +66,7 @@ class CacheJob:
 
 
 class CacheWorker:
-    """Computes shards of a cache; made once per process, so that the teacher loads once."""
+    """Computes shards of a cache; created once per process, so that the teacher loads once."""
 
     def __init__(self, job: CacheJob) -> None:
         self.job = job
@@ -78,7 +76,7 @@ class CacheWorker:
         self.images: StagedImages = stage_images(pool, job.store, job.image_size, job.image_ids)
 
     def build(self, storage: Storage, index: int) -> Record:
-        """Compute a shard, write its files, then the record that declares it finished."""
+        """Compute a shard and write its files, then the record that marks it as finished."""
         spec = self.job.spec
         first = index * spec.images_per_shard
         rows = np.arange(first, min(first + spec.images_per_shard, spec.images))
@@ -111,26 +109,18 @@ class CacheWorker:
 
     @torch.inference_mode()
     def _pass(self, rows: np.ndarray, views: np.ndarray) -> dict[str, Tensor]:
-        """One pass, on the very views that training makes of these images."""
+        """Run the teacher once over the views that training makes of these images."""
         job = self.job
         batch = view_batch(self.images, rows, views, job.image_size, job.view_seed, job.augment).to(
             self.device
         )
         masks = draw_masks(job.masks, job.view_seed, views, batch.image_ids, self.device)
-        both = torch.cat(
-            [
-                apply_spatial(batch.pixels, masks.spatial),
-                apply_frequency(batch.pixels, masks.frequency),
-            ]
-        )
-        out = self.teacher(both, job.spec.layers)
-        prefix = self.teacher.prefix_tokens
-        named = {POOLED: out.pooled}
-        for layer, tokens in zip(job.spec.layers, out.intermediate, strict=True):
-            named[layer_name(layer)] = tokens[:, prefix:]
-        if job.spec.tokens:
-            named[TOKENS] = out.tokens[:, prefix:]
-        return named
+        shown = make_views(batch.pixels, masks, CACHED_VIEWS)
+        outputs = ask_teacher(self.teacher, shown, job.spec.needs)
+        found = {POOLED: outputs.pooled}
+        found |= {layer_name(block): tokens for block, tokens in outputs.blocks.items()}
+        found[TOKENS] = outputs.tokens
+        return {name: values for name, values in found.items() if values is not None}
 
 
 def _write(storage: Storage, index: int, name: str, values: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Making the teacher cache: planned, refused when too large, built in shards, verified."""
+"""The cache stage: plans a teacher cache, refuses one that is too large, builds and verifies it."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +9,8 @@ import torch
 
 from echostill.distill.cache.building import CacheJob, CacheWorker
 from echostill.distill.cache.teacher_cache import (
+    CACHED_VIEWS,
+    HELD,
     POOLED,
     SHARD_BYTES,
     CachedWeights,
@@ -19,6 +21,7 @@ from echostill.distill.cache.teacher_cache import (
     write_manifest,
 )
 from echostill.distill.objective.core import DistillationObjective
+from echostill.distill.objective.outputs import TeacherRequest, all_needs
 from echostill.distill.settings import DistillConfig, StudentRun
 from echostill.platform import runtime, stages
 from echostill.platform.errors import EchostillError, UsageError
@@ -45,7 +48,7 @@ def cache_storage(config: DistillConfig) -> Storage:
     """Folder of the cache.
 
     Raises:
-        UsageError: The store is remote: a cache is read by memory mapping.
+        UsageError: The store is remote, and a cache is read by memory mapping.
     """
     storage = Store(config.store).teacher_cache(config.cache_name)
     if not storage.is_local:
@@ -57,11 +60,11 @@ def cache_storage(config: DistillConfig) -> Storage:
 
 
 def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]) -> CacheJob:
-    """Say what the cache of a configuration holds.
+    """Return what the cache of a configuration holds: what the terms of its students need.
 
     Raises:
-        UsageError: Views never repeat, so that there is no finite set of them, no student follows
-            a teacher, or one follows what is not kept.
+        UsageError: Views never repeat, so that there is no finite set of them; no student follows
+            a teacher; or one needs what a cache cannot hold.
     """
     views = config.training.views_per_image
     if views is None:
@@ -71,22 +74,21 @@ def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str])
     runs = [run for run in config.runs() if run.objective.distil]
     if not runs:
         raise UsageError("no student follows a teacher: there is nothing to cache.")
-    for run in runs:
-        _check_objective(run)
     with torch.device("meta"):
         encoder = create_encoder(teacher.model)
-        objectives = [_objective(run, encoder, config.decoder) for run in runs]
-    masks = {each.settings.masks or config.masks for each in objectives}
+        requests = [_request(run, encoder, config.decoder) for run in runs]
+    for run, request in zip(runs, requests, strict=True):
+        _check_held(run, request)
+    needs = all_needs(request.needs for request in requests)
+    masks = {run.objective.masks or config.masks for run in runs}
     if len(masks) > 1:
         raise UsageError(
             "the students' masks differ, and a teacher cache holds the views of one: distil them "
             "in turn, each with a cache_name, or use cache: false."
         )
     spec = CacheSpec(
-        layers=tuple(sorted({layer for each in objectives for layer in each.teacher_layers})),
-        tokens=any(
-            run.objective.level == "token" and run.objective.consistency == "last" for run in runs
-        ),
+        layers=needs.blocks,
+        tokens=needs.tokens,
         views=views,
         precision=config.cache_precision,
         images=len(image_ids),
@@ -109,13 +111,13 @@ def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str])
 
 
 def open_cache(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]) -> CachedWeights:
-    """Open the cache for training, in the place of the teacher's weights.
+    """Open the cache for training, to be used in place of the teacher's weights.
 
-    A cache that holds more layers than are asked for serves as well.
+    A cache may hold more than is needed.
 
     Raises:
         UsageError: There is none, or it was made from another teacher, transform, mask or set of
-            images; says what differs.
+            images; the message says what differs.
     """
     job = cache_job(config, teacher, image_ids)
     storage = cache_storage(config)
@@ -151,7 +153,7 @@ def make_cache(
         Counts of images, views, shards and bytes.
 
     Raises:
-        UsageError: It would be too large, or another cache is there already.
+        UsageError: It would be too large, or there is another cache already.
     """
     job, storage = _job(config), cache_storage(config)
     if not force:
@@ -204,7 +206,7 @@ def _result(
 
 
 def plan_cache(config: DistillConfig, *, overwrite: bool = False) -> Plan:
-    """Say what :func:`make_cache` would do, and how large it would be."""
+    """Describe what :func:`make_cache` would do, and how large the cache would be."""
     job, storage = _job(config), cache_storage(config)
     replaces = Claim(storage, job.fingerprint(), "cache", "a teacher cache").check(overwrite)
     spec = job.spec
@@ -224,14 +226,14 @@ def plan_cache(config: DistillConfig, *, overwrite: bool = False) -> Plan:
 
 
 def verify_cache(config: DistillConfig, views: int = VERIFIED) -> str:
-    """Recompute a sample of views with the live teacher and compare with what is kept.
+    """Recompute a sample of views with the live teacher and compare them with the cache.
 
     Returns:
-        The largest differences, in words.
+        The largest differences, as text.
 
     Raises:
         UsageError: The cache is of another teacher, transform, mask or set of images.
-        EchostillError: A kept number is further from the teacher's than quantisation explains.
+        EchostillError: A cached value differs from the teacher's by more than quantisation can.
     """
     job = _job(config)
     cache = TeacherCache(open_cache(config, job.teacher, job.image_ids).folder)
@@ -266,27 +268,26 @@ def verify_cache(config: DistillConfig, views: int = VERIFIED) -> str:
     )
 
 
-def _check_objective(run: StudentRun) -> None:
-    """Refuse what a cache does not hold."""
-    objective = run.objective
-    if objective.matches_attention:
-        raise UsageError(
-            f"'{run.student}' follows the teacher's attention (attention_weight, "
-            "relation_weight), which a teacher cache does not hold: use cache: false."
-        )
-    if objective.views != "separated":
-        raise UsageError(
-            f"'{run.student}' has views '{objective.views}' and a teacher cache holds those of "
-            "'separated': use cache: false."
-        )
-
-
-def _objective(
-    run: StudentRun, teacher: Encoder, decoder: DecoderSettings
-) -> DistillationObjective:
-    """Build what a run optimises without its weights: it knows which teacher blocks it follows."""
+def _request(run: StudentRun, teacher: Encoder, decoder: DecoderSettings) -> TeacherRequest:
+    """Return what a run asks of its teacher, which its objective knows without any weights."""
     student = MaskedImageModel(create_encoder(run.model), decoder)
-    return DistillationObjective(student, teacher, run.objective)
+    return DistillationObjective(student, teacher, run.objective).request
+
+
+def _check_held(run: StudentRun, request: TeacherRequest) -> None:
+    """Refuse what a cache does not hold."""
+    for name, needs in request.by_name.items():
+        missing = needs.kinds - HELD
+        if missing:
+            raise UsageError(
+                f"'{run.student}' has the term '{name}', which needs the teacher's "
+                f"{needs.only(missing)}, and a teacher cache does not hold that: use cache: false."
+            )
+    if request.views != CACHED_VIEWS:
+        raise UsageError(
+            f"'{run.student}' has views '{request.views}' and a teacher cache holds those of "
+            f"'{CACHED_VIEWS}': use cache: false."
+        )
 
 
 def _job(config: DistillConfig) -> CacheJob:
@@ -297,7 +298,7 @@ def _job(config: DistillConfig) -> CacheJob:
 def _build(
     config: DistillConfig, job: CacheJob, storage: Storage, todo: Sequence[int]
 ) -> Iterator[Record]:
-    """Build shards on Ray actors; yield each record as its shard finishes."""
+    """Build shards on Ray actors; yield the record of each as it finishes."""
     if not todo:
         return
     # Staged once, before every worker asks for them.
@@ -325,7 +326,7 @@ def _make_builder(job: CacheJob, storage: Storage, threads: int) -> Callable[[in
 
 
 def _finished(storage: Storage, spec: CacheSpec) -> dict[int, Record]:
-    """Records of the shards whose files are still as large as they were written."""
+    """Return the records of the shards whose files still have the size that was written."""
     return {
         int(record["shard"]): record
         for record in read_records(storage)

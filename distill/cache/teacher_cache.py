@@ -1,9 +1,10 @@
 """The teacher's outputs for a finite set of views: quantised, memory-mapped, never stale.
 
 With ``training.views_per_image: K`` an image is seen in K views (crop, flip and masks) that repeat,
-so the frozen teacher need look at each only once. What is kept of a view is what the objective asks
-for: the pooled feature in float32, and the patch tokens after the matched blocks in float16, or in
-8 bits between the least and the largest value of each channel of that image.
+so the frozen teacher need look at each only once. What is kept of a view is what the terms of the
+objective need, as far as a cache holds it (``HELD``): the pooled feature in float32, and the patch
+tokens after some blocks and the final ones in float16, or in 8 bits between the least and the
+largest value of each channel of that image.
 
 Layout: ``part-00000/`` holds one .npy file per output, (images, views, 2, ...) with the view of
 hidden blocks first and that of stopped bands second; ``manifest.json`` is written last.
@@ -20,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from echostill.distill.objective.outputs import Needs, ViewOutputs
+from echostill.distill.objective.views import Views
 from echostill.platform.errors import EchostillError, UsageError
-from echostill.platform.models import Encoder, EncoderOutput, create_encoder
+from echostill.platform.models import Encoder, create_encoder
 from echostill.platform.models.weights import Weights
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST
@@ -30,11 +33,13 @@ Precision = Literal["float16", "int8"]
 DOMAINS = 2  # hidden blocks, stopped bands
 SHARD_BYTES = 64 * 10**6
 POOLED, TOKENS = "pooled", "tokens"
+HELD = frozenset({"pooled", "tokens", "blocks"})  # kinds of needs that a cache can serve
+CACHED_VIEWS: Views = "separated"
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What is kept of each view, and how many there are."""
+    """What is kept of each view, and how many views there are."""
 
     layers: tuple[int, ...]
     tokens: bool  # whether the final tokens are kept too (consistency at token level)
@@ -44,6 +49,11 @@ class CacheSpec:
     patches: int
     dim: int
     shard_bytes: int = SHARD_BYTES  # kept with the cache: rows are found by it
+
+    @property
+    def needs(self) -> Needs:
+        """What the cache serves."""
+        return Needs(pooled=True, tokens=self.tokens, blocks=self.layers)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -179,16 +189,19 @@ class TeacherCache:
         Raises:
             EchostillError: An image or a view is not in the cache.
         """
-        places = [self._place(i, int(v)) for i, v in zip(image_ids, views, strict=True)]
+        positions = [self._find(i, int(v)) for i, v in zip(image_ids, views, strict=True)]
         wanted = self.spec.outputs if outputs is None else outputs
         scaled = self.spec.precision == "int8"
         return CachedRows(
-            self._gather(POOLED, places),
-            {name: self._gather(name, places) for name in wanted},
-            {name: self._gather(f"{name}-ranges", places) if scaled else None for name in wanted},
+            self._gather(POOLED, positions),
+            {name: self._gather(name, positions) for name in wanted},
+            {
+                name: self._gather(f"{name}-ranges", positions) if scaled else None
+                for name in wanted
+            },
         )
 
-    def _place(self, image_id: str, view: int) -> tuple[int, int, int]:
+    def _find(self, image_id: str, view: int) -> tuple[int, int, int]:
         row = self._position.get(image_id)
         if row is None or not 0 <= view < self.spec.views:
             raise EchostillError(
@@ -196,8 +209,8 @@ class TeacherCache:
             )
         return (*divmod(row, self.spec.images_per_shard), view)
 
-    def _gather(self, name: str, places: Sequence[tuple[int, int, int]]) -> Tensor:
-        rows = [self._map(shard, name)[row, view] for shard, row, view in places]
+    def _gather(self, name: str, positions: Sequence[tuple[int, int, int]]) -> Tensor:
+        rows = [self._map(shard, name)[row, view] for shard, row, view in positions]
         return torch.from_numpy(np.stack(rows))
 
     def _map(self, shard: int, name: str) -> np.ndarray:
@@ -209,12 +222,7 @@ class TeacherCache:
 
 
 class CachedTeacher(nn.Module):
-    """Stands where the frozen teacher stood, and looks its outputs up instead of computing them.
-
-    It keeps patch tokens only, so it has no prefix tokens.
-    """
-
-    prefix_tokens = 0
+    """Takes the frozen teacher's place, and looks its outputs up instead of computing them."""
 
     def __init__(self, cache: TeacherCache, model: str) -> None:
         super().__init__()
@@ -234,35 +242,42 @@ class CachedTeacher(nn.Module):
         self,
         image_ids: Sequence[str],
         views: np.ndarray,
-        layers: Sequence[int],
+        needs: Needs,
         device: torch.device | str = "cpu",
-    ) -> EncoderOutput:
+    ) -> ViewOutputs:
         """Return what the teacher made of views: all with hidden blocks, then those band-stopped.
 
         Args:
             image_ids: (B,) images.
             views: (B,) int64 view of each, as :class:`TrainingBatch` has them in ``epochs``.
-            layers: Blocks whose tokens are wanted.
-            device: Where they are wanted.
+            needs: What is wanted of the teacher.
+            device: Where it is wanted.
 
         Raises:
-            EchostillError: A block, an image or a view was not kept.
+            EchostillError: An output, an image or a view was not kept.
         """
-        absent = [layer for layer in layers if layer not in self.cache.spec.layers]
-        if absent:
-            raise EchostillError(f"block {absent[0]} is not in the teacher cache: cache it again.")
-        names = [layer_name(layer) for layer in layers]
-        kept = [*names, TOKENS] if self.cache.spec.tokens else names
-        rows = self.cache.rows(image_ids, views.tolist(), kept)
-        restored = {}
-        for name in kept:
+        absent = needs.without(self.cache.spec.needs)
+        if absent.kinds:
+            raise EchostillError(
+                f"the teacher cache '{self.cache.folder}' does not hold: {absent}. Make it anew "
+                "with `echostill cache --overwrite`."
+            )
+        names = [layer_name(block) for block in needs.blocks]
+        rows = self.cache.rows(
+            image_ids, views.tolist(), [*names, TOKENS] if needs.tokens else names
+        )
+
+        def restored(name: str) -> Tensor:
             ranges = rows.ranges[name]
             moved = None if ranges is None else ranges.to(device)
-            restored[name] = _join(restore(rows.tokens[name].to(device), moved))
-        pooled = _join(rows.pooled.to(device))
-        # Whoever wants final tokens that were not kept meets none, rather than wrong ones.
-        tokens = restored.get(TOKENS, pooled.new_empty(len(pooled), 0, self.dim))
-        return EncoderOutput(tokens, pooled, tuple(restored[name] for name in names))
+            return _join(restore(rows.tokens[name].to(device), moved))
+
+        return ViewOutputs(
+            pooled=_join(rows.pooled.to(device)) if needs.pooled else None,
+            tokens=restored(TOKENS) if needs.tokens else None,
+            blocks={block: restored(layer_name(block)) for block in needs.blocks},
+            attention={},
+        )
 
 
 @dataclass(frozen=True)
@@ -285,7 +300,7 @@ def write_manifest(
     records: Sequence[dict[str, Any]],
     fingerprint: dict[str, Any],
 ) -> None:
-    """Declare a cache finished: its manifest names every file with its checksum."""
+    """Write the manifest: it marks a cache as finished, and names every file with its checksum."""
     manifest = {
         "format_version": 1,
         "stage": "cache",

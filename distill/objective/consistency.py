@@ -1,71 +1,48 @@
-"""Consistency of the teacher's two views, and the weight that an image or a token gets from it."""
+"""How far the teacher's features of two views agree, and the weight that follows from it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.objective.outputs import Needs, ViewOutputs
+from echostill.distill.objective.running_mean import RunningMean, RunningMeanSettings
+from echostill.distill.objective.terms.term import at_least_float32
+from echostill.distill.objective.terms.tokens import normalise_tokens
+from echostill.distill.objective.views import Views
 from echostill.platform.training.collective import over_workers
 from echostill.platform.training.loop import Totals
 
+Weighting = Literal["linear", "relu", "softmax", "batch-normalised", "fixed"]
 
-class RunningMean(nn.Module):
-    """Exponential mean of features over all workers, corrected for its start at zero.
 
-    The mean after t updates is sum_k m^(t-k) (1-m) x_k / (1 - m^t): after the first it is the
-    first batch's mean, and no batch ever counts as zero. Its state is part of the checkpoint.
-    """
+class ConsistencySettings(RunningMeanSettings):
+    """How the teacher's consistency is measured, and how it weighs."""
 
-    total: Tensor
-    weight: Tensor
-
-    def __init__(self, dim: int, momentum: float) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("total", torch.zeros(dim))
-        self.register_buffer("weight", torch.zeros(()))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """As :meth:`take`, for the features (..., D) of a batch in one piece."""
-        rows = features.flatten(0, -2)
-        return self.take([(rows.sum(dim=0), len(rows))])
-
-    @torch.no_grad()
-    def take(self, parts: Iterable[tuple[Tensor, int]]) -> Tensor:
-        """Take in a batch while training, and return the mean (D,).
-
-        Evaluation takes nothing in; before any training it gives the mean of this batch.
-
-        Args:
-            parts: For each part of the batch the sum of its features (D,) and their number.
-        """
-        if not self.training and self.weight > 0:
-            return self.total / self.weight
-        sums, counts = zip(*parts, strict=True)
-        whole = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
-        if not self.training:
-            return whole / sum(counts)
-        together = over_workers(torch.cat([whole, whole.new_tensor([sum(counts)])]), "sum")
-        mean = together[:-1] / together[-1]
-        self.total.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
-        self.weight.mul_(self.momentum).add_(1 - self.momentum)
-        return self.total / self.weight
+    consistency: Literal["last", "each"] = Field(
+        "last", description="One weight from the teacher's last features, or one per matched layer."
+    )
+    level: Literal["sample", "token"] = Field("sample", description="What a weight belongs to.")
+    centring: bool = Field(True, description="Subtract the running mean feature first.")
+    weighting: Weighting = Field("linear", description="From consistency to weight.")
+    temperature: float = Field(0.1, gt=0, description="Of the softmax weighting.")
+    fixed_weight: float = Field(1.0, ge=0, description="The weight when it is fixed.")
 
 
 def consistency_of(spatial: Tensor, frequency: Tensor, mean: Tensor | None = None) -> Tensor:
-    """Cosine of the teacher's features of the two views, less the mean feature where one is given.
+    """Cosine of the teacher's features of two views, after the mean feature is subtracted.
 
     Args:
         spatial: (..., D) features of the view with hidden blocks.
         frequency: (..., D) features of the view with stopped bands.
-        mean: (D,) or None.
+        mean: (D,), or None to subtract nothing.
 
     Returns:
         (...) in [-1, 1], float32 at least; identical features give 1, even both equal to the mean.
     """
-    if spatial.dtype != torch.float64:
-        spatial, frequency = spatial.float(), frequency.float()
+    spatial, frequency = at_least_float32(spatial), at_least_float32(frequency)
     scale = spatial.norm(dim=-1).maximum(frequency.norm(dim=-1))
     if mean is not None:
         spatial, frequency = spatial - mean, frequency - mean
@@ -77,13 +54,13 @@ def consistency_of(spatial: Tensor, frequency: Tensor, mean: Tensor | None = Non
     return torch.where(nothing, 1.0, cosine).clamp(-1, 1)
 
 
-def consistency_weight(consistency: Tensor, settings: ObjectiveSettings) -> Tensor:
+def consistency_weight(consistency: Tensor, settings: ConsistencySettings) -> Tensor:
     """Turn consistency into a weight of the same shape, detached.
 
     ``linear`` is (1 + c) / 2. ``relu`` is max(c, 0). ``softmax`` is the softmax of c / temperature
-    over all that is weighted, times how many those are, so that the mean weight is 1.
-    ``batch-normalised`` is (c - min) / (max - min), and 1 where all are equal. The last two look
-    at the whole batch, over all workers.
+    over all values, times their number, so that the mean weight is 1. ``batch-normalised`` is
+    (c - min) / (max - min), and 1 where all are equal. The last two are taken over the whole batch
+    on all workers.
     """
     c = consistency.detach()
     if settings.weighting == "fixed":
@@ -102,10 +79,76 @@ def consistency_weight(consistency: Tensor, settings: ObjectiveSettings) -> Tens
     return torch.where(width > 0, (c - lowest) / width.clamp_min(1e-12), 1.0)
 
 
+class Consistency:
+    """Consistency of the teacher's two views, by image or by token.
+
+    Attributes:
+        needs: What it needs of the teacher.
+        modules: The running means, by the names that checkpoints have for them.
+    """
+
+    def __init__(
+        self, dim: int, settings: ConsistencySettings, views: Views, blocks: Sequence[int]
+    ) -> None:
+        """Choose the features that are compared.
+
+        Args:
+            dim: D, channels of the teacher.
+            settings: Which features, and how they weigh.
+            views: The views that the teacher is shown; a single view agrees with itself.
+            blocks: The teacher's matched blocks, for ``consistency: each``.
+        """
+        self.settings, self.compares = settings, views == "separated"
+        self.blocks = tuple(blocks) if settings.consistency == "each" else ()
+        self.by_token = settings.level == "token"
+        self.mean = RunningMean(dim, settings.momentum)
+        self.block_means = [RunningMean(dim, settings.momentum) for _ in self.blocks]
+        self.modules: dict[str, nn.Module] = {"mean_feature": self.mean}
+        if self.block_means:
+            self.modules["layer_means"] = nn.ModuleList(self.block_means)
+        if not self.compares or not (self.blocks or self.by_token):
+            self.needs = Needs(pooled=True)
+        else:
+            self.needs = Needs(tokens=not self.blocks, blocks=self.blocks)
+
+    def of(self, outputs: Sequence[ViewOutputs]) -> list[Tensor]:
+        """Compare the two views in each part of a worker's batch.
+
+        The running means take in the whole batch, over all parts and workers.
+
+        Returns:
+            For each part (L, B), or (L, B, N) by token: L is 1, or the number of matched blocks.
+            All are 1 where there is a single view.
+        """
+        if not self.compares:
+            pooled = [_pooled(part) for part in outputs]
+            return [torch.ones(1, len(each), device=each.device) for each in pooled]
+        compared = list(zip(self.block_means, self._by_block(outputs), strict=True))
+        found: list[list[Tensor]] = [[] for _ in outputs]
+        for running, features in compared or [(self.mean, self._last(outputs))]:
+            mean = running.take_features(features) if self.settings.centring else None
+            for part, feature in zip(found, features, strict=True):
+                spatial, frequency = feature.chunk(2)
+                part.append(consistency_of(spatial, frequency, mean))
+        return [torch.stack(part) for part in found]
+
+    def _last(self, outputs: Sequence[ViewOutputs]) -> list[Tensor]:
+        features = [_tokens(part) if self.by_token else _pooled(part) for part in outputs]
+        return [at_least_float32(feature) for feature in features]
+
+    def _by_block(self, outputs: Sequence[ViewOutputs]) -> list[list[Tensor]]:
+        tokens = [
+            [normalise_tokens(part.blocks[block]) for part in outputs] for block in self.blocks
+        ]
+        if self.by_token:
+            return tokens
+        return [[part.mean(dim=1) for part in parts] for parts in tokens]
+
+
 def weight_statistics(
     images: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], totals: Totals, prefix: str
 ) -> dict[str, float]:
-    """Say how the weight acts on a batch.
+    """Describe how the weight acts on a batch.
 
     Args:
         images: ``weight``, ``consistency`` and ``reconstruction_error`` of each image, (B,) each.
@@ -133,3 +176,13 @@ def weight_statistics(
             chosen = torch.tensor([one == name for one in names])
             totals.add(f"{prefix}weight_by_{kind}/{name or 'not stated'}", weight[chosen])
     return {prefix + name: value for name, value in row.items()}
+
+
+def _pooled(outputs: ViewOutputs) -> Tensor:
+    assert outputs.pooled is not None  # it is among the needs
+    return outputs.pooled
+
+
+def _tokens(outputs: ViewOutputs) -> Tensor:
+    assert outputs.tokens is not None  # it is among the needs
+    return outputs.tokens

@@ -1,7 +1,7 @@
-"""Batches of a training run: drawn, read and augmented in a thread ahead of their use.
+"""Batches of a training run: drawn, read and augmented in a thread, ahead of their use.
 
-Which images and which views of them a batch holds is a function of (seed, epoch, image id, view)
-alone, so that any batch can be made again: see :func:`replay`.
+The images of a batch and their views are a function of (seed, epoch, image id, view) alone, so any
+batch can be made again: see :func:`replay`.
 """
 
 import itertools
@@ -97,7 +97,7 @@ def replay(
     image_ids: Sequence[str],
     epochs: Sequence[int],
 ) -> TrainingBatch:
-    """Make the views again that training saw of some images in some epochs.
+    """Make again the views that training saw of some images in some epochs.
 
     Args:
         images: Staged images of the run.
@@ -121,7 +121,7 @@ def replay(
 
 
 def cut(batch: TrainingBatch, parts: int) -> list[TrainingBatch]:
-    """Cut a batch into parts of equal size, give or take one; alone, the batch itself."""
+    """Cut a batch into parts whose sizes differ by one at most; one part is the batch itself."""
     if parts == 1:
         return [batch]
     edges = [len(batch) * part // parts for part in range(parts + 1)]

@@ -1,7 +1,7 @@
 """The training loop shared by pretraining, the proxy and distillation.
 
 A :class:`TrainingTask` owns its models and its loss. The loop owns the optimiser, the schedule, the
-order of the images and the checkpoint; it knows nothing of Ray (see ``ray_training``).
+order of the images and the checkpoint; it does not depend on Ray (see ``training.ray``).
 """
 
 import math
@@ -47,14 +47,15 @@ class TrainingTask(nn.Module):
     image_size: int
 
     def draw(self, batch: TrainingBatch) -> Any:
-        """Draw what the task needs for a batch beside crops, in the batches' thread.
+        """Draw what the task needs for a batch besides crops, in the thread that makes batches.
 
-        What it returns has ``rows(start, end)``; None where there is nothing to draw.
+        Returns:
+            An object with ``rows(start, end)``, or None where nothing is drawn.
         """
         return None
 
     def prepare(self, batches: Sequence[TrainingBatch]) -> list[Any]:
-        """Compute what has to be known of the whole batch, without gradients, for each part."""
+        """Compute, for each part, what depends on the whole batch; without gradients."""
         return [None] * len(batches)
 
     def forward(
@@ -64,14 +65,14 @@ class TrainingTask(nn.Module):
 
         Returns:
             The mean loss and named values for the log: scalars, which are averaged over the global
-            batch, or (B,) values of each image, which :meth:`summarise` makes something of.
+            batch, or (B,) values of each image, which :meth:`summarise` turns into scalars.
         """
         raise NotImplementedError(type(self).__name__)
 
     def summarise(
         self, images: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], totals: "Totals"
     ) -> dict[str, float]:
-        """Make scalars of the values of each image of the global batch, on every worker.
+        """Turn values of each image of the global batch into scalars, on every worker.
 
         Args:
             images: What ``forward`` returned per image, (B,) each, in the order of the batch.
@@ -108,7 +109,7 @@ class Totals(dict[str, list[float]]):
 
 @dataclass
 class TrainingState:
-    """Everything a restart needs, beside the task's own weights."""
+    """Everything a restart needs besides the task's own weights."""
 
     step: int = 0
     optimiser: dict[str, Any] | None = None
@@ -119,9 +120,9 @@ class TrainingState:
 
 
 class NonFiniteLossError(EchostillError):
-    """The loss or its gradient stopped being a finite number.
+    """The loss or its gradient is not finite.
 
-    Starting again from the last checkpoint would end the same way, so a run is not restarted.
+    A restart from the last checkpoint would end in the same way, so the run is not restarted.
     """
 
     def __init__(self, message: str, batch: dict[str, Any]) -> None:
@@ -145,7 +146,7 @@ def train(
     leaving: Callable[[], bool] = lambda: False,
     waiting: Waiting | None = None,
 ) -> TrainingState:
-    """Train until ``settings.steps``, from wherever ``state`` stands.
+    """Train from the step of ``state`` until ``settings.steps``.
 
     Args:
         task: The task, for its image size and parameters.
@@ -161,7 +162,7 @@ def train(
         waiting: Counts the time this worker waits for batches.
 
     Raises:
-        NonFiniteLossError: The loss stopped being a finite number; names the images of that batch.
+        NonFiniteLossError: The loss or its gradient is not finite; names the images of that batch.
     """
     if settings.deterministic:
         deterministic()
@@ -205,8 +206,8 @@ def train(
                 with autocast(worker.device, kind):
                     loss, metrics = model(part, known)
                 # The data-parallel mean weighs every worker alike: correct for unequal shares of
-                # the batch. A loss that is no number must spoil the gradients of all workers, so
-                # that they stop at the same step.
+                # the batch. A loss that is not finite must make the gradients of all workers
+                # non-finite, so that they stop at the same step.
                 share = len(part) * worker.size / settings.batch_size
                 finite = torch.isfinite(loss.detach())
                 scaler.scale(loss * torch.where(finite, share, math.nan)).backward()
@@ -245,7 +246,7 @@ def train(
 
 
 def _parts(settings: TrainingSettings, worker: TrainingWorker) -> int:
-    """Into how many parts every worker cuts its share; the same on all, and none is empty."""
+    """Number of parts into which a worker cuts its share: the same on all, and none is empty."""
     if settings.micro_batch is None:
         return 1
     largest, smallest = -(-settings.batch_size // worker.size), settings.batch_size // worker.size
@@ -272,7 +273,7 @@ def _measure(
     outputs: Outputs,
     totals: Totals,
 ) -> dict[str, float]:
-    """Bring the logged values of all parts and workers together: those of the global batch."""
+    """Combine the logged values of all parts and workers into those of the global batch."""
     row: dict[str, float] = {}
     scalars = {"loss": sum((share * loss for share, loss, _ in outputs), torch.zeros(()))}
     each: dict[str, Tensor] = {}

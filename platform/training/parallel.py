@@ -15,7 +15,7 @@ def wrap(task: TrainingTask, settings: TrainingSettings, worker: TrainingWorker)
     """Bring a task to its device and prepare it for its workers.
 
     With sharding 'full' each transformer block is one unit of FSDP: its weights are gathered when
-    they are needed and dropped again, and every worker keeps the optimiser of its own share.
+    needed and then freed, and every worker keeps the optimiser state of its own share.
 
     Args:
         task: Whole, its weights the same on every worker.

@@ -41,7 +41,7 @@ RESTARTS = 3
 
 
 class TrainingJob(Protocol):
-    """What a run trains: built anew on every worker. Must be picklable."""
+    """What a run trains. It is pickled, and built on every worker."""
 
     @property
     def settings(self) -> TrainingSettings:
@@ -62,7 +62,7 @@ class TrainingJob(Protocol):
         ...
 
     def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
-        """Called on the first worker at every checkpoint, for what a job keeps besides."""
+        """Called on the first worker at every checkpoint, for what a job keeps in addition."""
         ...
 
 
@@ -76,7 +76,7 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Logged:
-    """Where logged rows go: what a run takes of them, and its record."""
+    """Which of the logged values belong to a run, and where they are recorded."""
 
     rows: Callable[[Sequence[dict[str, float]]], list[dict[str, float]]]
     tracker: Tracker
@@ -175,8 +175,10 @@ def run_training(
         ) from error
     bad = storage.list(BAD_BATCH)
     if bad:
-        told = json.loads(storage.read(bad[0]))["message"]
-        raise EchostillError(f"training failed: {told} Written down: '{storage.locate(bad[0])}'.")
+        message = json.loads(storage.read(bad[0]))["message"]
+        raise EchostillError(
+            f"training failed: {message} Written down: '{storage.locate(bad[0])}'."
+        )
     if result.checkpoint is None:
         raise EchostillError(f"training in '{storage.root}' ended without a checkpoint.")
     with result.checkpoint.as_directory() as folder:
@@ -191,7 +193,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _restore(task: TrainingTask) -> TrainingState:
-    """Load the last checkpoint into the task, where there is one, and return where it stood."""
+    """Load the last checkpoint into the task, if there is one, and return its state."""
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()

@@ -1,4 +1,4 @@
-"""Training runs from claim to manifest: shared by pretraining, the proxy and distillation."""
+"""Training runs from claim to manifest, for pretraining, the proxy and distillation."""
 
 import json
 import tempfile
@@ -74,7 +74,7 @@ class RunResult:
     was_finished: bool
 
     def losses(self) -> str:
-        """Say how the loss moved."""
+        """Describe how the loss changed."""
         return f"loss {self.history[0]['loss']:.4f} -> {self.history[-1]['loss']:.4f}"
 
 
@@ -91,7 +91,7 @@ def read_history(storage: Storage) -> list[dict[str, float]]:
 def train_run(
     job: TrainingJob, claim: Claim, config: StageConfig, *, export: Export, overwrite: bool
 ) -> RunResult:
-    """Train a job, continuing where an earlier attempt stopped, and export what it made.
+    """Train a job, continuing where an earlier attempt stopped, and export the result.
 
     Args:
         job: What to train.
@@ -115,11 +115,11 @@ def train_together(
 ) -> list[RunResult]:
     """Train a job whose task holds one or several runs, and export each.
 
-    Checkpoints of a group lie in its first member's folder until every member is exported.
+    The checkpoints of a group are kept in the folder of its first run until all are exported.
 
     Args:
         job: What to train.
-        members: The runs, in the order in which the group was begun.
+        members: The runs, in the order in which the group was started.
         stage: Name of the stage.
         overwrite: Replace runs with another fingerprint.
         bar: Progress shared with other runs; one of its own where None.

@@ -19,13 +19,16 @@ from echostill.distill.cache.stage import (
     plan_cache,
     verify_cache,
 )
-from echostill.distill.cache.teacher_cache import write_manifest
+from echostill.distill.cache.teacher_cache import HELD, write_manifest
 from echostill.distill.distillation import DistillationJob, distill, plan_distill
+from echostill.distill.objective.outputs import Needs
 from echostill.distill.objective.settings import ObjectiveSettings
+from echostill.distill.objective.terms.table import TERMS
 from echostill.distill.settings import DistillConfig, StudentSettings
 from echostill.platform.config import TeacherSettings
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.masks import MaskSettings, SpatialMask
+from echostill.platform.masking.mim import MaskedImageModel
 from echostill.platform.models import create_encoder, save_weights
 from echostill.platform.models.weights import find_teacher
 from echostill.platform.tables.fingerprint import Claim
@@ -167,13 +170,13 @@ def test_students_that_share_a_cache_each_get_their_own_layers_of_each_part(stor
     images = stage_images(store.open_pool(), store.root, 128)
     live = task(store, find_teacher(config(store)), **objectives).train()
     cached = task(store, caches["float16"], **objectives).train()
-    assert live.layers == cached.layers == (2, 4, 6)
+    assert live.needs == cached.needs == Needs(pooled=True, blocks=(2, 4, 6))
     assert len(cached.compiled()) == len(live.compiled()) - 1  # the students alone
     parts = cut(make_batch(images, TRAINING, 0, 128, 0, ALONE), 2)
     for part, wanted, found in zip(parts, live.prepare(parts), cached.prepare(parts), strict=True):
         for one, other in zip(wanted.signals, found.signals, strict=True):
-            assert len(one.targets) == len(other.targets)
-            for target, restored in zip(one.targets, other.targets, strict=True):
+            assert one.targets.keys() == other.targets.keys() == {"tokens"}
+            for target, restored in zip(*(s.targets["tokens"] for s in (one, other)), strict=True):
                 torch.testing.assert_close(restored, target, rtol=0.01, atol=0.01)
             torch.testing.assert_close(other.weight, one.weight, rtol=1e-3, atol=1e-3)
         before, after = (
@@ -271,8 +274,8 @@ def test_what_cannot_be_cached_is_said(store, tmp_path):
     with pytest.raises(UsageError, match="nothing to cache"):
         make_cache(config(store, students=alone))
     for objective, words in (
-        (ObjectiveSettings(attention_weight=1.0), "attention"),
-        (ObjectiveSettings(relation_weight=1.0), "attention"),
+        (ObjectiveSettings(attention_weight=1.0), "'attention', which .*attention of block 6"),
+        (ObjectiveSettings(relation_weight=1.0), "'relation', which .*attention of block 6"),
         (ObjectiveSettings(views="spatial", weighting="fixed"), "views 'spatial'"),
         (ObjectiveSettings(views="joint", weighting="fixed"), "views 'joint'"),
         (ObjectiveSettings(teacher_layers=(1, 2, 7)), "names block 7"),
@@ -289,6 +292,24 @@ def test_what_cannot_be_cached_is_said(store, tmp_path):
         make_cache(config(store, cache_limit_gb=0.001))
     with pytest.raises(UsageError, match="does not exist"):
         distill(config(store, cache_name="none"))
+
+
+@pytest.mark.parametrize(
+    "term", [term for term in TERMS if term.follows_teacher], ids=lambda term: term.name
+)
+def test_a_cache_holds_what_a_term_declares_or_refuses_it(store, term):
+    weights = {each.weight_key: 0.0 for each in TERMS if each.weight_key}
+    objective = ObjectiveSettings(**{**weights, term.weight_key: 1.0})
+    settings = config(store, students=(StudentSettings(objective=objective),))
+    teacher = find_teacher(settings)
+    encoders = [create_encoder(name) for name in ("tinyusfm-micro", "usfm-micro")]
+    needs = term.build(MaskedImageModel(encoders[0]), encoders[1], objective).teacher
+    if needs.kinds <= HELD:
+        held = cache_job(settings, teacher, ids(store)).spec.needs
+        assert not needs.without(held).kinds
+    else:
+        with pytest.raises(UsageError, match=f"the term '{term.name}'"):
+            cache_job(settings, teacher, ids(store))
 
 
 def test_the_plan_estimates_the_size(store, caches):

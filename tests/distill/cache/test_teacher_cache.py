@@ -18,6 +18,7 @@ from echostill.distill.cache.teacher_cache import (
     restore,
     write_manifest,
 )
+from echostill.distill.objective.outputs import Needs
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.tables.storage import Storage
 
@@ -138,14 +139,21 @@ def test_the_teacher_in_its_place_answers_from_the_cache(cache):
     teacher = CachedTeacher(cache, "usfm-micro")
     assert not list(teacher.parameters())
     assert (teacher.image_size, teacher.dim, teacher.depth) == (128, 128, 6)
-    out = teacher.look_up(["image-3", "image-0"], np.array([1, 2]), (6, 2))
+    needs = Needs(pooled=True, blocks=(6, 2))
+    out = teacher.look_up(["image-3", "image-0"], np.array([1, 2]), needs)
     # All views with hidden blocks come first, as make_views stacks them.
     assert out.pooled[:, 0].tolist() == [310.0, 20.0, 311.0, 21.0]
-    assert out.intermediate[0][:, 0, 0].tolist() == [310.25, 20.25, 311.25, 21.25]
-    assert out.intermediate[1][:, 0, 0].tolist() == [310.125, 20.125, 311.125, 21.125]
-    assert out.tokens.shape[1] == 0
-    with pytest.raises(EchostillError, match="block 4 is not"):
-        teacher.look_up(["image-3"], np.array([1]), (4,))
+    assert out.blocks[6][:, 0, 0].tolist() == [310.25, 20.25, 311.25, 21.25]
+    assert out.blocks[2][:, 0, 0].tolist() == [310.125, 20.125, 311.125, 21.125]
+    assert (out.tokens, out.attention) == (None, {})
+    assert teacher.look_up(["image-3"], np.array([1]), Needs(blocks=(2,))).pooled is None
+    for absent, words in (
+        (Needs(blocks=(2, 4)), "does not hold: tokens after block 4"),
+        (Needs(tokens=True, pooled=True), "does not hold: final tokens"),
+        (Needs(attention=(6,)), "does not hold: attention of block 6"),
+    ):
+        with pytest.raises(EchostillError, match=words):
+            teacher.look_up(["image-3"], np.array([1]), absent)
 
 
 def test_an_unfinished_cache_is_refused(tmp_path):

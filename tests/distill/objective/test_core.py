@@ -1,47 +1,19 @@
+"""The whole objective against a reference in numpy, and what a run of it must keep to."""
+
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
-from echostill.distill.objective.consistency import RunningMean, consistency_of, consistency_weight
 from echostill.distill.objective.core import DistillationObjective
-from echostill.distill.objective.matching import normalise_tokens, token_distance
-from echostill.distill.objective.settings import PRESETS, ObjectiveSettings
+from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.platform.errors import UsageError
-from echostill.platform.masking.masks import MaskSettings, draw_masks
-from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
+from echostill.platform.masking.mim import MaskedImageModel
 from echostill.platform.models import create_encoder
-from echostill.platform.models.attention import attention_heads
 
 SIZE, BATCH = 64, 3
-
-
-def batch_of(seed=0, dtype=torch.float64, size=BATCH):
-    """Pixels and masks of a batch."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.rand(size, 3, SIZE, SIZE, generator=generator, dtype=dtype)
-    ids = [f"image {index}" for index in range(size)]
-    return pixels, draw_masks(MaskSettings().scaled_to(SIZE), seed, np.zeros(size, int), ids)
-
-
-def lose(objective, batch):
-    pixels, masks = batch
-    return objective(pixels, objective.views(pixels, masks), masks)
-
-
-def objective_of(chosen=None, **settings):
-    torch.manual_seed(0)
-    student = MaskedImageModel(
-        create_encoder("tinyusfm-micro", image_size=SIZE), DecoderSettings(dim=24)
-    )
-    teacher = create_encoder("usfm-micro", image_size=SIZE)
-    with torch.no_grad():  # an untrained teacher sees little difference between images
-        for parameter in teacher.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    chosen = chosen or ObjectiveSettings(**settings)
-    return DistillationObjective(student, teacher, chosen).double()
 
 
 def layer_norm(x):
@@ -202,9 +174,10 @@ def reference(objective, batch, constant=None):
         settings, [own.prediction.numpy() for own in owns], batch, constant
     )
     token_layers, features = [], []
-    for index, adapter in enumerate(objective.adapters):
-        layer = (2, 4, 6)[index]
-        targets = [layer_norm(w.intermediate[layer - 1][:, 1:].numpy()) for w in wanteds]
+    blocks = (settings.layers or (2, 4, 6), settings.teacher_layers or (2, 4, 6))
+    matched = zip(objective.adapters, *blocks, strict=True) if settings.token_weight else ()
+    for adapter, layer, other in matched:
+        targets = [layer_norm(w.intermediate[other - 1][:, 1:].numpy()) for w in wanteds]
         features.append(targets)
         if settings.target == "standardised":
             both = np.concatenate(targets).reshape(-1, targets[0].shape[-1])
@@ -244,13 +217,19 @@ def reference(objective, batch, constant=None):
         mean_weight = np.concatenate([prefix, mean_weight], axis=1)
     if settings.attention_weight or settings.relation_weight:
         logits, relations = 0.0, 0.0
-        for own, wanted in zip(owns, wanteds, strict=True):
-            q, k, v, bias = raw_attention(student.encoder, own.encoded.intermediate[4].numpy(), 6)
-            tq, tk, tv, tbias = raw_attention(teacher, wanted.intermediate[4].numpy(), 6)
+        blocks = enumerate(settings.attention_layers or (6,))
+        pairs = itertools.product(zip(owns, wanteds, strict=True), blocks)
+        for (own, wanted), (index, block) in pairs:
+            other = (settings.attention_teacher_layers or (6,))[index]
+            entering = own.encoded.intermediate[block - 2].numpy()
+            q, k, v, bias = raw_attention(student.encoder, entering, block)
+            entering = wanted.intermediate[other - 2].numpy()
+            tq, tk, tv, tbias = raw_attention(teacher, entering, other)
             a = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]) + bias
             b = tq @ tk.swapaxes(-1, -2) / np.sqrt(tq.shape[-1]) + tbias
             if settings.attention_weight:
-                mixing = objective.attention.head_adapters[0].weight.detach().numpy()[:, :, 0, 0]
+                adapter = objective.attention.head_adapters[index]
+                mixing = adapter.weight.detach().numpy()[:, :, 0, 0]
                 logits = logits + ((np.einsum("oh,bhij->boij", mixing, a) - b) ** 2).mean((1, 3))
             heads = tq.shape[1]
             q, k, v = (resplit(part, heads) for part in (q, k, v))
@@ -285,6 +264,15 @@ VARIANTS = [
     {"relation_weight": 1.0, "token_weight": 0.0},
     {"reconstruction": {"pixel": "mse", "frequency": "focal", "frequency_weight": 0.3}},
     {"views": "joint", "weighting": "fixed", "token_weight": 2.0},
+    {"layers": [5, 1], "teacher_layers": [6, 2], "consistency": "each", "weighting": "relu"},
+    {
+        "attention_weight": 0.5,
+        "relation_weight": 2.0,
+        "attention_layers": [3, 6],
+        "attention_teacher_layers": [2, 6],
+        "consistency": "each",
+        "level": "token",
+    },
 ]
 
 
@@ -293,7 +281,7 @@ def settings_of(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_objective_is_the_float64_reference(variant):
+def test_objective_is_the_float64_reference(variant, objective_of, batch_of, lose):
     objective, batch = objective_of(settings_of(variant)), batch_of()
     output = lose(objective, batch)
     loss, reconstruction, plain, weight, consistency = reference(objective, batch)
@@ -307,7 +295,7 @@ def test_objective_is_the_float64_reference(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_gradients_are_those_of_the_float64_reference(variant):
+def test_gradients_are_those_of_the_float64_reference(variant, objective_of, batch_of, lose):
     """Slopes along a random direction of all parameters, what is detached held constant."""
     objective, batch = objective_of(settings_of(variant)), batch_of()
     lose(objective, batch).loss.backward()
@@ -337,7 +325,7 @@ def test_gradients_are_those_of_the_float64_reference(variant):
     assert all(parameter.grad is None for parameter in objective.teacher.parameters())
 
 
-def test_every_student_parameter_but_the_pooling_is_trained():
+def test_every_student_parameter_but_the_pooling_is_trained(objective_of, batch_of, lose):
     objective = objective_of()
     lose(objective, batch_of()).loss.backward()
     idle = {name for name, p in objective.named_parameters() if p.grad is None}
@@ -347,7 +335,7 @@ def test_every_student_parameter_but_the_pooling_is_trained():
 @pytest.mark.parametrize("centring", [True, False])
 @pytest.mark.parametrize("level", ["sample", "token"])
 @pytest.mark.parametrize("size", [1, 4])
-def test_identical_views_are_consistent(centring, level, size):
+def test_identical_views_are_consistent(centring, level, size, objective_of, batch_of):
     objective = objective_of(centring=centring, level=level).float()
     pixels, masks = batch_of(dtype=torch.float32, size=size)
     spatial_view = objective.views(pixels, masks)[:size]
@@ -357,7 +345,7 @@ def test_identical_views_are_consistent(centring, level, size):
         torch.testing.assert_close(output.weight, torch.ones(size), atol=1e-6, rtol=0)
 
 
-def test_a_fixed_weight_is_plain_hidden_distillation():
+def test_a_fixed_weight_is_plain_hidden_distillation(objective_of, batch_of, lose):
     objective, batch = objective_of(preset="fixed-weight"), batch_of()
     output = lose(objective, batch)
     expected = (output.reconstruction + output.distillation).mean()
@@ -365,7 +353,7 @@ def test_a_fixed_weight_is_plain_hidden_distillation():
     assert output.parts["weight"].std() == 0
 
 
-def test_without_a_teacher_only_the_reconstruction_counts():
+def test_without_a_teacher_only_the_reconstruction_counts(objective_of, batch_of, lose):
     student = objective_of().student
     objective = DistillationObjective(student, None, ObjectiveSettings(preset="mim-only"))
     batch = batch_of()
@@ -383,7 +371,7 @@ def test_without_a_teacher_only_the_reconstruction_counts():
         DistillationObjective(student, None, ObjectiveSettings())
 
 
-def test_the_teacher_stays_outside():
+def test_the_teacher_stays_outside(objective_of):
     objective = objective_of()
     names = {name.split(".")[0] for name in objective.state_dict()}
     assert names == {"student", "adapters", "mean_feature", "token_moments"}
@@ -396,105 +384,8 @@ def test_the_teacher_stays_outside():
     assert not objective.teacher.training
 
 
-def test_running_mean_is_the_corrected_exponential_mean():
-    running = RunningMean(4, momentum=0.9).double()
-    batches = [torch.randn(5, 4, dtype=torch.float64) for _ in range(6)]
-    torch.testing.assert_close(running.eval()(batches[0]), batches[0].mean(dim=0))
-    assert running.weight == 0
-    running.train()
-    for count, features in enumerate(batches, start=1):
-        weights = 0.9 ** torch.arange(count - 1, -1, -1, dtype=torch.float64)
-        means = torch.stack([one.mean(dim=0) for one in batches[:count]])
-        expected = (weights[:, None] * means).sum(dim=0) / weights.sum()
-        torch.testing.assert_close(running(features), expected)
-    before = running(batches[0])
-    restored = RunningMean(4, momentum=0.9).double()
-    restored.load_state_dict(running.state_dict())
-    torch.testing.assert_close(restored.eval()(batches[3]), before)
-
-
-def test_centring_spreads_what_a_common_feature_hides():
-    torch.manual_seed(0)
-    common = 20 * torch.randn(64)
-    spatial, frequency = common + torch.randn(2, 32, 64)
-    assert consistency_of(spatial, frequency).std() < 0.01
-    assert consistency_of(spatial, frequency, common).std() > 0.05
-
-
-def test_consistency_falls_as_the_views_part():
-    feature, noise = torch.randn(2, 100, 16)
-    values = [consistency_of(feature, feature + s * noise).mean() for s in (0, 0.3, 1, 3)]
-    assert values == sorted(values, reverse=True)
-    assert consistency_of(feature, -feature).mean() == pytest.approx(-1)
-    zero = torch.zeros(1, 16)
-    assert consistency_of(zero, zero) == 1
-    assert consistency_of(zero, feature[:1]) == 0
-
-
-def test_weights_of_equal_images_are_one():
-    same = torch.full((5,), 0.3)
-    for weighting in ("softmax", "batch-normalised"):
-        weight = consistency_weight(same, ObjectiveSettings(weighting=weighting))
-        torch.testing.assert_close(weight, torch.ones(5))
-    many = torch.rand(7, 9)
-    softmax = ObjectiveSettings(weighting="softmax", temperature=0.01)
-    assert consistency_weight(many, softmax).mean() == pytest.approx(1, rel=1e-5)
-
-
-def test_token_distance_ignores_the_scale_of_the_teacher():
-    student, teacher = torch.randn(2, 3, 4, 32)
-    for distance in ("mse", "cosine"):
-        torch.testing.assert_close(
-            token_distance(student, normalise_tokens(teacher), distance),
-            token_distance(student, normalise_tokens(7 * teacher + 2), distance),
-            atol=1e-4,
-            rtol=1e-4,
-        )
-
-
-def test_presets_fill_in_what_is_not_given():
-    assert ObjectiveSettings(preset="fixed-weight").weighting == "fixed"
-    assert ObjectiveSettings(preset="fixed-weight", weighting="relu").weighting == "relu"
-    assert not ObjectiveSettings.model_validate_json('{"preset": "mim-only"}').distil
-    saved = ObjectiveSettings(preset="mim-only").model_dump_json()
-    assert ObjectiveSettings.model_validate_json(saved) == ObjectiveSettings(preset="mim-only")
-    with pytest.raises(ValidationError, match="fixed-weight"):
-        ObjectiveSettings(preset="fixed")
-    with pytest.raises(ValidationError, match="weights in"):
-        ObjectiveSettings(weighting="softmax", combination="balance")
-    for name in PRESETS:
-        chosen = ObjectiveSettings(preset=name)
-        assert ObjectiveSettings.model_validate_json(chosen.model_dump_json()) == chosen
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"views": "joint"}, "no consistency"),
-        ({"token_weight": 0.0}, "nothing of the teacher"),
-        (
-            {"token_weight": 0.0, "attention_weight": 1.0, "consistency": "each"},
-            "token_weight is 0",
-        ),
-        ({"attention_layers": (6,), "attention_teacher_layers": (5, 6)}, "equally many"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(values, words):
-    with pytest.raises(ValidationError, match=words):
-        ObjectiveSettings(**values)
-
-
-def test_relations_need_channels_for_the_heads_of_the_teacher():
-    student = MaskedImageModel(create_encoder("tinyusfm-micro", image_size=224))
-    wide = create_encoder("usfm", image_size=224)  # twelve heads, and 64 is no multiple
-    with pytest.raises(UsageError, match="12 heads"):
-        DistillationObjective(student, wide, ObjectiveSettings(relation_weight=1.0))
-    with pytest.raises(UsageError, match="no attention in a block"):
-        attention_heads(create_encoder("timm:resnet10t", image_size=SIZE), 1)
-
-
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[6], VARIANTS[7], VARIANTS[11]], ids=str)
-def test_parts_of_a_batch_together_are_the_batch(variant):
+def test_parts_of_a_batch_together_are_the_batch(variant, objective_of, batch_of, lose):
     """Running means and weights see the whole batch, however it is cut."""
     whole, parted = (objective_of(settings_of(variant)) for _ in range(2))
     pixels, masks = batch_of()
@@ -513,7 +404,7 @@ def test_parts_of_a_batch_together_are_the_batch(variant):
         torch.testing.assert_close(one, other)
 
 
-def test_layers_and_grids_that_do_not_match_are_refused():
+def test_layers_and_grids_that_do_not_match_are_refused(objective_of):
     with pytest.raises(UsageError, match="blocks 1 to 6"):
         objective_of(layers=(2, 4, 12))
     with pytest.raises(UsageError, match="equally many"):
