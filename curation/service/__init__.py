@@ -4,6 +4,5 @@ It answers from Arrow files and a FAISS index, derived once from the store's tab
 digests and mapped into memory (``data.derived``). Nothing has to be kept in step with the store.
 
 Imports go one way: ``serving`` and ``on_ray`` start ``http``, whose routes call ``answers``, which
-read ``data``; ``sql`` and ``jobs`` run work in processes of their own; ``problems`` are their
-errors.
+read ``data``; ``sql`` and ``jobs`` run work in processes of their own; all raise ``problems``.
 """
