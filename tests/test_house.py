@@ -189,6 +189,7 @@ ACROSS = {
     "docs": "documents",
     "python_docs": "the documented Python",
     "house": "this file",
+    "marks": "conftest.py",
 }
 
 
