@@ -19,6 +19,13 @@ os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
 
 import pytest
 import ray
+from hypothesis import HealthCheck, settings
+
+# No test depends on how fast the machine is.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 MARKED_BY_FIXTURE = {"ray_cluster": "ray", "browser": "browser"}
 
