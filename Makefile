@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := python -m pip --disable-pip-version-check
 FAST := -m "not ray and not slow and not browser"
 LOWEST ?= build/lowest
-LOWEST_RAY := tests/platform/test_ray_tasks.py tests/platform/shards tests/platform/training/test_ray.py \
+LOWEST_RAY := tests/platform/test_ray_tasks.py tests/platform/shards/test_stage.py tests/platform/training/test_ray.py \
 	tests/curation/ingestion/test_stage.py tests/curation/scoring/test_stage.py
 
 .PHONY: install constraints hooks quickstart test test-fast test-lowest check explorer \
