@@ -1,11 +1,15 @@
-# make install | quickstart | test | | check | hooks | constraints | explorer
+# make install | quickstart | test-fast | test | test-lowest | check | hooks | constraints | explorer
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := python -m pip --disable-pip-version-check
+FAST := -m "not ray and not slow and not browser"
+LOWEST ?= build/lowest
+LOWEST_RAY := tests/platform/test_ray_tasks.py tests/platform/shards/test_stage.py tests/platform/training/test_ray.py \
+	tests/curation/ingestion/test_stage.py tests/curation/scoring/test_stage.py
 
-.PHONY: install constraints hooks quickstart test check explorer \
+.PHONY: install constraints hooks quickstart test test-fast test-lowest check explorer \
 	check-explorer format clean
 
 install: $(STAMP)
@@ -23,6 +27,7 @@ constraints:
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/newest/bin/$(PIP) freeze --exclude-editable >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
+	rm -rf build/newest
 
 hooks: $(STAMP)
 	$(BIN)/pre-commit install
@@ -32,6 +37,18 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The inner loop: no Ray, no browser, nothing that takes seconds.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest $(FAST)
+
+# The lowest releases that pyproject.toml allows, in an environment of their own.
+test-lowest:
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/$(PIP) install --quiet --constraint constraints-lowest.txt -e ".[dev]"
+	$(LOWEST)/bin/python -m pytest $(FAST)
+	$(LOWEST)/bin/python -m pytest -m "ray and not slow" $(LOWEST_RAY)
 
 # mypy reads the package as a user gets it: built and installed beside, not the source folders.
 check: $(STAMP)

@@ -26,7 +26,7 @@ from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.store import Store, check_origin, selected_ids
 from echostill.platform.tables.table import Table
-from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
+from echostill.platform.training.loop import TrainingState, TrainingTask
 from echostill.platform.training.ray import plan, runs_at_once
 from echostill.platform.training.run import (
     WEIGHTS,
@@ -35,6 +35,7 @@ from echostill.platform.training.run import (
     is_finished,
     train_together,
 )
+from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages, stage_images
 
 INERT_SPREAD = 0.02  # below this the consistency weight does nothing (method.md, section 2.3)

@@ -16,9 +16,10 @@ from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import Table
-from echostill.platform.training.loop import TrainingSettings, TrainingTask
+from echostill.platform.training.loop import TrainingTask
 from echostill.platform.training.ray import plan
 from echostill.platform.training.run import WEIGHTS, is_finished, train_run
+from echostill.platform.training.settings import TrainingSettings
 
 
 class PretrainConfig(StageConfig):

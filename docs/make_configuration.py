@@ -1,4 +1,4 @@
-"""Generate configuration.md, defaults.md and the table of formats.md from the code.
+"""Generate configuration.md, defaults.md, and tables of formats.md and selection.md from the code.
 
     python docs/make_configuration.py
 
@@ -16,6 +16,8 @@ import torch
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from echostill.curation.selection.methods import METHODS
+from echostill.curation.selection.settings import SelectionSettings, operations
 from echostill.distill.cache.teacher_cache import HELD
 from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.settings import PRESETS, ObjectiveSettings
@@ -35,6 +37,7 @@ from echostill.platform.names import Name
 from echostill.platform.stages import STAGES
 
 FOLDER = Path(__file__).parent
+ROWS, DIMENSION, BUDGET = 3_000_000, 768, 200_000  # the pool for which methods are compared
 
 INTRODUCTION = """\
 # Configuration
@@ -308,11 +311,36 @@ def _first_line(model: type[BaseModel]) -> str:
 def render_formats() -> str:
     """Return the page of formats with its table made from the readers; the rest is as written."""
     rows = [f"| {reader.title} | {reader.reads} | {reader.notes} |" for reader in READERS]
-    table = "\n".join(["| Format | Read | Notes |", "|---|---|---|", *rows])
-    page = (FOLDER / "formats.md").read_text(encoding="utf-8")
-    between = re.compile(r"(<!-- readers[^\n]*-->\n).*?(<!-- end of readers -->)", re.DOTALL)
-    made, count = between.subn(lambda mark: f"{mark[1]}\n{table}\n\n{mark[2]}", page)
-    assert count == 1, "docs/formats.md has lost the marks of its table"
+    return _with_table(
+        "formats.md", "readers", ["| Format | Read | Notes |", "|---|---|---|", *rows]
+    )
+
+
+def render_selection() -> str:
+    """Return the page of selection with its table made from the methods; the rest is as written."""
+    lines = [
+        f"| Method | Chooses first | Default scope | {ROWS:,} x {DIMENSION}, budget {BUDGET:,} |",
+        "|---|---|---|---|",
+    ]
+    for name, method in METHODS.items():
+        settings = SelectionSettings(method=name, budget=BUDGET)
+        feasible = [
+            operations(settings, ROWS, DIMENSION, blocked) <= settings.operation_limit
+            for blocked in (method.blocked, True)
+        ]
+        verdict = "yes" if feasible[0] else "with `blocked=true`" if feasible[1] else "no"
+        scope = "in clusters" if method.blocked else "whole pool"
+        lines.append(f"| `{name}` | {method.first} | {scope} | {verdict} |")
+    return _with_table("selection.md", "methods", lines)
+
+
+def _with_table(name: str, mark: str, lines: list[str]) -> str:
+    """Return a page as it is written, with a new table between its marks."""
+    page = (FOLDER / name).read_text(encoding="utf-8")
+    between = re.compile(rf"(<!-- {mark}[^\n]*-->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
+    table = "\n".join(lines)
+    made, count = between.subn(lambda marks: f"{marks[1]}\n{table}\n\n{marks[2]}", page)
+    assert count == 1, f"docs/{name} has lost the marks of its table"
     return made
 
 
@@ -320,6 +348,7 @@ PAGES = {
     "configuration.md": render_configuration,
     "defaults.md": render_defaults,
     "formats.md": render_formats,
+    "selection.md": render_selection,
 }
 
 if __name__ == "__main__":

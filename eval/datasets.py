@@ -266,7 +266,8 @@ def _class_indices(task: TaskSettings, raw: np.ndarray, file: str) -> np.ndarray
         table = np.zeros(256, dtype=np.uint8)
         for index, value in enumerate(values.values(), start=1):
             table[value] = index
-        return table[raw]
+        labels: np.ndarray = table[raw]
+        return labels
     if values == 1:
         return (raw > BINARY_THRESHOLD).astype(np.uint8)
     if int(raw.max()) > values:

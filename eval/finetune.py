@@ -185,7 +185,7 @@ def train_head(
                 "head_learning_rate and encoder_learning_rate."
             )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         clip_gradients(trained, settings.gradient_clip)
         optimiser.step()
     return losses

@@ -93,7 +93,8 @@ def intersection_over_union(predicted: np.ndarray, target: np.ndarray) -> float:
 
 def surface(mask: np.ndarray) -> np.ndarray:
     """Pixels of a mask (H, W) with a 4-neighbour outside it; the image's edge counts as outside."""
-    return mask & ~ndimage.binary_erosion(mask)
+    edge: np.ndarray = mask & ~ndimage.binary_erosion(mask)
+    return edge
 
 
 def hausdorff95(predicted: np.ndarray, target: np.ndarray) -> float:

@@ -315,11 +315,11 @@ def fit_logistic(
         rows = -(targets * torch.log_softmax(standardised @ weight.T + bias, dim=1)).sum(1)
         loss = (rows if weights is None else rows * weights).mean()
         loss = loss + weight.square().sum() / (2 * inverse_penalty * count)
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss
 
     with torch.enable_grad():
-        optimiser.step(closure)
+        optimiser.step(closure)  # type: ignore[no-untyped-call]  # torch gives it no types
     return LinearModel(mean, scale, weight.detach(), bias.detach())
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.stage import Stage, StageResult
@@ -23,7 +24,7 @@ HOMES = {
 }
 
 
-def find_stage(name: str) -> Stage:
+def find_stage(name: str) -> Stage[Any]:
     """Import a stage by its name.
 
     Raises:
@@ -32,7 +33,7 @@ def find_stage(name: str) -> Stage:
     known = [*STAGES, *BESIDE]
     if name not in known:
         raise UsageError(f"no stage '{name}'.{nearest(name, known)}")
-    stage: Stage = import_module(HOMES[name]).STAGE
+    stage: Stage[Any] = import_module(HOMES[name]).STAGE
     return stage
 
 

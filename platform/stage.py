@@ -11,7 +11,7 @@ and its calls are decorated with :func:`logged`, so that every way of running a 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from echostill.platform.config import StageConfig, load
 from echostill.platform.shards.events import stage_run
@@ -20,7 +20,7 @@ from echostill.platform.tables.store import Store
 
 Counts = dict[str, int | float]
 ConfigType = TypeVar("ConfigType", bound=StageConfig)
-Parameters = ParamSpec("Parameters")
+Call = TypeVar("Call", bound=Callable[..., "StageResult"])
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,7 @@ class Stage(Generic[ConfigType]):
         return load(self.config, self.info.section, path, overrides)
 
 
-Call = Callable[Concatenate[ConfigType, Parameters], StageResult]
-
-
-def logged(
-    info: StageInfo, mode: str = "run"
-) -> Callable[[Call[ConfigType, Parameters]], Call[ConfigType, Parameters]]:
+def logged(info: StageInfo, mode: str = "run") -> Callable[[Call], Call]:
     """Make a stage's call write its start, its end and what it made to the store's event log.
 
     Args:
@@ -101,18 +96,16 @@ def logged(
         mode: ``run`` or ``retry``.
     """
 
-    def decorate(call: Call[ConfigType, Parameters]) -> Call[ConfigType, Parameters]:
+    def decorate(call: Call) -> Call:
         @functools.wraps(call)
-        def run(
-            config: ConfigType, *arguments: Parameters.args, **options: Parameters.kwargs
-        ) -> StageResult:
+        def run(config: StageConfig, *arguments: Any, **options: Any) -> StageResult:
             store = Store(config.store)
             with stage_run(store.events(), info.name, store.storage.exists, mode=mode) as events:
                 result = call(config, *arguments, **options)
                 events.outcome |= outcome(result)
             return result
 
-        return run
+        return cast(Call, run)
 
     return decorate
 

@@ -1,4 +1,9 @@
-"""One Ray for the whole session: starting it costs ten seconds."""
+"""What all tests share: one Ray for the session, since starting it costs ten seconds.
+
+A test that starts Ray or a browser is marked by the fixture it takes; one that starts Ray in a
+process of its own is marked by hand. Without the mark it cannot start either, so no mark is
+forgotten and `make test-fast` stays fast.
+"""
 
 import io
 import os
@@ -13,12 +18,49 @@ os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
 
 import pytest
+import ray
+from hypothesis import HealthCheck, settings
+
+# No test depends on how fast the machine is.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+MARKED_BY_FIXTURE = {"ray_cluster": "ray", "browser": "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for fixture in MARKED_BY_FIXTURE.keys() & set(item.fixturenames):
+            item.add_marker(MARKED_BY_FIXTURE[fixture])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Around a test and the fixtures that are made for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("ray") is None:
+            forbid_ray(patch, item.nodeid)
+        if item.get_closest_marker("browser") is None:
+            patch.setitem(sys.modules, "playwright.sync_api", None)  # importing it is an error
+        return (yield)
+
+
+def forbid_ray(patch, test):
+    """Make Ray impossible to start and a running one invisible, here and in child processes."""
+
+    def refuse(*arguments, **options):
+        pytest.fail(f"{test} starts Ray: mark it with @pytest.mark.ray")
+
+    patch.setattr(ray, "init", refuse)
+    patch.setattr(ray, "is_initialized", lambda: False)
+    patch.setenv("RAY_ADDRESS", "this-test-is-not-marked-ray")  # no address: refused at once
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    import ray
-
     from echostill.platform import runtime
 
     if not ray.is_initialized():

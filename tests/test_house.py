@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from scipy.sparse.csgraph import connected_components
 
 from echostill.platform.stages import STAGES
@@ -189,6 +191,7 @@ ACROSS = {
     "docs": "documents",
     "python_docs": "the documented Python",
     "house": "this file",
+    "marks": "conftest.py",
 }
 
 
@@ -225,6 +228,18 @@ def test_every_folder_with_modules_is_in_the_wheel():
     assert setuptools["package-dir"] == expected
     assert sorted(setuptools["packages"]) == sorted(expected)
     assert not (ROOT / "__init__.py").exists()  # a namespace, for editable and wheel installs alike
+
+
+def test_the_lowest_releases_are_the_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    bounds = {}
+    for requirement in map(Requirement, project["dependencies"]):
+        (bounds[requirement.name],) = (
+            Version(bound.version) for bound in requirement.specifier if bound.operator == ">="
+        )
+    assert {name: Version(pin) for name, pin in pinned.items()} == bounds
 
 
 def run(*arguments):

@@ -43,7 +43,8 @@ def centred(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """
     moved = features.astype(np.float32) - mean
     length = np.linalg.norm(moved, axis=1, keepdims=True)
-    return np.divide(moved, length, out=np.zeros_like(moved), where=length > 0)
+    unit: np.ndarray = np.divide(moved, length, out=np.zeros_like(moved), where=length > 0)
+    return unit
 
 
 def semantic_pairs(
@@ -110,7 +111,8 @@ def nearest_features(
 def _gap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return 1 - cosine of pairs of unit rows, (P,) float32, the same for any number of threads."""
     cosine = (first.astype(np.float64) * second).sum(axis=1)
-    return np.maximum(1 - cosine, 0).astype(np.float32)
+    gap: np.ndarray = np.maximum(1 - cosine, 0).astype(np.float32)
+    return gap
 
 
 def _clusters(features: Features, cluster: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

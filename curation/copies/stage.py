@@ -199,7 +199,8 @@ class Preference:
     def why(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
         """Return which of the reasons ``PREFERRED`` decided each pair of rows, (P,) int64."""
         differs = [key[better] != key[worse] for key in self.keys]
-        return np.argmax([*differs, np.ones(len(better), dtype=bool)], axis=0)
+        reason: np.ndarray = np.argmax([*differs, np.ones(len(better), dtype=bool)], axis=0)
+        return reason
 
 
 def duplicate_table(pool: Table, config: DuplicatesConfig, scores: Table | None) -> pa.Table:
@@ -320,11 +321,13 @@ def describe_copy(kind: int, distance: float) -> str:
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
     """Return a number for each distinct text of a column, (N,) int64."""
     encoded = pc.fill_null(column, "").combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64)
+    codes: np.ndarray = encoded.indices.to_numpy().astype(np.int64)
+    return codes
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(column, 0).to_numpy().astype(np.float64)
+    numbers: np.ndarray = pc.fill_null(column, 0).to_numpy().astype(np.float64)
+    return numbers
 
 
 STAGE = Stage(stages.DUPLICATES, DuplicatesConfig, find_duplicates, plan_find_duplicates)

@@ -128,7 +128,8 @@ def write_review(store: Store, stage: ShardedStage, records: Mapping[int, dict[s
     table = pa.Table.from_pylist(rows, schema=REVIEW_SCHEMA)
     made_from = stage.fingerprint.as_dict()
     write_table(review_storage(store), table, stage=stage.name, fingerprint=made_from)
-    return table.num_rows
+    frames: int = table.num_rows
+    return frames
 
 
 def _held_back(stage: ShardedStage, record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -109,7 +109,8 @@ def brightest(frame: np.ndarray) -> np.ndarray:
     """Return each pixel's largest channel, (H, W): coloured text is as bright as white."""
     if frame.ndim == 2:
         return frame
-    return np.maximum(np.maximum(frame[..., 0], frame[..., 1]), frame[..., 2])
+    largest: np.ndarray = np.maximum(np.maximum(frame[..., 0], frame[..., 1]), frame[..., 2])
+    return largest
 
 
 def _shows_tissue(region: Region) -> bool:

@@ -85,7 +85,8 @@ def _thumbnails(squares: np.ndarray) -> np.ndarray:
     """Average squares (N, 32, 32) to (N, 16, 16) uint8."""
     rows = squares[:, ::2].astype(np.uint16) + squares[:, 1::2]
     total = rows[..., ::2] + rows[..., 1::2]
-    return ((total + 2) >> 2).astype(np.uint8)  # to the nearest level, halves up
+    mean: np.ndarray = ((total + 2) >> 2).astype(np.uint8)  # to the nearest level, halves up
+    return mean
 
 
 def sector_box(grey: np.ndarray) -> Box:
@@ -149,7 +150,8 @@ def _bytes_of(column: pa.ChunkedArray, width: int) -> np.ndarray:
 
 def hamming(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the number of bits that differ, over the last axis of packed hashes."""
-    return np.bitwise_count(first ^ second).sum(axis=-1, dtype=np.int16)
+    bits: np.ndarray = np.bitwise_count(first ^ second).sum(axis=-1, dtype=np.int16)
+    return bits
 
 
 def thumbnail_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -172,4 +174,5 @@ def thumbnail_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     )
     length = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
     product = (a * b).sum(axis=1)
-    return np.divide(product, length, out=np.zeros_like(product), where=length > 0)
+    cosine: np.ndarray = np.divide(product, length, out=np.zeros_like(product), where=length > 0)
+    return cosine

@@ -151,7 +151,8 @@ def sector_grid(brightness: Brightness) -> np.ndarray:
     # Shadows and cysts are dark and still sector: what lies between lit cells of a row and of a
     # column belongs to it.
     along_columns, along_rows = _between(np.stack([lit.T, lit]))
-    return along_columns.T & along_rows
+    enclosed: np.ndarray = along_columns.T & along_rows
+    return enclosed
 
 
 def text_share(grey: np.ndarray) -> float:

@@ -47,7 +47,8 @@ def outer_product_norms(gradient: Tensor, hidden: Tensor) -> Tensor:
     with torch.autocast(device, enabled=False):
         if values * width <= tokens * (values + width):
             product = gradient.to(exact).transpose(1, 2) @ hidden.to(exact)
-            return torch.linalg.vector_norm(product, dim=(1, 2))
+            norms: Tensor = torch.linalg.vector_norm(product, dim=(1, 2))
+            return norms
         g, h = gradient.double(), hidden.double()
         squared = ((g @ g.transpose(1, 2)) * (h @ h.transpose(1, 2))).sum(dim=(1, 2))
         return squared.clamp_min(0).sqrt().to(exact)

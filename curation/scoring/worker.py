@@ -24,7 +24,7 @@ from echostill.platform.seeding import stream
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA, scores_schema
 from echostill.platform.tables.storage import Storage
-from echostill.platform.training.loop import TrainingSettings
+from echostill.platform.training.settings import TrainingSettings
 
 
 class ProxySettings(Config):

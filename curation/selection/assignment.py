@@ -92,7 +92,7 @@ class AssignPiece:
         """Find the nearest centroid in double precision; the first of equal ones, (n,)."""
         options = np.sort(nearest, axis=1)
         products = np.einsum("ij,ikj->ik", exact, self._exact[options]) / self._lengths[options]
-        best = options[np.arange(len(options)), products.argmax(axis=1)]
+        best: np.ndarray = options[np.arange(len(options)), products.argmax(axis=1)]
         # If even the last candidate is within the margin, an unlisted centroid may be nearer.
         crowded = cosine[:, -1] >= cosine[:, 0] - self._margin
         if nearest.shape[1] < len(self.centroids) and crowded.any():
@@ -112,7 +112,8 @@ class AssignPiece:
     @property
     def _margin(self) -> float:
         """Largest joint error of two inner products of unit vectors in single precision."""
-        return (self.centroids.shape[1] + 16) * 2.0**-23
+        margin: float = (self.centroids.shape[1] + 16) * 2.0**-23
+        return margin
 
     @cached_property
     def _index(self) -> Any:

@@ -391,4 +391,5 @@ def _quality(scores: pa.Table, order: np.ndarray, ids: pa.Array, penalty: float)
             f"{len(broken)} of {len(ids)} gradients are missing or not finite: "
             f"{first_ids(ids, broken)}. Score these images again or leave them out of the pool."
         )
-    return (mean - penalty * spread).astype(np.float32)
+    quality: np.ndarray = (mean - penalty * spread).astype(np.float32)
+    return quality

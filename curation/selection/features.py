@@ -258,11 +258,14 @@ def inverse(order: np.ndarray) -> np.ndarray:
 
 def usable_rows(block: np.ndarray) -> np.ndarray:
     """Return which rows are finite and not zero, (n,) bool, of (n, D) of any float type."""
+    usable: np.ndarray
     if block.dtype == np.float16 and block.flags.c_contiguous:
         # Without the sign bit, float16 bits increase with the value; from 0x7c00 it is not finite.
         largest = (block.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1)
-        return (largest > 0) & (largest < 0x7C00)
-    return np.isfinite(block).all(axis=1) & (block != 0).any(axis=1)
+        usable = (largest > 0) & (largest < 0x7C00)
+    else:
+        usable = np.isfinite(block).all(axis=1) & (block != 0).any(axis=1)
+    return usable
 
 
 def _dimension(kind: pa.DataType) -> int:
@@ -276,7 +279,8 @@ def _matrix(lists: pa.Array) -> np.ndarray:
     values = lists.flatten()
     if lists.null_count or values.null_count:
         raise UsageError("column 'feature' has nulls. Run `echostill score` again.")
-    return values.to_numpy().reshape(len(lists), dimension)
+    matrix: np.ndarray = values.to_numpy().reshape(len(lists), dimension)
+    return matrix
 
 
 def _wrong_type(kind: str) -> str:

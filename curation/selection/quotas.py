@@ -112,7 +112,8 @@ def _weights(sizes: np.ndarray, rule: Rule) -> np.ndarray:
     if rule == "proportional":
         return sizes
     if rule == "square-root":
-        return np.floor(np.sqrt(sizes) * 2**16).astype(np.int64)
+        roots: np.ndarray = np.floor(np.sqrt(sizes) * 2**16).astype(np.int64)
+        return roots
     return (sizes > 0).astype(np.int64)
 
 

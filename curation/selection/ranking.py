@@ -60,12 +60,15 @@ def dual_ranks(
     Returns:
         (N,) float64 in (0, 1], smaller is better.
     """
+    fused: np.ndarray
     if fusion == "max":
-        return np.maximum(distance_rank, gradient_rank) / size
-    if fusion == "product":
+        fused = np.maximum(distance_rank, gradient_rank) / size
+    elif fusion == "product":
         logarithm = alpha * np.log(distance_rank) + (1 - alpha) * np.log(gradient_rank)
-        return np.exp(np.round(logarithm, 9)) / size
-    if fusion == "two-stage":
+        fused = np.exp(np.round(logarithm, 9)) / size
+    elif fusion == "two-stage":
         later = gradient_rank > np.ceil(np.round(gradient_keep * size, 9))
-        return (distance_rank + later * size) / (2 * size)
-    return np.round(alpha * distance_rank + (1 - alpha) * gradient_rank, 9) / size
+        fused = (distance_rank + later * size) / (2 * size)
+    else:
+        fused = np.round(alpha * distance_rank + (1 - alpha) * gradient_rank, 9) / size
+    return fused

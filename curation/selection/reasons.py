@@ -41,7 +41,8 @@ def ordinals(numbers: np.ndarray) -> pa.Array:
 
 def ordinal(number: int) -> str:
     """Write one number as an ordinal."""
-    return ordinals(np.array([number]))[0].as_py()
+    text: str = ordinals(np.array([number]))[0].as_py()
+    return text
 
 
 def reasons(

@@ -127,7 +127,7 @@ def _reader(quantization: Any, pixels: np.ndarray) -> Any:
         for start in range(0, len(pixels), CALIBRATION_BATCH):
             yield {INPUT: pixels[start : start + CALIBRATION_BATCH].astype(np.float32) / 255}
 
-    class Reader(quantization.CalibrationDataReader):
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # it has no types
         def __init__(self) -> None:
             self._batches = batches()
 

@@ -179,7 +179,8 @@ def _features(model: FeatureModel, pixels: np.ndarray) -> np.ndarray:
 def _cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a, b = first.astype(np.float64), second.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(axis=1) / np.maximum(lengths, 1e-30)
+    cosine: np.ndarray = (a * b).sum(axis=1) / np.maximum(lengths, 1e-30)
+    return cosine
 
 
 def _torch_latency(encoder: Encoder, threads: int, repeats: int) -> dict[str, float]:

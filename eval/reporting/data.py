@@ -275,7 +275,8 @@ def _gradients(scores: Table, ids: pa.ChunkedArray) -> np.ndarray:
     place = _coreset_rows(ids, table["image_id"], "the scores")
     lists = table["gradient"].combine_chunks()
     values = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-    return values.reshape(len(table), -1)[place]
+    gradients: np.ndarray = values.reshape(len(table), -1)[place]
+    return gradients
 
 
 def _read_run(store: Store, name: str, coreset_digest: str) -> Run:

@@ -28,7 +28,8 @@ class Rows:
         """Take the columns out of a coreset table."""
 
         def column(name: str) -> np.ndarray:
-            return table[name].to_numpy()
+            values: np.ndarray = table[name].to_numpy()
+            return values
 
         return cls(
             image_id=column("image_id"),
@@ -45,12 +46,14 @@ class Rows:
     @property
     def distance_place(self) -> np.ndarray:
         """Distance rank over the cluster's size, in (0, 1]; small is near."""
-        return self.distance_rank / self.size
+        share: np.ndarray = self.distance_rank / self.size
+        return share
 
     @property
     def gradient_place(self) -> np.ndarray:
         """Gradient rank over the cluster's size, in (0, 1]; small is a large gradient."""
-        return self.gradient_rank / self.size
+        share: np.ndarray = self.gradient_rank / self.size
+        return share
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def _cluster_quotas(table: pa.Table) -> np.ndarray:
     stratum = pc.dictionary_encode(table["stratum"].combine_chunks()).indices.to_numpy()
     _, first = np.unique(np.stack([cluster, stratum]), axis=1, return_index=True)
     totals = np.bincount(cluster[first], weights=quota[first]).astype(quota.dtype)
-    return totals[cluster]
+    quotas: np.ndarray = totals[cluster]
+    return quotas
 
 
 def clusters_of(rows: Rows) -> Clusters:
@@ -103,7 +107,8 @@ def evenly(positions: np.ndarray, count: int) -> np.ndarray:
     """Take so many positions, evenly spaced."""
     if len(positions) <= count:
         return positions
-    return positions[np.linspace(0, len(positions) - 1, count).astype(int)]
+    spaced: np.ndarray = positions[np.linspace(0, len(positions) - 1, count).astype(int)]
+    return spaced
 
 
 def galleries(rows: Rows, count: int) -> list[Gallery]:
@@ -148,7 +153,8 @@ def _spread(rows: Rows, allowed: np.ndarray, value: np.ndarray, count: int) -> n
     _, first = np.unique(rows.cluster[order], return_index=True)
     lead = np.sort(first)[:count]
     rest = np.setdiff1d(np.arange(len(order)), lead)[: count - len(lead)]
-    return order[np.concatenate([lead, rest])]
+    shown: np.ndarray = order[np.concatenate([lead, rest])]
+    return shown
 
 
 def _boundary_clusters(rows: Rows, count: int) -> np.ndarray:

@@ -91,11 +91,11 @@ def _trainings(configurations: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
         rest = {key: configuration[key] for key in configuration if key not in _OF_A_RUN}
         groups.setdefault(json.dumps(rest, sort_keys=True), []).append(configuration)
     trainings = []
-    for rest, members in groups.items():
+    for shared, members in groups.items():
         students = _distinct(student for member in members for student in member["students"])
         seeds = _distinct(seed for member in members for seed in member["seeds"])
         if len(students) * len(seeds) == len(members):
-            trainings.append({**json.loads(rest), "students": students, "seeds": seeds})
+            trainings.append({**json.loads(shared), "students": students, "seeds": seeds})
         else:
             trainings += members
     return trainings

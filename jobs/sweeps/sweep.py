@@ -265,7 +265,7 @@ def _train(
 
     with Progress("sweep", len(runs), enabled=config.progress) as bar:
 
-        class Advance(tune.Callback):
+        class Advance(tune.Callback):  # type: ignore[misc]  # Ray's class is read without types
             def __reduce__(self) -> tuple[Any, tuple[()]]:
                 return tune.Callback, ()  # Tune keeps its callbacks on disk; a bar cannot be
 

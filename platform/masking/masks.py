@@ -290,7 +290,7 @@ def apply_frequency(pixels: Tensor, mask: Tensor) -> Tensor:
     exact = pixels if pixels.dtype == torch.float64 else pixels.float()
     side = pixels.shape[-1]
     kept = torch.fft.ifftshift(mask, dim=(-2, -1))[:, None, :, : side // 2 + 1]
-    stopped = torch.fft.irfft2(torch.fft.rfft2(exact) * kept, s=(side, side))
+    stopped: Tensor = torch.fft.irfft2(torch.fft.rfft2(exact) * kept, s=(side, side))
     return stopped.abs().to(pixels.dtype)
 
 

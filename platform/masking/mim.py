@@ -109,7 +109,8 @@ def frequency_reconstruction_loss(reconstruction: Tensor, pixels: Tensor, mask: 
     stopped = torch.fft.ifftshift(~mask, dim=(-2, -1))[:, None, :, : spectrum.shape[-1]]
     counted = stopped * times
     total = (counted * spectrum.abs()).sum(dim=(1, 2, 3))
-    return total / (counted.sum(dim=(1, 2, 3)) * pixels.shape[1]).clamp_min(1)
+    mean: Tensor = total / (counted.sum(dim=(1, 2, 3)) * pixels.shape[1]).clamp_min(1)
+    return mean
 
 
 def focal_frequency_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
@@ -189,7 +190,8 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Return what enters the last layer: patch tokens (B, N, D) to (B, N, dim)."""
-        return self.norm(self.blocks(self.embedding(self.input_norm(tokens))))
+        entering: Tensor = self.norm(self.blocks(self.embedding(self.input_norm(tokens))))
+        return entering
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return predicted patches (B, N, p*p*3) and what entered the last layer (B, N, dim)."""

@@ -18,7 +18,8 @@ from echostill.platform.models import create_encoder
 from echostill.platform.models.weights import Weights
 from echostill.platform.tables.store import Store
 from echostill.platform.training.batches import TrainingBatch
-from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
+from echostill.platform.training.loop import TrainingState, TrainingTask
+from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages, stage_images
 
 Views = Literal["joint", "separated"]

@@ -25,7 +25,7 @@ class AttentionParts(NamedTuple):
 
     def logits(self) -> Tensor:
         """Return q k^T / sqrt(d) plus the position bias: (B, heads, N, N), before the softmax."""
-        scaled = self.query @ self.key.transpose(-2, -1) / self.query.shape[-1] ** 0.5
+        scaled: Tensor = self.query @ self.key.transpose(-2, -1) / self.query.shape[-1] ** 0.5
         return scaled if self.bias is None else scaled + self.bias
 
     def with_heads(self, heads: int) -> "AttentionParts":

@@ -71,8 +71,10 @@ class ShardLog:
         cls, events: Storage | None, bar: Progress, stage: str, mode: str, plan: WorkerPlan
     ) -> Iterator["ShardLog"]:
         """Log a run (mode ``run`` or ``retry``) from its start to whatever ends it."""
-        said = {"mode": mode, "shards": bar.total, "plan": plan.describe()}
-        with bar, stage_run(events, stage, **said) as run:
+        with (
+            bar,
+            stage_run(events, stage, mode=mode, shards=bar.total, plan=plan.describe()) as run,
+        ):
             yield cls(run, bar)
 
     def resume(self, records: dict[int, dict[str, Any]], cut: list[int]) -> None:

@@ -19,7 +19,7 @@ from echostill.platform.progress import Progress
 from echostill.platform.shards.files import Record, ShardFiles, ShardWorker
 from echostill.platform.shards.log import Accounting, ShardLog
 from echostill.platform.shards.run import stream
-from echostill.platform.stage import StageResult
+from echostill.platform.stage import Counts, StageResult
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST, Table, write_manifest
@@ -36,7 +36,11 @@ class Retried:
 
     def result(self, stage: str, made: str, where: str, sentence: str) -> StageResult:
         """Return the result of a stage's retry."""
-        counts = {**self.accounting.counts, "quarantined_before": self.before, "left": self.left}
+        counts: Counts = {
+            **self.accounting.counts,
+            "quarantined_before": self.before,
+            "left": self.left,
+        }
         return StageResult(stage, (made,), where, counts, sentence, not self.before)
 
     def describe(self, stale: Sequence[str]) -> str:

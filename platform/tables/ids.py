@@ -36,7 +36,8 @@ def rows_of_ids(
     if row.null_count:
         lost = np.flatnonzero(pc.is_null(row).to_numpy(zero_copy_only=False))
         raise UsageError(f"{len(lost)} {what} are not in {where}: {first_ids(ids, lost)}. {advice}")
-    return row.to_numpy().astype(np.int64)
+    numbers: np.ndarray = row.to_numpy().astype(np.int64)
+    return numbers
 
 
 def pool_rows(scored: pa.Array | pa.ChunkedArray, pool: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from echostill.platform.training.collective import TrainingWorker
-from echostill.platform.training.loop import TrainingSettings, TrainingState, TrainingTask
+from echostill.platform.training.loop import TrainingState, TrainingTask
 from echostill.platform.training.optimisation import parameter_groups
+from echostill.platform.training.settings import TrainingSettings
 
 
 def wrap(task: TrainingTask, settings: TrainingSettings, worker: TrainingWorker) -> nn.Module:

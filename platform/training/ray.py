@@ -27,11 +27,11 @@ from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import (
     NonFiniteLossError,
     Totals,
-    TrainingSettings,
     TrainingState,
     TrainingTask,
     train,
 )
+from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages
 from echostill.platform.training.tracking import Tracker, TrackingCallback
 

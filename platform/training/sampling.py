@@ -74,7 +74,8 @@ def weighted_epoch(seed: int, epoch: int, weights: bytes) -> np.ndarray:
     points = (np.arange(len(weight)) + random.random()) * (reached[-1] / len(weight))
     # Rounding may put the last point on the end itself, and no image of weight 0 lies there.
     places = np.minimum(np.searchsorted(reached, points, side="right"), np.argmax(reached))
-    return order[places][stream(seed, "order", epoch).permutation(len(weight))]
+    rows: np.ndarray = order[places][stream(seed, "order", epoch).permutation(len(weight))]
+    return rows
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class PooledFeatures(nn.Module):
 Rows = Callable[[Sequence[dict[str, float]]], list[dict[str, float]]]
 
 
-class TrackingCallback(UserCallback):
+class TrackingCallback(UserCallback):  # type: ignore[misc]  # Ray's class is read without types
     """Runs on Ray Train's controller: passes each report on to MLflow and to the progress bar."""
 
     def __init__(self, logged: Sequence[tuple[Rows, Tracker]], channel: Channel) -> None:

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.ray
 def test_two_workers_then_one_then_two_end_as_one_that_was_left_alone():
     command = [sys.executable, str(ROOT / "benchmarks" / "kill_training.py"), "--json"]
     command += ["--kills", "1", "--kinds", "node", "--steps", "40", "--seed", "11"]

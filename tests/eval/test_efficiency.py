@@ -1,9 +1,11 @@
+import pytest
 import torch
 
 from echostill.eval.efficiency import efficiency
 from echostill.platform.models import create_encoder
 
 
+@pytest.mark.slow
 def test_efficiency_tells_what_it_measured():
     encoder = create_encoder("tinyusfm-micro").train()
     result = efficiency(encoder, batch_size=2, repeats=2, warmup=1)

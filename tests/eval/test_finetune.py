@@ -63,6 +63,7 @@ def discs(count=24):
     )
 
 
+@pytest.mark.slow
 def test_classification_learns_is_repeatable_and_leaves_the_encoder(encoder):
     before = copy.deepcopy(encoder.state_dict())
     settings = FineTuneSettings(steps=20, batch_size=8)

@@ -30,6 +30,8 @@ PYTHON = sys.executable
 CLI = [PYTHON, "-m", "echostill.jobs.cli.main"]
 RESULTS = ("pool", "scores", "coresets", "runs")
 
+pytestmark = pytest.mark.ray
+
 
 def take(source, target, rows):
     """Write a manifest of a few rows with absolute paths."""

@@ -32,6 +32,7 @@ METHODS = {
     "dual-rank": Method(
         dual_rank,
         blocked=True,
+        first="images near the centroid with a large gradient",
         better="better dual ranks",
         equal="equal dual ranks with smaller ids",
         by_row=True,
@@ -41,6 +42,7 @@ METHODS = {
     "random": Method(
         random,
         blocked=False,
+        first="at random, by a hash of seed and id",
         better="earlier random draws",
         equal="equal random draws with smaller ids",
         by_row=True,
@@ -48,19 +50,39 @@ METHODS = {
     "stratified-random": Method(
         random,
         blocked=True,
+        first="at random, by a hash of seed and id",
         better="earlier random draws",
         equal="equal random draws with smaller ids",
         by_row=True,
     ),
-    "near": Method(near, blocked=True, better="images nearer to the centroid", by_row=True),
-    "far": Method(far, blocked=True, better="images farther from the centroid", by_row=True),
-    "moderate": Method(
-        moderate, blocked=True, better="images nearer to the median distance", by_row=True
+    "near": Method(
+        near,
+        blocked=True,
+        first="images near the centroid",
+        better="images nearer to the centroid",
+        by_row=True,
     ),
-    "gradient": Method(gradient, blocked=True, better="larger gradients", by_row=True),
+    "far": Method(
+        far,
+        blocked=True,
+        first="images far from the centroid",
+        better="images farther from the centroid",
+        by_row=True,
+    ),
+    "moderate": Method(
+        moderate,
+        blocked=True,
+        first="images at the median distance from the centroid",
+        better="images nearer to the median distance",
+        by_row=True,
+    ),
+    "gradient": Method(
+        gradient, blocked=True, first="large gradients", better="larger gradients", by_row=True
+    ),
     "k-center": Method(
         k_center,
         blocked=False,
+        first="images farthest from those chosen so far",
         better="images farther from those chosen before them",
         compares=True,
         operations=_one_by_one,
@@ -69,6 +91,7 @@ METHODS = {
     "herding": Method(
         herding,
         blocked=False,
+        first="images that keep the mean of the chosen close to the mean of the pool",
         better="images that keep the mean better",
         compares=True,
         operations=_one_by_one,
@@ -77,24 +100,39 @@ METHODS = {
     "facility-location": Method(
         facility_location,
         blocked=False,
+        first="images that cover most of their neighbours",
         better="images that cover more of the others",
         compares=True,
         operations=_all_pairs,
         memory=_doubles,
     ),
     "ssl-prototypes": Method(
-        ssl_prototypes, blocked=False, better="images that come first by their distance"
+        ssl_prototypes,
+        blocked=False,
+        first="images far from (or near) the centroids, with a floor per cluster",
+        better="images that come first by their distance",
     ),
-    "ccs": Method(ccs, blocked=False, better="earlier draws from the strata of the gradient"),
+    "ccs": Method(
+        ccs,
+        blocked=False,
+        first="at random in strata of the gradient, without the hardest",
+        better="earlier draws from the strata of the gradient",
+    ),
     "d2": Method(
         d2,
         blocked=False,
+        first="large gradients, discounted around each choice",
         better="images of larger score, neighbours discounted",
         compares=True,
         operations=_all_pairs,
         memory=_doubles,
     ),
     "hierarchical": Method(
-        in_leaf, blocked=True, better="images taken before it", by_row=True, tree=True
+        in_leaf,
+        blocked=True,
+        first="at random (or nearest) in clusters, with quotas by water-filling down a tree",
+        better="images taken before it",
+        by_row=True,
+        tree=True,
     ),
 }

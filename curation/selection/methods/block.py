@@ -139,6 +139,7 @@ class Method:
         order: (n,) float64 priorities of a block's rows; smaller is chosen first, ties are broken
             by id. ``count`` rows will be chosen, including pinned ones, which always come first.
         blocked: whether it chooses inside clusters, each with its quota, by default.
+        first: what it chooses first, for the table of docs/selection.md.
         better: what filled a quota, for the reason of a row that was not chosen.
         equal: the same if the rows tie.
         by_row: the order does not depend on ``count`` or on the block beyond its clusters, so that
@@ -154,6 +155,7 @@ class Method:
 
     order: Order
     blocked: bool
+    first: str
     better: str
     equal: str = "equal ones with smaller ids"
     by_row: bool = False

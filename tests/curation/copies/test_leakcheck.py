@@ -169,6 +169,7 @@ def scored(store, tmp_path):
     return store
 
 
+@pytest.mark.slow
 def test_features_are_compared_where_the_store_has_them(scored, leaky):
     settings = LeakSettings(near_distance=None)
     report = check_leaks(scored.root, [leaky], settings)
@@ -182,6 +183,7 @@ def test_features_are_compared_where_the_store_has_them(scored, leaky):
     assert found(scored)[("pool_1.png", "leaky/list")]["kind"] == "semantic"
 
 
+@pytest.mark.slow
 def test_other_weights_are_not_taken_for_the_teacher(scored, leaky, tmp_path):
     torch.manual_seed(1)
     save_weights(create_encoder("usfm-micro"), tmp_path / "teacher.safetensors", {})

@@ -126,6 +126,7 @@ def test_exclusions_leave_clusters_and_ranks_as_they_are():
         assert {name: one[name] for name in kept} == {name: other[name] for name in kept}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_any_pins_and_exclusions(data):

@@ -92,6 +92,7 @@ def selected(store, name):
     return table.filter(table["selected"])["image_id"].to_pylist()
 
 
+@pytest.mark.slow
 def test_the_budget_is_met_exactly_whatever_it_is(store):
     for budget in range(1, ROWS + 1):
         select(config(store, budget=budget, name=f"b{budget}"))

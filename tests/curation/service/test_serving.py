@@ -26,6 +26,7 @@ def test_half_of_tls_is_refused(built, tmp_path):
         serve(str(built), ssl_keyfile=str(key))
 
 
+@pytest.mark.slow
 def test_no_pool_is_wrong_usage(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "echostill.jobs.cli.main", "serve", str(tmp_path / "none")],

@@ -133,6 +133,7 @@ def task(store, teacher, seed=0, **objectives):
     ).task()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", list(AGREES))
 @pytest.mark.parametrize("level", ["sample", "token"])
 def test_cached_and_live_give_the_same_loss_and_gradients(store, caches, precision, level):
@@ -161,6 +162,7 @@ def test_cached_and_live_give_the_same_loss_and_gradients(store, caches, precisi
         assert float((own - other).norm() / own.norm()) < 20 * AGREES[precision]
 
 
+@pytest.mark.slow
 def test_students_that_share_a_cache_each_get_their_own_layers_of_each_part(store, caches):
     """Two students, other layers, and a batch cut in two: as with the live teacher."""
     objectives = {
@@ -185,6 +187,7 @@ def test_students_that_share_a_cache_each_get_their_own_layers_of_each_part(stor
         assert float(after) == pytest.approx(float(before), rel=AGREES["float16"])
 
 
+@pytest.mark.slow
 def test_the_views_repeat_and_are_those_of_every_seed(store):
     images = stage_images(store.open_pool(), store.root, 128)
     seen = {}
@@ -202,6 +205,7 @@ def test_the_views_repeat_and_are_those_of_every_seed(store):
     assert not torch.equal(seen[one, 0], seen[one, 1])
 
 
+@pytest.mark.slow
 def test_a_verified_cache_and_one_that_was_tampered_with(store, tmp_path):
     settings = config(store, cache_name="verified", cache_precision="int8")
     cache = build(settings, store)
@@ -217,6 +221,7 @@ def test_a_verified_cache_and_one_that_was_tampered_with(store, tmp_path):
     np.save(path, codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -252,6 +257,7 @@ def test_a_changed_transform_or_mask_is_refused_with_the_difference(store, cache
         make_cache(config(store, **{**same, **changes, "cache_name": "verified"}))
 
 
+@pytest.mark.slow
 def test_another_teacher_or_coreset_is_refused(store, caches, tmp_path):
     settings = config(store, cache_name="int8", cache_precision="int8")
     torch.manual_seed(5)

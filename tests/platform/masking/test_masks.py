@@ -59,6 +59,7 @@ def literal_frequency(row, size, radii, ratio):
     return mask
 
 
+@pytest.mark.slow
 def test_masks_are_their_definitions_for_a_thousand_configurations():
     random = np.random.default_rng(0)
     for _ in range(500):

@@ -157,6 +157,7 @@ def test_an_image_does_not_feel_its_batch(model):
     torch.testing.assert_close(whole[2:], alone)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
     torch.manual_seed(1)
     own = MaskedImageModel(create_encoder("tinyusfm-micro", image_size=SIZE))

@@ -96,6 +96,7 @@ def test_published_keys():
     assert not {"norm.weight", "head.weight"} & (beit | vit)
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes(tmp_path):
     # In another process too: the order of a hash table must not reach the file.
     code = (

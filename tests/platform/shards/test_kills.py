@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HARNESS = Path(__file__).resolve().parents[3] / "benchmarks" / "kill_stages.py"
 
 
+@pytest.mark.ray
 def test_after_kills_the_tables_are_those_of_an_undisturbed_run(tmp_path):
     arguments = ["--kills", "3", "--kinds", "driver,actor,raylet", "--images", "48"]
     done = subprocess.run(

@@ -93,6 +93,7 @@ def command(name, *arguments):
     return [sys.executable, "-m", "echostill.jobs.cli.main", name, *arguments]
 
 
+@pytest.mark.ray
 def test_a_bucket_is_ingested_into_a_bucket_through_a_kill(bucket, tmp_path):
     """Killed with some shards finished; resumed, the pool is what the worker gives on its own."""
     incoming, store = Storage(f"{bucket}/incoming"), Store(f"{bucket}/store")

@@ -49,6 +49,7 @@ def server(tmp_path_factory):
         process.wait(30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "server"])
 def test_a_run_has_one_record_whatever_restarts(kind, request, tmp_path):
     uri = None if kind == "sqlite" else request.getfixturevalue("server")

@@ -28,6 +28,7 @@ def test_what_is_there_is_not_made_again(own_store):
     assert {path for path in before if before[path] != after[path]} <= {folder / "lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage", ["neighbours: training", "neighbours: writing", "map: interpolating"]
 )

@@ -1,5 +1,6 @@
 """Generated requests: none makes the service fail or break the schemas of its document."""
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
@@ -9,6 +10,7 @@ EXAMPLES = 15  # of each operation
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance]
 
 
+@pytest.mark.slow
 def test_no_request_makes_the_service_fail_or_break_its_schemas(live, make):
     headers = {"Authorization": f"Bearer {make['token']}"}
     document = schemathesis.openapi.from_url(f"{live.url}/v1/openapi.json", headers=headers)

@@ -36,6 +36,7 @@ def bytes_of(folder):
 KEYS = {"budget": 0.25, "clusters": 6, "seed": 5, "max_per_group": 3, "penalty": 0.5}
 
 
+@pytest.mark.slow
 def test_a_pick_is_the_commands_coreset_byte_for_byte(web, live, own_store, make):
     answer = web.post("/v1/coresets", json={"name": "picked", **KEYS})
     assert answer.status_code == 202
@@ -147,6 +148,7 @@ def gone(pids, seconds=30):
     return False
 
 
+@pytest.mark.slow
 def test_kill_9_while_indexing_and_picking_loses_nothing(built, own_store, make):
     shutil.rmtree(own_store / "scores" / "service")
     service = Command(own_store)
