@@ -13,7 +13,7 @@ function Verdict({ detail }: { detail: ImageDetails }) {
   const last = detail.why.values.last_chosen;
   return (
     <div class={`verdict ${row.selected ? "selected" : ""}`}>
-      <p><strong>{row.selected ? "In the coreset" : "Not in the coreset"}</strong> “{row.name}”: {row.reason}.</p>
+      <p><strong>{row.selected ? "In the coreset" : "Not in the coreset"} “{row.name}”.</strong> Reason: {row.reason}.</p>
       <dl class="facts">
         <div><dt>rank in its cluster</dt><dd>{number(row.cluster_rank)} of {number(row.cluster_size)}</dd></div>
         <div><dt>quota of the cluster</dt><dd>{number(row.quota)}</dd></div>

@@ -1,4 +1,4 @@
-"""The explorer in a real browser: look, find, read why, compare, pick, decide by hand."""
+"""The explorer in a real browser: map, search, explanation, comparison, picking, pins."""
 
 import os
 import shutil
@@ -110,7 +110,7 @@ def test_pick_find_why_compare_pin(visit, own_store, make):
     page.wait_for_selector(".verdict")
     words = page.inner_text("main")
     assert "scan_0017.png" in words
-    assert "place in its cluster" in words
+    assert "rank in its cluster" in words
     assert page.locator(".image .grid.small .card").count() > 10  # neighbours and cluster
     page.wait_for_selector(".image-head img")  # the picture came, with the token
 
@@ -119,12 +119,20 @@ def test_pick_find_why_compare_pin(visit, own_store, make):
     page.get_by_label("Your name").fill("anna")
     page.get_by_label("Reason").fill("typical view")
     page.get_by_role("button", name="Save").click()
-    page.wait_for_selector(".messages:has-text('Noted')")
+    page.wait_for_selector(".messages:has-text('Saved')")
     visit.go("pins", "table")
     assert "typical view" in page.inner_text("table")
 
     assert visit.complaints == []
     assert visit.elsewhere() == []
+
+
+def test_an_image_that_was_not_scored_says_why(visit, make):
+    visit.go(f"image/{make['identity'](239)}", ".verdict")
+    visit.page.wait_for_selector(".image-head img")
+    assert "quarantine at score" in visit.page.inner_text(".verdict")
+    assert visit.page.inner_text(".messages") == ""
+    assert visit.complaints == []
 
 
 def test_lasso_and_keys_on_the_map(visit):
@@ -169,7 +177,7 @@ def test_the_point_under_the_pointer_is_the_nearest(visit):
               event.clientX = box.left + box.width / 2 + right * scale + (k % 7) - 3;
               event.clientY = box.top + box.height / 2 - up * scale + (k % 5) - 2;
             }
-            const [px, py] = canvas.place(event);
+            const [px, py] = canvas.position(event);
             let best = (12 / 2 ** canvas.view.zoom) ** 2, index = -1;
             for (let i = 0; i < count; i++) {
               const square = (x[i] - px) ** 2 + (y[i] - py) ** 2;
@@ -209,7 +217,7 @@ def test_without_a_token(browser, live):
     page.goto(live.url)
     page.wait_for_selector("input[type=password]")
     page.get_by_label("Token").fill("wrong")
-    page.get_by_role("button", name="Enter").click()
+    page.get_by_role("button", name="Sign in").click()
     page.wait_for_selector("input[type=password]")
     context.close()
 
