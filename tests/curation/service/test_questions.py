@@ -109,7 +109,7 @@ WRONG = [
     (lambda ask, image: ask.image(image(5)[:-1] + "f"), UsageError, "Did you mean"),
     (lambda ask, image: ask.find("abc"), UsageError, "at least 4 characters"),
     (lambda ask, image: ask.resolve("scan_00"), UsageError, "no image 'scan_00'"),
-    (lambda ask, image: ask.resolve("ward 1/scan_00"), UsageError, "means 25 images"),
+    (lambda ask, image: ask.resolve("ward 1/scan_00"), UsageError, "matches 25 images"),
     (lambda ask, image: ask.look_up(rows=[240]), UsageError, "there is no row 240"),
     (lambda ask, image: ask.thumbnail("none"), UsageError, "no image 'none'"),
     (lambda ask, image: ask.neighbours("none.png"), UsageError, r"no image 'none\.png'"),

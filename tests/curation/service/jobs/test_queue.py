@@ -61,7 +61,7 @@ def test_a_pick_is_the_commands_coreset_byte_for_byte(web, live, own_store, make
 
 def test_wrong_picks_are_refused_in_words(web):
     for keys, words in (
-        ({"budget": 9999}, "the pool has 236 images"),
+        ({"budget": 9999}, "from 1 to 236 (the size of the pool)"),
         ({"budjet": 5}, "Did you mean 'budget'?"),
         ({"method": "dual-rnk"}, "Did you mean 'dual-rank'?"),
     ):
