@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from echostill.curation.deidentification.sector import Box, Motion, Sector, brightest, find_sector
 from echostill.curation.deidentification.text_likelihood import Row, text_rows
 from echostill.platform.config import Config, execution
-from echostill.platform.imaging.dicom import Region
+from echostill.platform.imaging.header import Region
 from echostill.platform.imaging.images import content_hash
 
 _AHEAD_BYTES = 256 * 2**20  # of frames held while a cine's sector is looked for

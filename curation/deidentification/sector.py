@@ -13,7 +13,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from echostill.curation.deidentification.filters import grow, shrink
-from echostill.platform.imaging.dicom import Region
+from echostill.platform.imaging.header import Region
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two exclusive
 

@@ -29,9 +29,9 @@ from echostill.curation.ingestion.quality import QualitySettings, quality_column
 from echostill.platform.config import Config
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.containers import ARCHIVE_SUFFIXES, container_of, open_clip
-from echostill.platform.imaging.dicom import DicomHeader
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import FrameSampling, Limits
+from echostill.platform.imaging.header import DicomHeader
 from echostill.platform.imaging.images import (
     MAX_PIXELS,
     DecodeError,

@@ -11,7 +11,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import pydicom
@@ -22,6 +21,7 @@ from echostill.platform.imaging.dicom_frames import FrameDecoder
 from echostill.platform.imaging.encapsulation import split_frames
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Frame, Limits
+from echostill.platform.imaging.header import DicomHeader, Region
 from echostill.platform.imaging.images import DecodeError, check_size
 from echostill.platform.imaging.video import open_video
 
@@ -31,33 +31,6 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 _PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _FILM_SYNTAXES = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: a film in one piece
 _FIRST_GROUPS = (b"\x02\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00")
-
-
-@dataclass(frozen=True)
-class Region:
-    """An ultrasound region (PS3.3 C.8.5.5): what its rectangle shows; bounds are inclusive."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    spatial_format: int  # 1 two-dimensional, 2 M-mode, 3 spectral, 4 wave form, 5 graphics
-    data_type: int  # 1 tissue, 2 colour flow, 3 and 4 spectral Doppler, 5 and more traces and bars
-
-
-@dataclass(frozen=True)
-class DicomHeader:
-    """What the pipeline uses of a DICOM header; a missing value is an empty string."""
-
-    sop_instance_uid: str
-    study_instance_uid: str
-    patient_id: str = field(repr=False)
-    organ: str  # BodyPartExamined in lower case
-    device: str  # ManufacturerModelName
-    frames: int  # as stated
-    image_type: tuple[str, ...] = ()
-    regions: tuple[Region, ...] = ()
-    manufacturer: str = ""  # never stored: to tell scanners apart
 
 
 def is_dicom(data: bytes) -> bool:

@@ -6,16 +6,13 @@ is a clip of one frame.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from echostill.platform.config import Config
+from echostill.platform.imaging.header import DicomHeader
 from echostill.platform.imaging.images import DecodeError, luminance, resize_longest
-
-if TYPE_CHECKING:
-    from echostill.platform.imaging.dicom import DicomHeader
 
 MOTION_SIDE = 64  # frames are compared at this size: speckle averages out, organs that move do not
 _BLACK = 4 / 255  # of a display's black; what is darker in both frames says nothing about motion
@@ -53,7 +50,7 @@ class Clip:
 
     frames: int
     decode: Callable[[Sequence[int]], Iterator[Frame]]
-    header: "DicomHeader | None" = None
+    header: DicomHeader | None = None
 
 
 class FrameSampling(Config):

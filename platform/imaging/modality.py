@@ -20,7 +20,7 @@ regions as B-mode, and a contrast or 3D rendering in one tint as B-mode.
 import numpy as np
 from scipy import ndimage
 
-from echostill.platform.imaging.dicom import DicomHeader
+from echostill.platform.imaging.header import DicomHeader
 
 B_MODE = "b_mode"
 COLOUR_DOPPLER = "colour_doppler"

@@ -15,9 +15,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from echostill.platform.imaging.dicom import Region, is_bare_dicom, is_dicom, open_dicom
+from echostill.platform.imaging.dicom import is_bare_dicom, is_dicom, open_dicom
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import FrameSampling, Limits
+from echostill.platform.imaging.header import Region
 from echostill.platform.imaging.images import DecodeError
 
 SAMPLE = Path(__file__).parents[3] / "examples/quickstart/pool/dicom"

@@ -3,8 +3,9 @@ import colorsys
 import numpy as np
 import pytest
 
-from echostill.platform.imaging.dicom import DicomHeader, Region, open_dicom
+from echostill.platform.imaging.dicom import open_dicom
 from echostill.platform.imaging.files import SourceFile
+from echostill.platform.imaging.header import DicomHeader, Region
 from echostill.platform.imaging.images import decode_image
 from echostill.platform.imaging.modality import (
     MODALITIES,
