@@ -25,7 +25,8 @@ from echostill.curation.copies.groups import NEAR
 from echostill.curation.copies.stage import DuplicatesConfig, find_links
 from echostill.curation.deidentification.frames import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import IngestSettings, read_source
+from echostill.curation.ingestion.settings import IngestSettings
+from echostill.curation.ingestion.sources import read_source
 from echostill.platform.tables.schemas import POOL_SCHEMA
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import Table, write_table

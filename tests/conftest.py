@@ -135,7 +135,8 @@ def make_pool(tmp_path_factory):
 
     from echostill.curation.deidentification.frames import DeidentifySettings
     from echostill.curation.ingestion.listing import list_sources
-    from echostill.curation.ingestion.sources import IngestSettings, read_source
+    from echostill.curation.ingestion.settings import IngestSettings
+    from echostill.curation.ingestion.sources import read_source
     from echostill.platform.tables.schemas import POOL_SCHEMA
     from echostill.platform.tables.table import Table, write_table
 

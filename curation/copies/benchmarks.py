@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from echostill.curation.deidentification.review import Desk
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import Failure, IngestSettings, read_source
+from echostill.curation.ingestion.settings import IngestSettings
+from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table

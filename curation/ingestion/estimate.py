@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from echostill.curation.ingestion.archives import read_archive
-from echostill.curation.ingestion.sources import Failure, IngestSettings, Source, stream_source
+from echostill.curation.ingestion.settings import IngestSettings, Source
+from echostill.curation.ingestion.sources import Failure, stream_source
 from echostill.platform.errors import EchostillError
 from echostill.platform.imaging.containers import container_of, open_clip
 from echostill.platform.imaging.files import SourceFile

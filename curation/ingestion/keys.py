@@ -14,14 +14,10 @@ from echostill.curation.deidentification.pseudonyms import (
     spread,
 )
 from echostill.curation.ingestion.archives import read_archive
+from echostill.curation.ingestion.identity import patient_group
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import (
-    IngestSettings,
-    Source,
-    member_name,
-    patient_group,
-    read_key,
-)
+from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
+from echostill.curation.ingestion.sources import member_name
 from echostill.platform.imaging.containers import ARCHIVE_SUFFIXES
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError

@@ -24,7 +24,7 @@ from echostill.curation.ingestion.manifests import (
     manifest_rows,
     portable_name,
 )
-from echostill.curation.ingestion.sources import IngestSettings, Source, read_key
+from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.containers import (
     ARCHIVE_SUFFIXES,

@@ -5,35 +5,27 @@ Whatever is wrong with a file becomes a :class:`Failure` of that file, or of one
 nothing else.
 """
 
-import hashlib
-import hmac
 import itertools
-import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
 
 from echostill.curation.deidentification.brightness import Brightness
-from echostill.curation.deidentification.frames import DeidentifySettings, Scanner, deidentify
-from echostill.curation.deidentification.pseudonyms import keyed_hash
+from echostill.curation.deidentification.frames import Scanner, deidentify
 from echostill.curation.deidentification.review import NEEDS_REVIEW, Desk
 from echostill.curation.ingestion.archives import Member, read_archive
+from echostill.curation.ingestion.identity import Identity, group_of
 from echostill.curation.ingestion.manifests import portable_name
 from echostill.curation.ingestion.perceptual import perceptual_columns
-from echostill.curation.ingestion.quality import QualitySettings, quality_columns
-from echostill.platform.config import Config
-from echostill.platform.errors import EchostillError, UsageError
+from echostill.curation.ingestion.quality import quality_columns
+from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
+from echostill.platform.errors import EchostillError
 from echostill.platform.imaging.containers import ARCHIVE_SUFFIXES, container_of, open_clip
 from echostill.platform.imaging.files import SourceFile
-from echostill.platform.imaging.frames import FrameSampling, Limits
 from echostill.platform.imaging.header import DicomHeader
 from echostill.platform.imaging.images import (
-    MAX_PIXELS,
     DecodeError,
     content_hash,
     drop_equal_channels,
@@ -41,88 +33,6 @@ from echostill.platform.imaging.images import (
     resize_longest,
 )
 from echostill.platform.imaging.modality import modality
-
-KEY_VARIABLE = "ECHOSTILL_KEY"
-
-
-class IngestSettings(Config):
-    """What is read, and how files become rows."""
-
-    source: str | tuple[str, ...] = Field(
-        (),
-        description="Folder, list (.txt), manifest (.csv, .parquet, .jsonl), archive (.tar) or "
-        "file; one or several.",
-    )
-    exclude: tuple[str, ...] = Field(
-        (), description="Manifests (of benchmarks) whose files are left out, by content."
-    )
-    recursive: bool = Field(True, description="Read the folders inside a folder too.")
-    root: str | None = Field(
-        None, description="Where a list's relative paths begin; default the list's own folder."
-    )
-    group_pattern: str | None = Field(
-        None,
-        description="Regular expression searched in a file's name; its first group (or all of the "
-        "match) is the patient, study or clip.",
-    )
-    organ: str = Field("", description="Organ of the files that name none.")
-    device: str = Field("", description="Device of the files that name none.")
-    frames: FrameSampling = Field(
-        FrameSampling(), description="Which frames of a cine are kept; default all."
-    )
-    stage_side: int = Field(256, description="Longest side of a staged image, in pixels.", ge=16)
-    stage_codec: Literal["png", "jpeg", "webp"] = Field(
-        "png", description="Format of a staged image; PNG is lossless."
-    )
-    stage_quality: int = Field(90, description="Quality of staged JPEG and WebP.", ge=1, le=100)
-    max_pixels: int = Field(MAX_PIXELS, description="Refuse larger pictures.", ge=1)
-    max_frames: int = Field(100_000, description="Refuse files with more frames.", ge=1)
-    max_bytes: int = Field(
-        4 * 2**30, description="Refuse files that need more memory to be read or unpacked.", ge=1
-    )
-    quality: QualitySettings = QualitySettings()
-    key_file: str | None = Field(
-        None,
-        description=f"File with the secret key for identifiers; {KEY_VARIABLE} does the same.",
-    )
-    deidentify: DeidentifySettings = DeidentifySettings()
-
-    @field_validator("group_pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
-
-    @property
-    def limits(self) -> Limits:
-        """What one file may ask for."""
-        return Limits(self.max_pixels, self.max_frames, self.max_bytes)
-
-    @property
-    def hides_names(self) -> bool:
-        """Whether names of files, groups and ids of the user's become keyed hashes."""
-        chosen = self.deidentify.sources
-        return chosen == "hashed" or (chosen == "auto" and read_key(self) is not None)
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file to read: where it is, and what the user said about it."""
-
-    file: str  # absolute path or URI
-    name: str  # path relative to its root: ids depend on it, never on where the root is
-    id: str = ""  # the user's own
-    group: str = ""
-    patient: str = field(default="", repr=False)  # becomes the group, under the key
-    organ: str = ""
-    device: str = ""
-    label: str = ""
-    problem: str = ""  # why it must not be read; it then becomes a failure
-    size: int = 0  # in bytes, where it tells how many frames to expect
-    skip: tuple[str, ...] = ()  # members of an archive that are left out
 
 
 @dataclass(frozen=True)
@@ -240,11 +150,8 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
     settings, key, desk = reading.settings, reading.key, reading.desk
     clip = open_clip(file, settings.limits)
     header = clip.header
-    identity = _Identity(source, file, header, clip.frames, reading)
-    group = source.group or patient_group(source.patient, key) or _pattern_group(source, settings)
-    if not group and header is not None:
-        group = _dicom_group(header, key)
-    group = group or identity.file_id
+    identity = Identity(source, file, header, clip.frames, key, reading.hides_names)
+    group = group_of(source, header, settings, key) or identity.file_id
     scanner = Scanner(model=source.device or settings.device)
     if header is not None:
         scanner = Scanner(header.manufacturer, header.device)
@@ -273,43 +180,6 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
             continue
         named = replace(source, name=name)
         yield _row(named, settings, cleaned.pixels, header, image_id, group, frame.index)
-
-
-class _Identity:
-    """Ids of a file's frames: the user's, the DICOM instance's, or from name and content.
-
-    The first two may be known to others, who could find them by trying: they go under the key, the
-    user's own where names are hidden.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        file: SourceFile,
-        header: DicomHeader | None,
-        frames: int,
-        reading: _Reading,
-    ) -> None:
-        self._source, self._file, self._header, self._frames = source, file, header, frames
-        self._key = reading.key
-        self._hides_names = reading.hides_names
-        self._file_id = ""
-
-    @property
-    def file_id(self) -> str:
-        if not self._file_id:
-            self._file_id = digest("file", self._source.name, self._file.sha256())
-        return self._file_id
-
-    def of_frame(self, index: int) -> str:
-        if self._source.id:
-            own = digest("id", self._source.id, *([str(index)] if self._frames > 1 else []))
-            return keyed_hash(self._key, "id", own) if self._key and self._hides_names else own
-        if self._header is not None:
-            origin = self._header.sop_instance_uid or self.file_id
-            instance = digest("dicom", origin, str(index))
-            return keyed_hash(self._key, "instance", instance) if self._key else instance
-        return digest("frame", self.file_id, str(index)) if self._frames > 1 else self.file_id
 
 
 def _row(
@@ -344,58 +214,6 @@ def _row(
         **quality_columns(staged, brightness, pixels.shape[1], pixels.shape[0], settings.quality),
         **perceptual_columns(brightness),
     }
-
-
-def digest(*parts: str) -> str:
-    """Return 128 bits over the parts in hexadecimal; lengths keep ("ab", "c") from ("a", "bc")."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        encoded = part.encode()
-        hasher.update(len(encoded).to_bytes(8, "little") + encoded)
-    return hasher.hexdigest()
-
-
-def _pattern_group(source: Source, settings: IngestSettings) -> str:
-    match = re.search(settings.group_pattern, source.name) if settings.group_pattern else None
-    if match is None:
-        return ""
-    return (match.group(1) if match.re.groups else match.group(0)) or ""
-
-
-def _dicom_group(header: DicomHeader, key: bytes | None) -> str:
-    """Return the patient under the key, or else the study."""
-    patient = patient_group(header.patient_id, key)
-    if patient or not header.study_instance_uid:
-        return patient
-    study = digest("study", header.study_instance_uid)
-    return study if key is None else keyed_hash(key, "study", study)
-
-
-def patient_group(patient: str, key: bytes | None) -> str:
-    """Return a patient's group under the key; ``""`` without a patient, or without a key.
-
-    A bare hash is no veil: patient ids are few and can be tried one by one.
-    """
-    if not patient or key is None:
-        return ""
-    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:32]
-
-
-def read_key(settings: IngestSettings) -> bytes | None:
-    """Return the user's secret key for identifiers, None where there is none.
-
-    Raises:
-        UsageError: The key file is missing or empty.
-    """
-    if settings.key_file is None:
-        return os.environ.get(KEY_VARIABLE, "").encode() or None
-    try:
-        key = Path(settings.key_file).expanduser().read_bytes().strip()
-    except OSError:
-        raise UsageError(f"no key file '{settings.key_file}' (key_file) to read.") from None
-    if not key:
-        raise UsageError(f"the key file '{settings.key_file}' (key_file) is empty.")
-    return key
 
 
 def _failure(name: str, identity: str, error: Exception, what: str = "file") -> Failure:

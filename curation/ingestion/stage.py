@@ -23,12 +23,8 @@ from echostill.curation.deidentification.review import (
 from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.keys import beginnings, find_veil, keep_key, under_key
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import (
-    Failure,
-    IngestSettings,
-    Source,
-    read_source,
-)
+from echostill.curation.ingestion.settings import IngestSettings, Source
+from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform import runtime, stages
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.errors import EchostillError

@@ -16,13 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import (
-    Failure,
-    IngestSettings,
-    Row,
-    Source,
-    read_source,
-)
+from echostill.curation.ingestion.settings import IngestSettings, Source
+from echostill.curation.ingestion.sources import Failure, Row, read_source
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.imaging.images import decode_staged, to_square
 from echostill.platform.models import model_names

@@ -133,7 +133,7 @@ def embed_command(
     Example:
       echostill embed examples/quickstart/pool --model distilled-0 --store runs/quickstart
     """
-    from echostill.curation.ingestion.sources import IngestSettings
+    from echostill.curation.ingestion.settings import IngestSettings
     from echostill.curation.scoring.embedding import embed, find_model
     from echostill.platform.imaging.frames import FrameSampling
 

@@ -17,8 +17,9 @@ from pydicom.dataset import Dataset
 from echostill.curation import IngestConfig, ingest, retry_ingest
 from echostill.curation.deidentification import review
 from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.ingestion.identity import digest
 from echostill.curation.ingestion.keys import reveal
-from echostill.curation.ingestion.sources import KEY_VARIABLE, digest
+from echostill.curation.ingestion.settings import KEY_VARIABLE
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.images import decode_staged
 from echostill.platform.tables.store import Store

@@ -10,7 +10,8 @@ from PIL import Image
 from echostill.curation.deidentification.frames import DeidentifySettings
 from echostill.curation.ingestion.archives import key_of, read_archive
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import KEY_VARIABLE, Failure, IngestSettings, read_source
+from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
+from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError

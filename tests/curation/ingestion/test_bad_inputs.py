@@ -30,7 +30,8 @@ from pydicom.uid import (
 from echostill.curation import IngestConfig, ingest
 from echostill.curation.deidentification.frames import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import KEY_VARIABLE, Failure, IngestSettings, read_source
+from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
+from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform.imaging.images import decode_staged
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import Table

@@ -8,7 +8,8 @@ from PIL import Image
 from echostill.curation.deidentification.frames import DeidentifySettings
 from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import Failure, IngestSettings, read_source
+from echostill.curation.ingestion.settings import IngestSettings
+from echostill.curation.ingestion.sources import Failure, read_source
 
 
 def png(seed):

@@ -13,7 +13,8 @@ from PIL import Image
 from echostill.curation.deidentification.frames import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.manifests import common_folder
-from echostill.curation.ingestion.sources import KEY_VARIABLE, Failure, IngestSettings, read_source
+from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
+from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform.errors import UsageError
 
 CINE = Path(__file__).parents[3] / "examples/quickstart/pool/dicom/OBXXXX1A_rle_2frame.dcm"

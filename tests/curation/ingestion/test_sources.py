@@ -17,15 +17,10 @@ from pydantic import ValidationError
 
 from echostill.curation import IngestConfig
 from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.ingestion.identity import digest
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import (
-    KEY_VARIABLE,
-    Failure,
-    IngestSettings,
-    Source,
-    digest,
-    read_source,
-)
+from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings, Source
+from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform.config import load
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.frames import FrameSampling

@@ -11,7 +11,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from echostill.curation.deidentification.pseudonyms import Veil
 from echostill.curation.deidentification.review import Desk
-from echostill.curation.ingestion.sources import KEY_VARIABLE, IngestSettings, read_key
+from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings, read_key
 from echostill.curation.ingestion.stage import IngestWorker
 from echostill.curation.scoring.embedding import embed, find_model
 from echostill.platform.errors import EchostillError, UsageError

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import IngestSettings, read_source
+from echostill.curation.ingestion.settings import IngestSettings
+from echostill.curation.ingestion.sources import read_source
 from echostill.distill.cache.building import CacheWorker
 from echostill.distill.cache.stage import (
     cache_job,

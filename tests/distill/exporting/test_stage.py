@@ -12,7 +12,8 @@ import torch
 
 from echostill.curation.deidentification.frames import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import IngestSettings, read_source
+from echostill.curation.ingestion.settings import IngestSettings
+from echostill.curation.ingestion.sources import read_source
 from echostill.distill.exporting import graph as export_graph
 from echostill.distill.exporting.stage import check_forms, export
 from echostill.platform.errors import EchostillError, UsageError

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.sources import IngestSettings, read_source
+from echostill.curation.ingestion.settings import IngestSettings
+from echostill.curation.ingestion.sources import read_source
 from echostill.jobs.sweeps.sweep import PAGE, TABLE, SweepConfig, plan_sweep, sweep, trials_of
 from echostill.platform.config import validate
 from echostill.platform.errors import EchostillError, UsageError
