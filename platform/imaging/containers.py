@@ -10,9 +10,10 @@ from echostill.platform.imaging.dicom import is_bare_dicom, is_dicom, open_dicom
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
+from echostill.platform.imaging.meta_image import open_meta_image
+from echostill.platform.imaging.nifti import is_nifti, open_nifti
 from echostill.platform.imaging.stills import open_stills
 from echostill.platform.imaging.video import open_video
-from echostill.platform.imaging.volumes import is_nifti, open_meta_image, open_nifti
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"),
