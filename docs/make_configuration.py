@@ -1,11 +1,12 @@
-"""Generate configuration.md and defaults.md from the code, so that they cannot differ from it.
+"""Generate configuration.md, defaults.md and the table of formats.md from the code.
 
     python docs/make_configuration.py
 
-A test compares both files with the output of this script.
+A test compares the files with the output of this script, so that they cannot differ from the code.
 """
 
 import json
+import re
 import types
 from enum import Enum
 from pathlib import Path
@@ -22,6 +23,7 @@ from echostill.platform.config import (
     TeacherSettings,
     result_relevant,
 )
+from echostill.platform.imaging.containers import READERS
 from echostill.platform.stages import STAGES
 
 FOLDER = Path(__file__).parent
@@ -234,7 +236,22 @@ def _first_line(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
 
 
-PAGES = {"configuration.md": render_configuration, "defaults.md": render_defaults}
+def render_formats() -> str:
+    """Return the page of formats with its table made from the readers; the rest is as written."""
+    rows = [f"| {reader.title} | {reader.reads} | {reader.notes} |" for reader in READERS]
+    table = "\n".join(["| Format | Read | Notes |", "|---|---|---|", *rows])
+    page = (FOLDER / "formats.md").read_text(encoding="utf-8")
+    between = re.compile(r"(<!-- readers[^\n]*-->\n).*?(<!-- end of readers -->)", re.DOTALL)
+    made, count = between.subn(lambda mark: f"{mark[1]}\n{table}\n\n{mark[2]}", page)
+    assert count == 1, "docs/formats.md has lost the marks of its table"
+    return made
+
+
+PAGES = {
+    "configuration.md": render_configuration,
+    "defaults.md": render_defaults,
+    "formats.md": render_formats,
+}
 
 if __name__ == "__main__":
     for name, render in PAGES.items():

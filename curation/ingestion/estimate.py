@@ -8,7 +8,7 @@ from echostill.curation.ingestion.archives import read_archive
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, stream_source
 from echostill.platform.errors import EchostillError
-from echostill.platform.imaging.containers import container_of, open_clip
+from echostill.platform.imaging.containers import ARCHIVE, container_of, open_clip
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.tables.store import describe_bytes
 
@@ -73,7 +73,7 @@ def _count(source: Source, settings: IngestSettings) -> float:
     """Count the images of a file that holds many; what motion will drop is not known before."""
     file = SourceFile(source.name, source.file)
     try:
-        if container_of(file.head(), source.name) != "archive":
+        if container_of(file.head(), source.name) != ARCHIVE.name:
             return settings.frames.count(open_clip(file, settings.limits).frames)
         members = itertools.islice(read_archive(file, settings.limits), ROWS)
         held = [len(member.data) for member in members if member.data is not None]

@@ -22,7 +22,7 @@ from echostill.curation.ingestion.perceptual import perceptual_columns
 from echostill.curation.ingestion.quality import quality_columns
 from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.platform.errors import EchostillError
-from echostill.platform.imaging.containers import ARCHIVE_SUFFIXES, container_of, open_clip
+from echostill.platform.imaging.containers import ARCHIVE, ARCHIVE_SUFFIXES, container_of, open_clip
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.header import DicomHeader
 from echostill.platform.imaging.images import (
@@ -94,7 +94,7 @@ def stream_source(
         if not source.name.lower().endswith(ARCHIVE_SUFFIXES):
             file = file.loaded()
         head = file.head()
-        if head and container_of(head, source.name) == "archive":
+        if head and container_of(head, source.name) == ARCHIVE.name:
             yield from _archive_rows(source, file, reading)
         else:
             yield from _file_rows(source, file, reading)

@@ -1,77 +1,55 @@
-"""Which reader a file needs: told by its content, since names lie, and else by its name.
+"""The table of readers, and which one a file needs: told by its content, since names lie.
 
 One way in for every container: :func:`open_clip` gives a clip of frames, or says why not.
 """
 
-import zlib
-from collections.abc import Callable
-
-from echostill.platform.imaging.dicom import is_bare_dicom, is_dicom, open_dicom
+from echostill.platform.imaging import dicom, meta_image, nifti, stills, video
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
-from echostill.platform.imaging.meta_image import open_meta_image
-from echostill.platform.imaging.nifti import is_nifti, open_nifti
-from echostill.platform.imaging.stills import open_stills
-from echostill.platform.imaging.video import open_video
+from echostill.platform.imaging.reader import Reader, unpacked_head
 
-IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"),
-    *(".gif", ".webp", ".pgm", ".ppm", ".apng"),
+
+def _is_archive(head: bytes) -> bool:
+    return unpacked_head(head)[257:262] == b"ustar"
+
+
+def _refuse_archive(source: SourceFile, limits: Limits) -> Clip:
+    raise DecodeError("is an archive inside an archive, which is not read")
+
+
+# Archives hold files rather than frames: ingest goes through their members.
+ARCHIVE = Reader(
+    name="archive",
+    suffixes=(".tar", ".tar.gz", ".tgz"),
+    sniff=_is_archive,
+    open=_refuse_archive,
+    title="WebDataset (`.tar`, also compressed)",
+    reads="images and cines with the `.json` of their key",
+    notes="other members are ignored",
 )
-DICOM_SUFFIXES = (".dcm", ".dicom")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd")
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-SUFFIXES = (
-    *IMAGE_SUFFIXES,
-    *DICOM_SUFFIXES,
-    *VIDEO_SUFFIXES,
-    *VOLUME_SUFFIXES,
-    *ARCHIVE_SUFFIXES,
-)
-_READERS: dict[str, Callable[[SourceFile, Limits], Clip]] = {
-    "image": open_stills,
-    "dicom": open_dicom,
-    "video": open_video,
-    "nifti": open_nifti,
-    "meta": open_meta_image,
-}
-_IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8", b"P5", b"P6")
-_VIDEO_MAGIC = (
-    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
-    b"\0\0\x01\xba",  # MPEG program stream
-    b"\0\0\x01\xb3",  # MPEG video
-    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # Windows Media
-)
-_STILL_BRANDS = (b"heic", b"heix", b"mif1", b"avif", b"jxl ")
+
+# Asked in this order. DICOM comes first, as any other format may stand in its preamble; the search
+# for words of a MetaImage last, as an archive may begin with one.
+READERS = (dicom.READER, stills.READER, video.READER, nifti.READER, ARCHIVE, meta_image.READER)
+
+SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
+IMAGE_SUFFIXES = tuple(suffix for reader in READERS if reader.still for suffix in reader.suffixes)
+ARCHIVE_SUFFIXES = ARCHIVE.suffixes
 
 
 def container_of(head: bytes, name: str) -> str:
-    """Tell a file's container from its first bytes, or else from its name.
+    """Tell a file's format from its first bytes, or else from its name.
 
     Args:
         head: The first bytes; some kilobytes are enough.
-        name: The file's name.
+        name: The file's name; ``""`` asks the content alone.
 
     Returns:
-        ``image``, ``dicom``, ``video``, ``nifti``, ``meta``, ``archive``, or ``""``.
+        The name of the reader, ``""`` where no format fits.
     """
-    found = _by_content(head)
-    if found:
-        return found
-    lowered = name.lower()
-    for kind, suffixes in (
-        ("dicom", DICOM_SUFFIXES),
-        ("video", VIDEO_SUFFIXES),
-        ("nifti", (".nii", ".nii.gz")),
-        ("meta", (".mha", ".mhd")),
-        ("archive", ARCHIVE_SUFFIXES),
-        ("image", IMAGE_SUFFIXES),
-    ):
-        if lowered.endswith(suffixes):
-            return kind
-    return ""
+    reader = _reader_of(head, name)
+    return "" if reader is None else reader.name
 
 
 def open_clip(source: SourceFile, limits: Limits | None = None) -> Clip:
@@ -83,42 +61,14 @@ def open_clip(source: SourceFile, limits: Limits | None = None) -> Clip:
     head = source.head()
     if not head:
         raise DecodeError("is empty (0 bytes)")
-    kind = container_of(head, source.name)
-    if kind == "archive":
-        raise DecodeError("is an archive inside an archive, which is not read")
-    reader = _READERS.get(kind)
+    reader = _reader_of(head, source.name)
     if reader is None:
         raise DecodeError("is in no known format")
-    return reader(source, limits or Limits())
+    return reader.open(source, limits or Limits())
 
 
-def _by_content(head: bytes) -> str:
-    if is_dicom(head):
-        return "dicom"
-    if head.startswith(_IMAGE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-        return "image"
-    if _is_video(head):
-        return "video"
-    inner = _unpacked(head) if head[:2] == b"\x1f\x8b" else head
-    if is_nifti(inner):
-        return "nifti"
-    if inner[257:262] == b"ustar":
-        return "archive"
-    if b"ElementDataFile" in head and b"DimSize" in head:
-        return "meta"
-    return "dicom" if is_bare_dicom(head) else ""
-
-
-def _is_video(head: bytes) -> bool:
-    if head[4:8] == b"ftyp":
-        return head[8:12] not in _STILL_BRANDS
-    riff = head[:4] == b"RIFF" and head[8:12] == b"AVI "
-    transport = head[:1] == head[188:189] == head[376:377] == b"\x47"
-    return riff or transport or head.startswith(_VIDEO_MAGIC)
-
-
-def _unpacked(head: bytes) -> bytes:
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, 1024)
-    except zlib.error:
-        return b""
+def _reader_of(head: bytes, name: str) -> Reader | None:
+    lowered = name.lower()
+    by_content = (reader for reader in READERS if reader.sniff(head))
+    by_name = (reader for reader in READERS if lowered.endswith(reader.suffixes))
+    return next(by_content, None) or next(by_name, None)

@@ -23,6 +23,7 @@ from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Frame, Limits
 from echostill.platform.imaging.header import DicomHeader, Region
 from echostill.platform.imaging.images import DecodeError, check_size
+from echostill.platform.imaging.reader import Reader
 from echostill.platform.imaging.video import open_video
 
 # Its log quotes header values, which may name a person; what matters of it comes as an error.
@@ -223,3 +224,18 @@ def _syntax(dataset: pydicom.Dataset) -> UID:
     if syntax is None:
         raise DecodeError("does not state its transfer syntax (0002,0010)")
     return syntax
+
+
+def _sniff(head: bytes) -> bool:
+    return is_dicom(head) or is_bare_dicom(head)
+
+
+READER = Reader(
+    name="dicom",
+    suffixes=(".dcm", ".dicom"),
+    sniff=_sniff,
+    open=open_dicom,
+    title="DICOM",
+    reads="see below",
+    notes="one frame in memory at a time",
+)

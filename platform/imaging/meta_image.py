@@ -8,6 +8,7 @@ import numpy as np
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
+from echostill.platform.imaging.reader import Reader
 from echostill.platform.imaging.volumes import Layout, volume_clip
 
 _BLOCK = 2**20
@@ -91,3 +92,18 @@ class _Inflated:
             if not packed and not pieces[-1]:
                 break
         return b"".join(pieces)
+
+
+def _sniff(head: bytes) -> bool:
+    return b"ElementDataFile" in head and b"DimSize" in head
+
+
+READER = Reader(
+    name="meta",
+    suffixes=(".mha", ".mhd"),
+    sniff=_sniff,
+    open=open_meta_image,
+    title="MetaImage (`.mha`)",
+    reads="integers, floats, RGB",
+    notes="as NIfTI",
+)

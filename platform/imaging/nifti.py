@@ -11,6 +11,7 @@ import numpy as np
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
+from echostill.platform.imaging.reader import Reader, unpacked_head
 from echostill.platform.imaging.volumes import Layout, volume_clip
 
 _TYPES = {
@@ -91,3 +92,19 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     return gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[return-value]
+
+
+def _sniff(head: bytes) -> bool:
+    return is_nifti(unpacked_head(head))
+
+
+READER = Reader(
+    name="nifti",
+    suffixes=(".nii", ".nii.gz"),
+    sniff=_sniff,
+    open=open_nifti,
+    title="NIfTI (`.nii`, `.nii.gz`, versions 1 and 2)",
+    reads="integers, floats, RGB",
+    notes="slices along the last axis or axes, scaled by the range of the volume; orientation "
+    "fields are not applied; headers with their data in another file are not supported",
+)

@@ -13,6 +13,9 @@ from echostill.platform.imaging.images import (
     open_image,
     to_array,
 )
+from echostill.platform.imaging.reader import Reader
+
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8", b"P5", b"P6")
 
 # A JPEG of several pictures (MPO) holds previews of the first, not frames.
 _ANIMATED = ("PNG", "GIF", "WEBP", "TIFF")
@@ -48,3 +51,23 @@ def open_stills(source: SourceFile, limits: Limits | None = None) -> Clip:
                 yield Frame(index, pixels)
 
     return Clip(frames, decode)
+
+
+def _sniff(head: bytes) -> bool:
+    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+READER = Reader(
+    name="image",
+    suffixes=(
+        *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"),
+        *(".gif", ".webp", ".pgm", ".ppm", ".apng"),
+    ),
+    sniff=_sniff,
+    open=open_stills,
+    title="PNG, JPEG, BMP, TIFF, GIF, WebP, PNM",
+    reads="1 to 16 bits, float, palette, CMYK, transparency, EXIF orientation",
+    notes="every frame of an animation and every page; images of more than 8 bits are scaled by "
+    "their own range",
+    still=True,
+)

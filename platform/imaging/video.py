@@ -10,6 +10,15 @@ from typing import Any
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Frame, Limits
 from echostill.platform.imaging.images import DecodeError, check_size
+from echostill.platform.imaging.reader import Reader
+
+_MAGIC = (
+    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
+    b"\0\0\x01\xba",  # MPEG program stream
+    b"\0\0\x01\xb3",  # MPEG video
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # Windows Media
+)
+_STILL_BRANDS = (b"heic", b"heix", b"mif1", b"avif", b"jxl ")
 
 
 def open_video(source: SourceFile, limits: Limits | None = None) -> Clip:
@@ -111,3 +120,22 @@ def _stream(container: Any) -> Any:
 def _damage(error: Exception) -> DecodeError:
     reason = getattr(error, "strerror", None) or str(error)
     return DecodeError(f"is a damaged or truncated video: {reason}")
+
+
+def _sniff(head: bytes) -> bool:
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in _STILL_BRANDS
+    riff = head[:4] == b"RIFF" and head[8:12] == b"AVI "
+    transport = head[:1] == head[188:189] == head[376:377] == b"\x47"
+    return riff or transport or head.startswith(_MAGIC)
+
+
+READER = Reader(
+    name="video",
+    suffixes=(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"),
+    sniff=_sniff,
+    open=open_video,
+    title="MP4, AVI, MOV, MKV, WebM, MPEG, WMV",
+    reads="whatever FFmpeg decodes",
+    notes="needs the extra `video`",
+)

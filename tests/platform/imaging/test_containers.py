@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echostill.platform.imaging.containers import container_of, open_clip
+from echostill.platform.imaging.containers import READERS, SUFFIXES, container_of, open_clip
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError
 
@@ -76,6 +76,15 @@ def test_every_container_opens_under_a_lying_name(dicom):
         clip = open_clip(SourceFile("lies.mp4", data=data))
         (frame,) = clip.decode([0])
         assert frame.pixels.shape in ((12, 16), (16, 12))
+
+
+def test_names_and_suffixes_are_each_one_readers():
+    assert len({reader.name for reader in READERS}) == len(READERS)
+    assert len(set(SUFFIXES)) == len(SUFFIXES)
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in SUFFIXES)
+    for reader in READERS:
+        for suffix in reader.suffixes:
+            assert container_of(b"mute", f"A{suffix.upper()}") == reader.name
 
 
 @pytest.mark.parametrize(
