@@ -3,11 +3,12 @@
 One way in for every container: :func:`open_clip` gives a clip of frames, or says why not.
 """
 
-from echostill.platform.imaging import dicom, meta_image, nifti, stills, video
+from echostill.platform.imaging import dicom, stills, video
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.reader import Reader, unpacked_head
+from echostill.platform.imaging.volumes import meta_image, nifti
 
 
 def _is_archive(head: bytes) -> bool:

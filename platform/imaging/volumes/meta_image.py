@@ -9,7 +9,7 @@ from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.reader import Reader
-from echostill.platform.imaging.volumes import Layout, volume_clip
+from echostill.platform.imaging.volumes.slices import Layout, volume_clip
 
 _BLOCK = 2**20
 _TYPES = {

@@ -12,7 +12,7 @@ from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.reader import Reader, unpacked_head
-from echostill.platform.imaging.volumes import Layout, volume_clip
+from echostill.platform.imaging.volumes.slices import Layout, volume_clip
 
 _TYPES = {
     2: "u1",
