@@ -8,6 +8,7 @@ from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.reader import Reader, unpacked_head
+from echostill.platform.imaging.volumes import meta_image, nifti
 
 
 def _is_archive(head: bytes) -> bool:

@@ -16,8 +16,9 @@ from echostill.curation.deidentification.frames import (
     Verdict,
     deidentify,
 )
-from echostill.platform.imaging.dicom import Region, open_dicom
+from echostill.platform.imaging.dicom import open_dicom
 from echostill.platform.imaging.files import SourceFile
+from echostill.platform.imaging.header import Region
 
 DICOM = Path(__file__).parents[3] / "examples/quickstart/pool/dicom"
 DEFAULT = DeidentifySettings()

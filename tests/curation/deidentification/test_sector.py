@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from echostill.curation.deidentification.sector import Motion, brightest, find_sector
-from echostill.platform.imaging.dicom import Region, open_dicom
+from echostill.platform.imaging.dicom import open_dicom
 from echostill.platform.imaging.files import SourceFile
+from echostill.platform.imaging.header import Region
 from echostill.platform.imaging.images import decode_image
 
 QUICKSTART = Path(__file__).parents[3] / "examples/quickstart/pool"

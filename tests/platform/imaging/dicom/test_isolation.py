@@ -9,8 +9,8 @@ import pytest
 from pydicom.encaps import generate_frames
 from pydicom.uid import JPEGLSLossless
 
-from echostill.platform.imaging import isolation
-from echostill.platform.imaging.isolation import DecoderError, IsolatedDecoder
+from echostill.platform.imaging.dicom import isolation
+from echostill.platform.imaging.dicom.isolation import DecoderError, IsolatedDecoder
 
 VALUES = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
 OPTIONS = {

@@ -16,12 +16,13 @@ from pydicom.uid import (
 )
 
 from echostill.platform.imaging.dicom import is_bare_dicom, is_dicom, open_dicom
+from echostill.platform.imaging.dicom.opening import is_bare_dicom, is_dicom, open_dicom
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import FrameSampling, Limits
 from echostill.platform.imaging.header import Region
 from echostill.platform.imaging.images import DecodeError
 
-SAMPLE = Path(__file__).parents[3] / "examples/quickstart/pool/dicom"
+SAMPLE = Path(__file__).parents[4] / "examples/quickstart/pool/dicom"
 PALETTE_CINE = SAMPLE / "OBXXXX1A_rle_2frame.dcm"
 JPEG_CINE = SAMPLE / "examples_ybr_color.dcm"
 RANDOM = np.random.default_rng(0)

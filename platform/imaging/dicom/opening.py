@@ -16,9 +16,9 @@ from typing import BinaryIO
 import pydicom
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from echostill.platform.imaging.dicom_colours import display
-from echostill.platform.imaging.dicom_frames import FrameDecoder
-from echostill.platform.imaging.encapsulation import split_frames
+from echostill.platform.imaging.dicom.colours import display
+from echostill.platform.imaging.dicom.decoding import FrameDecoder
+from echostill.platform.imaging.dicom.encapsulation import split_frames
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Frame, Limits
 from echostill.platform.imaging.header import DicomHeader, Region

@@ -4,7 +4,7 @@ from PIL import Image
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from echostill.platform.imaging.dicom import open_dicom
-from echostill.platform.imaging.dicom_colours import window_fraction
+from echostill.platform.imaging.dicom.colours import window_fraction
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError
 

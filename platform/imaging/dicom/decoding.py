@@ -23,10 +23,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from echostill.platform.imaging.codestream import check_size_inside
-from echostill.platform.imaging.encapsulation import split_frames
+from echostill.platform.imaging.dicom.codestream import check_size_inside
+from echostill.platform.imaging.dicom.encapsulation import split_frames
+from echostill.platform.imaging.dicom.isolation import IsolatedDecoder
 from echostill.platform.imaging.images import DecodeError
-from echostill.platform.imaging.isolation import IsolatedDecoder
 
 # Plug-ins of pydicom, best first: exact and quick ones before those that only can.
 _PLUGINS: dict[str, tuple[str, ...]] = {

@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from echostill.platform.imaging.encapsulation import split_frames
+from echostill.platform.imaging.dicom.encapsulation import split_frames
 from echostill.platform.imaging.images import DecodeError
 
 JPEG = b"\xff\xd8\xff"

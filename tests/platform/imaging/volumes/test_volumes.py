@@ -13,6 +13,8 @@ from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.meta_image import open_meta_image
 from echostill.platform.imaging.nifti import is_nifti, open_nifti
+from echostill.platform.imaging.volumes.meta_image import open_meta_image
+from echostill.platform.imaging.volumes.nifti import is_nifti, open_nifti
 
 RANDOM = np.random.default_rng(0)
 BYTES = RANDOM.integers(0, 256, (7, 5, 4), dtype=np.uint8)  # x, y, z

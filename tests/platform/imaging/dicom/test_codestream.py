@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echostill.platform.imaging.codestream import check_size_inside
+from echostill.platform.imaging.dicom.codestream import check_size_inside
 from echostill.platform.imaging.images import DecodeError
 
 

@@ -1,0 +1,1 @@
+"""Volumes of slices: NIfTI and MetaImage."""
