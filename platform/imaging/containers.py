@@ -3,7 +3,7 @@
 One way in for every container: :func:`open_clip` gives a clip of frames, or says why not.
 """
 
-from echostill.platform.imaging import dicom, meta_image, nifti, stills, video
+from echostill.platform.imaging import dicom, stills, video
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError

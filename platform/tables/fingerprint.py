@@ -114,7 +114,8 @@ def difference(
 def _shown(values: dict[str, Any], key: str) -> str:
     if key not in values:
         return "unset"
-    text = values[key] if isinstance(values[key], str) else json.dumps(values[key])
+    value = values[key]
+    text = (value or "''") if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 

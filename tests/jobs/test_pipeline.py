@@ -189,7 +189,7 @@ def test_a_changed_byte_is_found(stores, tmp_path):
 
 CHANGED = [
     ("ingest", "files_per_shard=9", "files_per_shard 8 -> 9"),
-    ("ingest", "organ=liver", "organ unset -> liver"),
+    ("ingest", "organ=liver", "organ '' -> liver"),
     ("ingest", "stage_side=128", "stage_side 256 -> 128"),
     ("ingest", "quality.dark=0.1", "quality.dark 0.2 -> 0.1"),
     ("ingest", "source={benchmark}", "file"),

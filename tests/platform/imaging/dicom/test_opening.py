@@ -15,7 +15,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from echostill.platform.imaging.dicom import is_bare_dicom, is_dicom, open_dicom
 from echostill.platform.imaging.dicom.opening import is_bare_dicom, is_dicom, open_dicom
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import FrameSampling, Limits

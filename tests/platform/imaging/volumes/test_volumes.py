@@ -11,8 +11,6 @@ import pytest
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
-from echostill.platform.imaging.meta_image import open_meta_image
-from echostill.platform.imaging.nifti import is_nifti, open_nifti
 from echostill.platform.imaging.volumes.meta_image import open_meta_image
 from echostill.platform.imaging.volumes.nifti import is_nifti, open_nifti
 
