@@ -187,6 +187,7 @@ ACROSS = {
     "curation/service/http/hostile": "harmful requests to all routes",
     "curation/service/http/routes": "that client and explorer know every route",
     "curation/service/http/schemathesis": "made-up requests to all routes",
+    "platform/imaging/volumes/volumes": "both kinds of volume, by the same hostile inputs",
     "platform/shards/kills": "a benchmark, run at its smallest",
     "docs": "documents",
     "python_docs": "the documented Python",
