@@ -17,7 +17,7 @@ from echostill.platform.training.loop import Totals, TrainingTask
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedBatch:
     """The views of a part of a batch, and what each student follows on it."""
 
     masks: Masks
@@ -72,7 +72,7 @@ class DistillationTask(TrainingTask):
         return choose_masks(self.masks, self.seed, batch.epochs, batch.image_ids)
 
     @torch.no_grad()
-    def prepare(self, batches: Sequence[TrainingBatch]) -> list[Prepared]:
+    def prepare(self, batches: Sequence[TrainingBatch]) -> list[PreparedBatch]:
         """Corrupt the images and ask the teacher, for all parts of a batch."""
         masks = [
             (batch.draws or self.draw(batch)).masks(self.masks, batch.pixels.device)
@@ -98,7 +98,9 @@ class DistillationTask(TrainingTask):
                     part.append(signal)
         else:
             signals = [[None] * len(self.names) for _ in batches]
-        return [Prepared(*part) for part in zip(masks, views, map(tuple, signals), strict=True)]
+        return [
+            PreparedBatch(*part) for part in zip(masks, views, map(tuple, signals), strict=True)
+        ]
 
     def _ask_teacher(self, batch: TrainingBatch, views: Tensor) -> TeacherOutput:
         """Run the teacher over the views, or look up what it made of them."""
@@ -109,7 +111,7 @@ class DistillationTask(TrainingTask):
         return ask_teacher(teacher, views, self.layers, self.attention_layers)
 
     def forward(
-        self, batch: TrainingBatch, prepared: Prepared | None = None
+        self, batch: TrainingBatch, prepared: PreparedBatch | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch: the sum over the students, whose gradients do not meet."""
         if prepared is None:
