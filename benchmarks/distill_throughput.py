@@ -463,7 +463,7 @@ def main():
     if not options.no_ray:
         from echostill.platform import runtime
 
-        runtime.connect()
+        runtime.connect_ray()
         with tempfile.TemporaryDirectory() as name:
             folder, speeds = Path(name), {1: [], 2: []}
             for _ in range(2):

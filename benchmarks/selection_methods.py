@@ -24,7 +24,7 @@ import pyarrow as pa
 from machine import describe_machine
 
 from echostill.curation.selection.clustering import cluster_features
-from echostill.curation.selection.core import SelectionSettings, select
+from echostill.curation.selection.core import SelectionSettings, select_rows
 from echostill.curation.selection.methods import METHODS
 from echostill.platform.errors import UsageError
 
@@ -87,7 +87,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, object]:
     name, _, form = arguments.one.partition(":")
     blocked = True if form == "blocked" else None
     try:
-        table = select(
+        table = select_rows(
             features, scores, groups, arguments.budget, method=name, blocked=blocked, trim=0.0
         )
     except UsageError as error:

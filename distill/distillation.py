@@ -138,7 +138,7 @@ def _side_by_side(calls: list[Callable[[], Results]], at_once: int) -> list[Resu
 
 def _at_once(config: DistillConfig, runs: int, *, connect: bool) -> int:
     if connect:
-        runtime.connect(config.address)
+        runtime.connect_ray(config.address)
     resources = runtime.cluster_resources() if connect else runtime.local_resources()
     return config.at_once or runs_at_once(config.training, max(runs, 1), *resources)
 

@@ -115,7 +115,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     save_configuration(storage, config)
     todo = [unit for unit in units if not storage.exists(unit.file)]
     if todo:
-        runtime.connect(config.address)
+        runtime.connect_ray(config.address)
         _run_units(config, storage, todo, sizes, datasets)
     results = [row for unit in units for row in json.loads(storage.read(unit.file))]
     evaluation = {

@@ -115,7 +115,7 @@ class TaskPool:
         *,
         keep: bool,
     ) -> Iterator[tuple[int, Any]]:
-        runtime.connect(self.address)
+        runtime.connect_ray(self.address)
         import ray
 
         actors, idle = self._workers(min(self.workers, len(items)), ray.put(given), keep)

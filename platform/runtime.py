@@ -44,7 +44,7 @@ class WorkerPlan:
         )
 
 
-def connect(address: str | None = None) -> None:
+def connect_ray(address: str | None = None) -> None:
     """Connect to the given Ray, the one in RAY_ADDRESS, or start a local one; idempotent.
 
     Medical data never phones home: usage statistics are off before Ray is imported.

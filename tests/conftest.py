@@ -73,7 +73,7 @@ def ray_cluster():
                 log_to_driver=False,
                 _temp_dir=folder,
             )
-            runtime.connect()
+            runtime.connect_ray()
             yield
             ray.shutdown()
 

@@ -173,6 +173,81 @@ def test_no_room_is_crowded():
     assert {name: names.count(name) for name in names if names.count(name) > MODULES} == {}
 
 
+# A model of a response has the name of the thing that it describes, as OpenAPI and the explorer do.
+MODELS = "curation/service/http/models/"
+
+
+def definitions(kinds):
+    """Where each name is defined at the top of a module; nobody imports routes and commands."""
+    found = {}
+    for path in modules():
+        if relative(path).startswith(MODELS):
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, kinds) and not any(
+                isinstance(decorator, ast.Call)
+                and ast.unparse(decorator.func).startswith(("app.", "router."))
+                for decorator in node.decorator_list
+            ):
+                found.setdefault(node.name, []).append(relative(path))
+    return found
+
+
+def promised():
+    """Names that an ``__all__`` or a document's import offers."""
+    names = set()
+    for path in modules():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                names |= set(ast.literal_eval(node.value))
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for line in re.findall(
+            r"^from echostill[\w.]* import (.+)$", path.read_text(), re.MULTILINE
+        ):
+            names |= {name.split()[0] for name in line.strip("()").split(",") if name.strip()}
+    return names
+
+
+def twice(found):
+    return {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def test_no_public_class_is_defined_twice():
+    classes = definitions(ast.ClassDef)
+    assert {n: p for n, p in twice(classes).items() if not n.startswith("_")} == {}
+
+
+def test_no_promised_name_is_defined_twice():
+    names = promised()
+    assert {"select", "select_rows", "connect", "Store", "replay"} <= names
+    found = twice(definitions((ast.ClassDef, ast.FunctionDef)))
+    assert {name: paths for name, paths in found.items() if name in names} == {}
+
+
+def test_a_name_that_is_defined_twice_is_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(
+        "```python\nfrom echostill.eval import score, rank as r\n```"
+    )
+    (tmp_path / MODELS).mkdir(parents=True)
+    texts = {
+        "eval/a": "__all__ = ['page']\nclass Run: ...\ndef page(): ...\ndef score(): ...",
+        "jobs/b": "class Run: ...\ndef page(): ...\ndef rank(): ...\ndef other(): ...",
+        "jobs/c": "@router.get('/x')\ndef score(): ...\n@app.command()\ndef rank(): ...",
+        f"{MODELS}d": "class Run: ...",
+    }
+    for name, text in texts.items():
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert promised() == {"page", "score", "rank"}
+    assert twice(definitions((ast.ClassDef, ast.FunctionDef))) == {
+        "Run": ["eval/a.py", "jobs/b.py"],
+        "page": ["eval/a.py", "jobs/b.py"],
+    }
+
+
 # Test files that are named after what they show, since it takes more than one module.
 ACROSS = {
     "benchmarks/kill_training": "a benchmark, run at its smallest",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from echostill.curation.deidentification.review import Desk
+from echostill.curation.deidentification.review import ReviewGate
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings
 from echostill.curation.ingestion.sources import Failure, read_source
@@ -45,10 +45,10 @@ class Benchmark:
         listing = IngestSettings(source=self.location)
         # De-identified as the pool was, so that both can be compared. Frames that ingest would hold
         # back are compared too, because an approval adds them to a pool as cleaned.
-        desk = Desk(lenient=True)
+        gate = ReviewGate(lenient=True)
         rows: list[dict[str, Any]] = []
         for source in list_sources(listing):
-            for row in read_source(source, self.settings, desk=desk):
+            for row in read_source(source, self.settings, gate=gate):
                 if isinstance(row, Failure):
                     raise UsageError(f"benchmark '{self.name}': '{row.source}': {row.message}.")
                 rows.append({column: row[column] for column in COLUMNS})

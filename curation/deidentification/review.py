@@ -71,7 +71,7 @@ def review_storage(store: Store) -> Storage:
 
 
 @dataclass
-class Desk:
+class ReviewGate:
     """Where a worker's frames pass by: approvals let some through, pictures are put aside.
 
     Attributes:

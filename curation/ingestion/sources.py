@@ -14,7 +14,7 @@ import numpy as np
 
 from echostill.curation.deidentification.brightness import Brightness
 from echostill.curation.deidentification.frames import Scanner, deidentify
-from echostill.curation.deidentification.review import NEEDS_REVIEW, Desk
+from echostill.curation.deidentification.review import NEEDS_REVIEW, ReviewGate
 from echostill.curation.ingestion.archives import Member, read_archive
 from echostill.curation.ingestion.identity import Identity, group_of
 from echostill.curation.ingestion.manifests import portable_name
@@ -59,7 +59,10 @@ Row = dict[str, Any]
 
 
 def read_source(
-    source: Source, settings: IngestSettings, key: bytes | None = None, desk: Desk | None = None
+    source: Source,
+    settings: IngestSettings,
+    key: bytes | None = None,
+    gate: ReviewGate | None = None,
 ) -> list[Row | Failure]:
     """Read one source: its pool rows, and a failure for each frame (or the file) without one.
 
@@ -68,7 +71,7 @@ def read_source(
         settings: How.
         key: For identifiers; default the user's. Without one DICOM identifiers are plain hashes and
             patients make no groups, which is for readers that store none of it.
-        desk: Knows the frames that have been approved, and keeps pictures for review.
+        gate: Knows the frames that have been approved, and keeps pictures for review.
 
     Returns:
         The entries in the order of the frames; none only where an archive holds nothing but what is
@@ -77,15 +80,18 @@ def read_source(
     Raises:
         UsageError: The key file is missing or empty: that concerns every file.
     """
-    return list(stream_source(source, settings, key, desk))
+    return list(stream_source(source, settings, key, gate))
 
 
 def stream_source(
-    source: Source, settings: IngestSettings, key: bytes | None = None, desk: Desk | None = None
+    source: Source,
+    settings: IngestSettings,
+    key: bytes | None = None,
+    gate: ReviewGate | None = None,
 ) -> Iterator[Row | Failure]:
     """Do as :func:`read_source` does, one entry at a time."""
     key = key or read_key(settings)
-    reading = _Reading(settings, key, desk or Desk(), settings.hides_names)
+    reading = _Reading(settings, key, gate or ReviewGate(), settings.hides_names)
     if source.problem:
         yield Failure(source.name, source.name, "ListingError", source.problem)
         return
@@ -106,7 +112,7 @@ def stream_source(
 class _Reading:
     settings: IngestSettings
     key: bytes | None
-    desk: Desk
+    gate: ReviewGate
     hides_names: bool
 
 
@@ -147,7 +153,7 @@ def _member_rows(source: Source, member: Member, reading: _Reading) -> Iterator[
 
 
 def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
-    settings, key, desk = reading.settings, reading.key, reading.desk
+    settings, key, gate = reading.settings, reading.key, reading.gate
     clip = open_clip(file, settings.limits)
     header = clip.header
     identity = Identity(source, file, header, clip.frames, key, reading.hides_names)
@@ -173,9 +179,9 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
             what = "frame" if clip.frames > 1 else "file"
             yield _failure(name, image_id, frame.error or DecodeError("is missing"), what)
             continue
-        desk.look(image_id, frame.pixels, cleaned)
+        gate.look(image_id, frame.pixels, cleaned)
         # Cleaned pixels are staged, or the frame is held back; never the pixels as they were.
-        if cleaned.pixels is None or not desk.passes(image_id, cleaned):
+        if cleaned.pixels is None or not gate.passes(image_id, cleaned):
             yield Failure(name, image_id, NEEDS_REVIEW, cleaned.verdict.describe())
             continue
         named = replace(source, name=name)

@@ -13,7 +13,7 @@ from pydantic import Field
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser, key_check, spread
 from echostill.curation.deidentification.review import (
     NEEDS_REVIEW,
-    Desk,
+    ReviewGate,
     approved_pixels,
     prepare_pictures,
     reopen,
@@ -61,7 +61,7 @@ class IngestWorker:
 
     settings: IngestSettings
     pseudonymiser: Pseudonymiser
-    desk: Desk
+    gate: ReviewGate
     samples: dict[str, int]  # frames for the contact sheet, by shard
 
     def process(self, payload: Any) -> Outcome:
@@ -71,17 +71,17 @@ class IngestWorker:
         refused: list[dict[str, Any]] = []
         units = []
         shard = shard_name(payload)
-        self.desk.sample = self.samples.get(shard, 0)
+        self.gate.sample = self.samples.get(shard, 0)
         for values in payload:
             before = len(rows), len(refused)
             source = Source(**values)
-            for item in read_source(source, self.settings, self.pseudonymiser.key, self.desk):
+            for item in read_source(source, self.settings, self.pseudonymiser.key, self.gate):
                 if isinstance(item, Failure):
                     refused.append(self.pseudonymiser.refusal(item.row(), source.group))
                 else:
                     rows.append(self.pseudonymiser.row(item))
             units.append((len(rows) - before[0], len(refused) - before[1]))
-        self.desk.finish(shard)
+        self.gate.finish(shard)
         return Outcome(
             pa.Table.from_pylist(rows, schema=POOL_SCHEMA),
             pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
@@ -95,7 +95,7 @@ class IngestWorker:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class IngestSetup:
     """The stage with its shards, before any work."""
 
     store: Store
@@ -125,11 +125,11 @@ class Prepared:
 
     def make_worker(self, config: IngestConfig) -> "_MakeWorker":
         """Return the factory of the workers."""
-        desk = _desk(config, self.store, self.approved)
+        gate = _gate(config, self.store, self.approved)
         return _MakeWorker(
             _settings(config, self.pseudonymiser),
             self.pseudonymiser,
-            desk,
+            gate,
             _samples(config, self.shards),
         )
 
@@ -241,7 +241,7 @@ def _request(config: IngestConfig, store: Store, overwrite: bool) -> _Request:
     return _Request(shards, pseudonymiser, contents, shown, claim, table)
 
 
-def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
+def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
     store = Store(config.store)
     request = _request(config, store, overwrite)
     request.claim.take(overwrite)
@@ -259,11 +259,11 @@ def _prepare(config: IngestConfig, overwrite: bool) -> Prepared:
         save_configuration(store.pool(), request.shown)
         keep(store.sources(), request.listing)
     plain = [[asdict(source) for source in shard] for shard in request.shards]
-    return Prepared(store, stage, plain, request.pseudonymiser, approved_pixels(store))
+    return IngestSetup(store, stage, plain, request.pseudonymiser, approved_pixels(store))
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
-    runtime.connect(config.address)
+    runtime.connect_ray(config.address)
     # Decoding runs on CPUs: the GPUs of the cluster are left to the models.
     cpus, _ = runtime.cluster_resources()
     return runtime.plan_workers(config.workers, shards, cpus)
@@ -277,10 +277,10 @@ def _settings(config: IngestConfig, pseudonymiser: Pseudonymiser) -> IngestSetti
     return IngestSettings(**values)
 
 
-def _desk(config: IngestConfig, store: Store, approved: dict[str, str]) -> Desk:
+def _gate(config: IngestConfig, store: Store, approved: dict[str, str]) -> ReviewGate:
     settings = config.deidentify
     if not settings.review_pixels and not settings.contact_sheet:
-        return Desk(approved)
+        return ReviewGate(approved)
     pictures = prepare_pictures(store)
     console.print(
         f"warning: identifiable pixels are written to '{pictures.root}': protect this folder like "
@@ -288,7 +288,7 @@ def _desk(config: IngestConfig, store: Store, approved: dict[str, str]) -> Desk:
         markup=False,
         soft_wrap=True,
     )
-    return Desk(approved, pictures, settings.review_pixels)
+    return ReviewGate(approved, pictures, settings.review_pixels)
 
 
 def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[str, int]:
@@ -329,11 +329,11 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
 class _MakeWorker:
     settings: IngestSettings
     pseudonymiser: Pseudonymiser
-    desk: Desk
+    gate: ReviewGate
     samples: dict[str, int]
 
     def __call__(self) -> IngestWorker:
-        return IngestWorker(self.settings, self.pseudonymiser, self.desk, self.samples)
+        return IngestWorker(self.settings, self.pseudonymiser, self.gate, self.samples)
 
 
 def _shards(config: IngestConfig) -> list[list[Source]]:

@@ -65,7 +65,7 @@ class ScoreConfig(ModelsConfig):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ScoreSetup:
     """The stage with its shards and its worker, before any scoring."""
 
     stage: ShardedStage
@@ -129,7 +129,7 @@ def retry_score(config: ScoreConfig) -> StageResult:
     return done.result("score", "scores", store.scores().root, sentence)
 
 
-def _prepare(config: ScoreConfig, overwrite: bool) -> Prepared:
+def _prepare(config: ScoreConfig, overwrite: bool) -> ScoreSetup:
     store = Store(config.store)
     pool = store.open_pool()
     teacher = find_teacher(config)
@@ -162,11 +162,11 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> Prepared:
     )
     if not stage.is_finished():
         save_configuration(store.scores(), config)
-    return Prepared(stage, shards(pool, config.rows_per_shard), worker, proxy)
+    return ScoreSetup(stage, shards(pool, config.rows_per_shard), worker, proxy)
 
 
 def _connected_plan(config: ScoreConfig, count: int) -> runtime.WorkerPlan:
-    runtime.connect(config.address)
+    runtime.connect_ray(config.address)
     return _plan(config, count, *runtime.cluster_resources())
 
 

@@ -48,11 +48,11 @@ __all__ = [
     "cluster_scores",
     "dual_ranks",
     "largest_remainder_quotas",
-    "prepare",
+    "prepare_request",
     "ranks_within_clusters",
     "resolve_budget",
-    "select",
     "select_coreset",
+    "select_rows",
     "sorted_ids",
 ]
 
@@ -60,7 +60,7 @@ IDS_LIMIT = 2**31 - 1  # largest size of an Arrow string array, in bytes
 REASONS_AT_ONCE = 1_000_000
 
 
-def select(
+def select_rows(
     features: np.ndarray | pa.ChunkedArray | Features,
     scores: pa.Table,
     groups: pa.Table,
@@ -151,7 +151,7 @@ def select_coreset(
         features = ColumnFeatures(scores["feature"])
     if features is not None:
         check_limits(settings, scores.num_rows, features.dimension)
-    request = prepare(scores, groups, settings, excluded, pinned)
+    request = prepare_request(scores, groups, settings, excluded, pinned)
     if clustering is None:
         if features is None:
             raise UsageError(
@@ -184,7 +184,7 @@ class Request:
     quality: np.ndarray
 
 
-def prepare(
+def prepare_request(
     scores: pa.Table,
     groups: pa.Table,
     settings: SelectionSettings,

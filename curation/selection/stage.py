@@ -7,7 +7,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from echostill.curation.selection.clustering import cluster_count, cluster_pieces, training_rows
-from echostill.curation.selection.core import choose, prepare
+from echostill.curation.selection.core import choose, prepare_request
 from echostill.curation.selection.decided.exclusions import ExclusionSettings, exclusions
 from echostill.curation.selection.decided.lists import in_pool, join_images, read_images
 from echostill.curation.selection.decided.pin_table import selection_tables
@@ -106,7 +106,7 @@ def select(
     with phase("pool"):
         groups = pool.read(_pool_columns(config, pool))
     with phase("ids and groups"):
-        request = prepare(columns, groups, config, **decided)
+        request = prepare_request(columns, groups, config, **decided)
     del columns, groups
     claim.take(overwrite)
     save_configuration(storage, config)
@@ -258,7 +258,7 @@ def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False
     if plan:
         cpus, _ = runtime.local_resources()
     else:
-        runtime.connect(config.address)
+        runtime.connect_ray(config.address)
         cpus, _ = runtime.cluster_resources()
     return max(int(cpus), 1)
 

@@ -303,7 +303,7 @@ def _build(
         return
     # Staged once, before every worker asks for them.
     stage_images(Store(job.store).open_pool(), job.store, job.image_size, job.image_ids)
-    runtime.connect(config.address)
+    runtime.connect_ray(config.address)
     cpus, gpus = runtime.cluster_resources()
     where = runtime.plan_workers(config.training.worker_range[1], len(todo), cpus, gpus)
 

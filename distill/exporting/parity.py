@@ -108,7 +108,7 @@ def measure(
     return rows
 
 
-def report(
+def parity_report(
     encoder: Encoder,
     rows: Sequence[Parity],
     *,

@@ -105,7 +105,7 @@ def export(
         threads=used,
         repeats=repeats,
     )
-    compared = parity.report(
+    compared = parity.parity_report(
         encoder,
         rows,
         images=len(held_out),

@@ -39,7 +39,7 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/~])(?:[A-Za-z]:\\|~/|/)(?:[^\s'\"<>:;,]+[/\\]
 
 
 @dataclass(frozen=True)
-class Accounting:
+class StageCounts:
     """Row counts of a stage: rows in = rows out + quarantined."""
 
     stage: str
@@ -54,7 +54,7 @@ class Accounting:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A training run as it was logged."""
 
     name: str
@@ -112,10 +112,10 @@ class Material:
     organ: np.ndarray
     source: np.ndarray
     gradient: np.ndarray
-    accounting: list[Accounting]
+    accounting: list[StageCounts]
     quarantine: pa.Table
-    runs: list[Run]
-    proxy: Run | None
+    runs: list[RunRecord]
+    proxy: RunRecord | None
     evaluation: dict[str, Any]
     configurations: dict[str, dict[str, Any]]
     digests: dict[str, str]
@@ -279,11 +279,11 @@ def _gradients(scores: Table, ids: pa.ChunkedArray) -> np.ndarray:
     return gradients
 
 
-def _read_run(store: Store, name: str, coreset_digest: str) -> Run:
+def _read_run(store: Store, name: str, coreset_digest: str) -> RunRecord:
     storage = store.run(name)
     manifest = _manifest(storage)
     fingerprint = manifest.get("fingerprint", {})
-    return Run(
+    return RunRecord(
         name=name,
         stage=manifest.get("stage", ""),
         configuration=read_configuration(storage),
@@ -298,11 +298,11 @@ def _manifest(storage: Storage) -> dict[str, Any]:
     return read_manifest(storage) or {}
 
 
-def _count(table: Table) -> Accounting:
+def _count(table: Table) -> StageCounts:
     manifest = table.manifest
     quarantined = int(manifest.get("quarantined", 0))
     rows_in = int(manifest.get("rows_in", table.rows + quarantined))
-    return Accounting(str(manifest["stage"]), rows_in, table.rows, quarantined)
+    return StageCounts(str(manifest["stage"]), rows_in, table.rows, quarantined)
 
 
 def _quarantine(store: Store) -> pa.Table:

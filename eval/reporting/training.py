@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from echostill.eval.reporting import figures as draw
-from echostill.eval.reporting.data import Material, Run, data_uri
+from echostill.eval.reporting.data import Material, RunRecord, data_uri
 from echostill.eval.reporting.page import (
     Content,
     Html,
@@ -69,7 +69,7 @@ def training(material: Material) -> Section:
 
 
 def _panel(
-    runs: list[Run], key: str, title: str, label: str, logarithmic: bool = False
+    runs: list[RunRecord], key: str, title: str, label: str, logarithmic: bool = False
 ) -> Html | None:
     drawn, moves = [], []
     for run in runs:
@@ -100,7 +100,7 @@ def _panel(
 
 
 def _reconstructions(material: Material) -> list[Html]:
-    shown: dict[str, Run] = {}
+    shown: dict[str, RunRecord] = {}
     for run in sorted(material.runs, key=lambda run: not run.distils):
         if run.picture is not None:
             shown.setdefault(run.student, run)
@@ -125,7 +125,7 @@ def _reconstructions(material: Material) -> list[Html]:
     return pieces
 
 
-def _run_line(run: Run) -> list[Content]:
+def _run_line(run: RunRecord) -> list[Content]:
     last = run.history[-1]
 
     def value(key: str, digits: int = 3) -> str:
@@ -147,7 +147,7 @@ def _run_line(run: Run) -> list[Content]:
     ]
 
 
-def _weight_notes(runs: list[Run]) -> list[Html]:
+def _weight_notes(runs: list[RunRecord]) -> list[Html]:
     """Say of which runs the consistency weight acts, is fixed, or is inert."""
     fixed: list[str] = []
     inert: list[str] = []
@@ -183,7 +183,7 @@ def _weight_notes(runs: list[Run]) -> list[Html]:
     return notes
 
 
-def _weight_table(runs: list[Run]) -> list[Html]:
+def _weight_table(runs: list[RunRecord]) -> list[Html]:
     """Say what the weight follows: the error of reconstruction, the organ, the device."""
     lines: list[list[Content]] = []
     for run in runs:
@@ -223,7 +223,7 @@ def _means(row: dict[str, float], prefix: str) -> str:
     return ", ".join(told) or "–"
 
 
-def _line(run: Run, runs: list[Run]) -> tuple[str, Any]:
+def _line(run: RunRecord, runs: list[RunRecord]) -> tuple[str, Any]:
     """Colour and style of a run: the first distilled student in the accent, others by dashes."""
     if run.stage != "distill":
         return draw.MUTED, (0, (1, 1.6))

@@ -16,7 +16,7 @@ OBJECTIVE = "objective"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrialRun:
     """One distillation run of a trial: a configuration with one student and one seed."""
 
     name: str
@@ -29,7 +29,7 @@ class Trial:
 
     digest: str
     assignment: dict[str, Any]
-    runs: tuple[Run, ...]
+    runs: tuple[TrialRun, ...]
 
     @property
     def label(self) -> str:
@@ -111,12 +111,12 @@ def _digest(config: DistillConfig) -> str:
     return sha256(json.dumps(result_relevant(config), sort_keys=True).encode())[:8]
 
 
-def _runs(name: str, digest: str, config: DistillConfig) -> tuple[Run, ...]:
+def _runs(name: str, digest: str, config: DistillConfig) -> tuple[TrialRun, ...]:
     runs = []
     for run in config.runs():
         alone = config.alone(run)
         (student,) = alone.students
         named = student.model_copy(update={"name": f"{name}-{digest}-{student.name}"})
         changes = {"students": (named,), "progress": False}
-        runs.append(Run(f"{named.name}-{run.seed}", alone.model_copy(update=changes)))
+        runs.append(TrialRun(f"{named.name}-{run.seed}", alone.model_copy(update=changes)))
     return tuple(runs)

@@ -30,7 +30,7 @@ from echostill.eval.probes import (
 )
 from echostill.eval.splits import split_dataset
 from echostill.jobs.sweeps.comparison import compare, render
-from echostill.jobs.sweeps.grid import Run, Trial, expand
+from echostill.jobs.sweeps.grid import Trial, TrialRun, expand
 from echostill.jobs.sweeps.settings import SweepConfig
 from echostill.platform import runtime, stages
 from echostill.platform.config import (
@@ -148,7 +148,7 @@ def trials_of(config: SweepConfig) -> list[Trial]:
 
 
 def finish_row(
-    config: SweepConfig, storage: Storage, run: Run, *, overwrite: bool = False
+    config: SweepConfig, storage: Storage, run: TrialRun, *, overwrite: bool = False
 ) -> dict[str, Any]:
     """Train a run if it is not finished, probe its student, and keep the row of results.
 
@@ -235,19 +235,24 @@ def _probe_key(config: SweepConfig) -> str:
     return sha256(json.dumps(settings, sort_keys=True).encode())[:16]
 
 
-def _at_once(config: SweepConfig, runs: list[Run], cpus: float, gpus: float) -> int:
+def _at_once(config: SweepConfig, runs: list[TrialRun], cpus: float, gpus: float) -> int:
     return config.at_once or runs_at_once(runs[0].config.training, len(runs), cpus, gpus)
 
 
 def _train(
-    config: SweepConfig, storage: Storage, runs: list[Run], tracker: Tracker, *, overwrite: bool
+    config: SweepConfig,
+    storage: Storage,
+    runs: list[TrialRun],
+    tracker: Tracker,
+    *,
+    overwrite: bool,
 ) -> dict[str, str]:
     """Train runs as Tune trials, each of which starts Ray Train; return what failed, and why."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own tracking records the runs
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends a sweep as it ends any stage
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean here what they mean there
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    runtime.connect(config.address)
+    runtime.connect_ray(config.address)
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -258,7 +263,7 @@ def _train(
         run = runs[choice["run"]]
         own = run.config.model_copy(update={"at_once": at_once})
         try:
-            row = finish_row(config, storage, Run(run.name, own), overwrite=overwrite)
+            row = finish_row(config, storage, TrialRun(run.name, own), overwrite=overwrite)
         except EchostillError as error:  # in words already: Tune would print where it was raised
             return {"loss": math.inf, "failed": str(error)}
         return {"loss": row["loss_last"]}

@@ -152,7 +152,7 @@ def _train(
             names = json.dumps([one.name for one in members])
             member.storage.write(GROUP, names.encode())
     job.build()  # stages the images once, before workers ask for them
-    runtime.connect(config.address)
+    runtime.connect_ray(config.address)
     open_members = [m for m, done in zip(members, finished, strict=True) if not done]
     trackers = [
         Tracker.start(

@@ -11,7 +11,7 @@ from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.reasons import EXCLUDED_MARK, HELD_BACK_MARK, PINNED_MARK, ordinal
 from echostill.platform.errors import UsageError, nearest
 
-__all__ = ["describe", "explain", "explanation", "find_image", "ordinal"]
+__all__ = ["describe_explanation", "explain", "explanation", "find_image", "ordinal"]
 
 PREFIX_LENGTH = 4  # shorter ones would match by accident
 SHOWN = 5
@@ -157,10 +157,10 @@ def explain(
         A few lines of text: the image, its cluster, both ranks, the dual rank, the quota, the rows
         at the boundary, and the reason.
     """
-    return describe(explanation(image_id, coreset, pool_row, settings))
+    return describe_explanation(explanation(image_id, coreset, pool_row, settings))
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe_explanation(found: Mapping[str, Any]) -> str:
     """Format the result of ``explanation`` as text."""
     size = found["cluster_size"]
     spread = f" (mean - {found['penalty']:g} x spread)" if found["penalty"] else ""

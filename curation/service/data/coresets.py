@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from echostill.curation.selection.explain.explain import describe, explanation
+from echostill.curation.selection.explain.explain import describe_explanation, explanation
 from echostill.curation.selection.reasons import GROUP_LIMIT
 from echostill.curation.selection.stage import SelectConfig
 from echostill.curation.service.data.catalogue import CATEGORIES, Catalogue
@@ -215,7 +215,7 @@ class Coreset:
             self.settings,
         )
         found |= {"pool_size": len(self), "budget": len(self.selected_positions)}
-        return describe(found), found
+        return describe_explanation(found), found
 
     @cached_property
     def clusters(self) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ def pick(values: dict[str, Any], address: str | None, send: children.Send) -> No
     from echostill.platform import runtime
     from echostill.platform.ray_tasks import TaskPool
 
-    runtime.connect(address)
+    runtime.connect_ray(address)
     send(stage="on Ray", fraction=0.05)
     # Retries are safe: an interrupted pick continues, a finished one is recognised.
     for _, done in TaskPool(1, address=address).map(select, [config]):

@@ -10,7 +10,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
-from echostill.curation.deidentification.review import Desk
+from echostill.curation.deidentification.review import ReviewGate
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings, read_key
 from echostill.curation.ingestion.stage import IngestWorker
 from echostill.curation.scoring.embedding import embed, find_model
@@ -107,7 +107,7 @@ def test_a_feature_is_that_of_the_pool_row(folder, store, tmp_path, monkeypatch)
     from echostill.curation.ingestion.listing import list_sources
 
     pseudonymiser = Pseudonymiser(read_key(settings), hidden=True)
-    worker = IngestWorker(settings, pseudonymiser, Desk(), {})
+    worker = IngestWorker(settings, pseudonymiser, ReviewGate(), {})
     pool = worker.process([asdict(s) for s in list_sources(settings)]).rows
     assert pool["image_id"].to_pylist() == table["image_id"].to_pylist()
     encoder = create_encoder("tinyusfm-micro")

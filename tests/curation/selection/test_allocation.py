@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echostill.curation.selection.core import SelectionSettings, select, select_coreset
+from echostill.curation.selection.core import SelectionSettings, select_coreset, select_rows
 from echostill.curation.selection.explain.explain import explain, explanation
 from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.quotas import share
@@ -46,7 +46,7 @@ VARIANTS = [(name, None) for name in METHODS] + [
 
 def rows_of(method="dual-rank", blocked=None, **keys):
     keys = {"budget": 20, "clusters": 5, "method": method, "blocked": blocked, **keys}
-    return select(FEATURES, SCORES, POOL, keys.pop("budget"), **keys).to_pylist()
+    return select_rows(FEATURES, SCORES, POOL, keys.pop("budget"), **keys).to_pylist()
 
 
 @pytest.mark.parametrize(("method", "blocked"), VARIANTS)
@@ -74,12 +74,12 @@ def test_exact_budgets_with_pins_and_exclusions(method, blocked):
 def test_the_order_of_the_rows_does_not_matter(method, blocked):
     keys = {"clusters": 5, "method": method, "blocked": blocked, "excluded": EXCLUDED}
     keys |= {"pinned": PINNED, "balance": "organ", "max_per_group": 4}
-    first = select(FEATURES, SCORES, POOL, 25, **keys)
+    first = select_rows(FEATURES, SCORES, POOL, 25, **keys)
     mixed = np.random.default_rng(1).permutation(ROWS)
-    again = select(FEATURES[mixed], SCORES.take(mixed), POOL.take(mixed[::-1]), 25, **keys)
+    again = select_rows(FEATURES[mixed], SCORES.take(mixed), POOL.take(mixed[::-1]), 25, **keys)
     assert first.equals(again)
     keys |= {"excluded": EXCLUDED.take([8, 3, 0, 1, 2, 4, 5, 6, 7])}
-    assert first.equals(select(FEATURES, SCORES, POOL, 25, **keys))
+    assert first.equals(select_rows(FEATURES, SCORES, POOL, 25, **keys))
 
 
 @pytest.mark.parametrize(("method", "blocked"), VARIANTS)
@@ -163,7 +163,7 @@ def test_blocked_methods_choose_inside_each_cluster_as_in_a_pool_of_its_own():
     for cluster in range(5):
         members = [row for row in rows if row["cluster"] == cluster]
         own = [place[row["image_id"]] for row in members]
-        alone = select(
+        alone = select_rows(
             FEATURES[own],
             SCORES.take(own),
             POOL,
@@ -188,14 +188,14 @@ def test_requests_that_cannot_be():
     ):
         keys = {"budget": 20, **keys}
         with pytest.raises(UsageError, match=message):
-            select(FEATURES, SCORES, POOL, keys.pop("budget"), **keys)
+            select_rows(FEATURES, SCORES, POOL, keys.pop("budget"), **keys)
     with pytest.raises(UsageError, match="no column 'feature'"):
         select_coreset(SCORES, POOL, SelectionSettings(budget=3))
 
 
 def test_why_words_pins_and_exclusions():
     chosen = SelectionSettings(budget=20, clusters=5, balance="organ")
-    table = select(
+    table = select_rows(
         FEATURES, SCORES, POOL, 20, clusters=5, balance="organ", excluded=EXCLUDED, pinned=PINNED
     )
     out = explanation(IDS[3], table, None, chosen)
@@ -225,7 +225,7 @@ def test_why_words_pins_and_exclusions():
 @pytest.mark.parametrize("fusion", ["sum", "product", "max", "two-stage"])
 def test_why_writes_the_formula_of_each_fusion(fusion):
     chosen = SelectionSettings(budget=20, clusters=5, fusion=fusion, alpha=0.25)
-    table = select(FEATURES, SCORES, POOL, 20, clusters=5, fusion=fusion, alpha=0.25)
+    table = select_rows(FEATURES, SCORES, POOL, 20, clusters=5, fusion=fusion, alpha=0.25)
     for row in table.to_pylist():
         line = next(
             line

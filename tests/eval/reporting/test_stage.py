@@ -10,7 +10,7 @@ import pytest
 from echostill.curation.scoring.stage import ScoreConfig
 from echostill.curation.selection.stage import SelectConfig
 from echostill.distill import DistillConfig
-from echostill.eval.reporting.data import Accounting, Material, gather, without_paths
+from echostill.eval.reporting.data import Material, StageCounts, gather, without_paths
 from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
 from echostill.eval.reporting.labels import DEFAULTS, labelled_values
 from echostill.eval.reporting.pool import accounts, quality_flags
@@ -333,7 +333,7 @@ def test_accounting_and_warnings(page):
 
 
 def test_rows_that_do_not_add_up_are_told(material):
-    broken = dataclasses.replace(material, accounting=[Accounting("ingest", 70, 60, 3)])
+    broken = dataclasses.replace(material, accounting=[StageCounts("ingest", 70, 60, 3)])
     told = "".join(str(piece) for piece in accounts(broken))
     assert "do not add up: +7 rows" in told
 
