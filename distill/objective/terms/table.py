@@ -8,9 +8,19 @@ from echostill.distill.objective.terms.term import Term
 from echostill.distill.objective.terms.tokens import TokenSettings
 
 # In this order losses are summed, and adapters drawn from the seed: a new term goes to the end.
-TERMS: tuple[Term, ...] = (reconstruction.TERM, tokens.TERM, attention.TERM, relation.TERM)
+TERMS: tuple[Term, ...] = (
+    reconstruction.TERM,
+    tokens.TERM,
+    attention.TERM,
+    relation.TERM,
+)
 
 
 # A class lists the keys of its last base first.
-class TermSettings(RelationSettings, AttentionSettings, TokenSettings, ReconstructionKeys):
+class TermSettings(
+    RelationSettings,
+    AttentionSettings,
+    TokenSettings,
+    ReconstructionKeys,
+):
     """The keys of all terms."""
