@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from echostill.curation.copies.stage import DuplicatesConfig, find_duplicates
     from echostill.curation.ingestion.stage import IngestConfig, ingest, retry_ingest
     from echostill.curation.scoring.stage import ScoreConfig, retry_score, score
+    from echostill.curation.local import open_store
     from echostill.curation.selection.core import select_rows
     from echostill.curation.selection.explain.questions import Answer, why
     from echostill.curation.selection.stage import SelectConfig, select
@@ -26,6 +27,7 @@ _HOMES = {
     "connect": "client",
     "find_duplicates": "copies.stage",
     "ingest": "ingestion.stage",
+    "open_store": "local",
     "retry_ingest": "ingestion.stage",
     "retry_score": "scoring.stage",
     "score": "scoring.stage",
@@ -46,6 +48,7 @@ __all__ = [
     "connect",
     "find_duplicates",
     "ingest",
+    "open_store",
     "retry_ingest",
     "retry_score",
     "score",
