@@ -24,11 +24,11 @@ from echostill.curation.service.answers.map import map_table
 from echostill.curation.service.answers.samples import all_samples
 from echostill.curation.service.answers.uploads import TeacherFeatures
 from echostill.curation.service.data.derived import (
-    Report,
     derived_folder,
     prepare,
     print_progress,
 )
+from echostill.curation.service.data.neighbours import Report
 from echostill.curation.service.data.pages import SampleFinder, SampleQuery, sample_query
 from echostill.curation.service.data.state import ABSENT, Preparation, State
 from echostill.curation.service.problems import tool_errors

@@ -94,7 +94,8 @@ def _inside(error: BaseException) -> BaseException | None:
     """What an exception of Ray's was made for."""
     failures = getattr(error, "worker_failures", None)
     if failures:
-        return next(iter(failures.values()))
+        first: BaseException = next(iter(failures.values()))
+        return first
     for name in ("controller_failure", "cause", "__cause__"):
         found = getattr(error, name, None)
         if isinstance(found, BaseException):

@@ -30,9 +30,9 @@ from echostill.platform import runtime, stages
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
-from echostill.platform.shards.files import Record
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.outcome import Outcome
+from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, Fingerprint, fingerprint

@@ -77,7 +77,7 @@ class Gallery:
 
 def _cluster_quotas(table: pa.Table) -> np.ndarray:
     """Quota of each row's cluster, (N,): where the budget was balanced, over the strata in it."""
-    quota = table["quota"].to_numpy()
+    quota: np.ndarray = table["quota"].to_numpy()
     if "stratum" not in table.column_names:
         return quota
     cluster = table["cluster"].to_numpy()

@@ -119,7 +119,8 @@ def _hues(colours: np.ndarray) -> np.ndarray:
     red, green, blue = colours.astype(np.float32).T
     # The angle in the plane across the grey axis.
     angle = np.arctan2(np.sqrt(3.0) * (green - blue), 2 * red - green - blue)
-    return np.degrees(angle) % 360
+    hues: np.ndarray = np.degrees(angle) % 360
+    return hues
 
 
 def _spread(hues: np.ndarray) -> float:

@@ -16,8 +16,9 @@ from typing import Any
 from echostill.platform import runtime
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import Progress
-from echostill.platform.shards.files import Record, ShardFiles, ShardWorker
+from echostill.platform.shards.files import ShardFiles, ShardWorker
 from echostill.platform.shards.log import Accounting, ShardLog
+from echostill.platform.shards.records import Record
 from echostill.platform.shards.run import stream
 from echostill.platform.stage import Counts, StageResult
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA

@@ -75,50 +75,54 @@ class Block:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def _of_rows(self, column: np.ndarray) -> np.ndarray:
+        values: np.ndarray = column[self.rows]
+        return values
+
     @property
     def cluster(self) -> np.ndarray:
         """(n,) cluster of each row."""
-        return self.pool.cluster[self.rows]
+        return self._of_rows(self.pool.cluster)
 
     @property
     def size(self) -> np.ndarray:
         """(n,) members of each row's cluster."""
-        return self.pool.size[self.rows]
+        return self._of_rows(self.pool.size)
 
     @property
     def distance(self) -> np.ndarray:
         """(n,) distance of each row to its centroid."""
-        return self.pool.distance[self.rows]
+        return self._of_rows(self.pool.distance)
 
     @property
     def quality(self) -> np.ndarray:
         """(n,) gradient score."""
-        return self.pool.quality[self.rows]
+        return self._of_rows(self.pool.quality)
 
     @property
     def distance_rank(self) -> np.ndarray:
         """(n,) rank in the cluster by distance."""
-        return self.pool.distance_rank[self.rows]
+        return self._of_rows(self.pool.distance_rank)
 
     @property
     def gradient_rank(self) -> np.ndarray:
         """(n,) rank in the cluster by gradient."""
-        return self.pool.gradient_rank[self.rows]
+        return self._of_rows(self.pool.gradient_rank)
 
     @property
     def dual_rank(self) -> np.ndarray:
         """(n,) fused rank."""
-        return self.pool.dual_rank[self.rows]
+        return self._of_rows(self.pool.dual_rank)
 
     @property
     def pinned(self) -> np.ndarray:
         """(n,) bool, rows that are always chosen."""
-        return self.pool.pinned[self.rows]
+        return self._of_rows(self.pool.pinned)
 
     @property
     def draws(self) -> np.ndarray:
         """(n,) random numbers in [0, 1), a function of seed and id."""
-        return self.pool.draws[self.rows]
+        return self._of_rows(self.pool.draws)
 
     @property
     def features(self) -> np.ndarray:

@@ -55,14 +55,18 @@ class Similarity:
     @property
     def unit(self) -> np.ndarray:
         """(n, D) float64 features of unit length."""
-        return self._exact * self._scale[:, None]
+        unit: np.ndarray = self._exact * self._scale[:, None]
+        return unit
 
     def row(self, number: int) -> np.ndarray:
         """Return the similarity of every row to one of them, (n,) float64."""
+        row: np.ndarray
         if self._gram is not None:
-            return self._gram[number]
-        product = self._exact @ self._exact[number]
-        return np.round(product * self._scale * self._scale[number], DECIMALS)
+            row = self._gram[number]
+        else:
+            product = self._exact @ self._exact[number]
+            row = np.round(product * self._scale * self._scale[number], DECIMALS)
+        return row
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return the similarities of a run of rows to every row, (stop - start, n) float64."""

@@ -40,7 +40,8 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
         (N,) the mapped memory itself, unless the column has nulls or is boolean.
     """
     array = _one(column)
-    return array.to_numpy(zero_copy_only=False)
+    values: np.ndarray = array.to_numpy(zero_copy_only=False)
+    return values
 
 
 def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

@@ -212,17 +212,20 @@ class SampleFinder:
         name = query.sort.removeprefix("-")
         descending = query.sort.startswith("-")
         kept = filtered(coreset, query)
+        found: np.ndarray
         if name == "image_id":
             positions = np.arange(len(coreset), dtype=np.uint32) if kept is None else kept
             return positions[::-1] if descending else positions
         if kept is not None and len(kept) <= DENSE * len(coreset):
-            return kept[_order(coreset.column(name)[kept], descending)]
+            found = kept[_order(coreset.column(name)[kept], descending)]
+            return found
         order = self._whole_order(coreset, name, descending)
         if kept is None:
             return order
         mask = np.zeros(len(coreset), dtype=bool)
         mask[kept] = True
-        return order[mask[order]]
+        found = order[mask[order]]
+        return found
 
     def _whole_order(self, coreset: Coreset, name: str, descending: bool) -> np.ndarray:
         key = f"order {coreset.entry.table.digest} {name} {descending}"
@@ -295,9 +298,8 @@ def _start(coreset: Coreset, query: SampleQuery) -> np.ndarray | None:
 
 
 def _any_of(indices: np.ndarray, wanted: list[int]) -> np.ndarray:
-    if len(wanted) == 1:
-        return indices == wanted[0]
-    return np.isin(indices, wanted)
+    found: np.ndarray = indices == wanted[0] if len(wanted) == 1 else np.isin(indices, wanted)
+    return found
 
 
 def _texts(coreset: Coreset, name: str, kept: np.ndarray | None) -> pa.ChunkedArray:

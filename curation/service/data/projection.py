@@ -69,7 +69,10 @@ def _landmarks(scores: Table) -> np.ndarray:
         column = scores.read_part(part["file"], ["feature"])["feature"]
         drawn.append(unit_rows(column.take(pa.array(np.sort(order[:count])))))
     sample = np.concatenate(drawn)
-    return sample[np.linspace(0, len(sample) - 1, min(LANDMARKS, len(sample))).astype(int)]
+    landmarks: np.ndarray = sample[
+        np.linspace(0, len(sample) - 1, min(LANDMARKS, len(sample))).astype(int)
+    ]
+    return landmarks
 
 
 def _embedded(reduced: np.ndarray) -> np.ndarray:
@@ -112,18 +115,20 @@ def _interpolated(
     closest = squared[:, :1]
     weight = 1 / (np.maximum(squared, 0) + 0.05 * closest + 1e-9)
     weight /= weight.sum(axis=1, keepdims=True)
-    mean = np.einsum("nk,nkd->nd", weight, embedded[near])
+    mean: np.ndarray = np.einsum("nk,nkd->nd", weight, embedded[near])
     rest = (projected - np.einsum("nk,nkc->nc", weight, reduced[near]))[:, :2]
     if rest.shape[1] < 2:
         return mean
     length = np.sqrt(np.maximum(squared[:, -1:], 1e-12))
     offset = rest / length
     offset /= np.maximum(1.0, np.linalg.norm(offset, axis=1, keepdims=True))
-    return mean + SPREAD * scale[near[:, :1]] * offset
+    placed: np.ndarray = mean + SPREAD * scale[near[:, :1]] * offset
+    return placed
 
 
 def _scaled(coordinates: np.ndarray) -> np.ndarray:
     """Scale both axes by the same factor into [-1, 1]."""
     low, high = np.nanmin(coordinates, axis=0), np.nanmax(coordinates, axis=0)
     width = float((high - low).max()) or 1.0
-    return ((coordinates - (low + high) / 2) * (2 / width)).astype(np.float32)
+    scaled: np.ndarray = ((coordinates - (low + high) / 2) * (2 / width)).astype(np.float32)
+    return scaled

@@ -49,7 +49,8 @@ def display(values: np.ndarray, photometric: str, dataset: pydicom.Dataset) -> n
         return np.array(picture.convert("RGB"))
     if photometric.startswith("YBR_PARTIAL"):
         shifted = values.astype(np.float32) - np.array([16, 128, 128], dtype=np.float32)
-        return np.rint(shifted @ _PARTIAL.T).clip(0, 255).astype(np.uint8)
+        colours: np.ndarray = np.rint(shifted @ _PARTIAL.T).clip(0, 255).astype(np.uint8)
+        return colours
     # JPEG 2000's YBR_ICT and YBR_RCT come out of the decoder as RGB.
     if photometric in ("RGB", "YBR_ICT", "YBR_RCT"):
         return np.ascontiguousarray(values)
@@ -82,13 +83,15 @@ def _window(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     if dataset.get("VOILUTSequence"):
         table = apply_voi_lut(rescaled.astype(values.dtype), dataset)
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return np.rint(table * (255 / (2**bits - 1))).astype(np.uint8)
+        levels: np.ndarray = np.rint(table * (255 / (2**bits - 1))).astype(np.uint8)
+        return levels
     centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     if centre is None or width is None or width <= 0:
         return scale_to_bytes(rescaled)
     kind = str(dataset.get("VOILUTFunction") or "LINEAR")
     shown = window_fraction(rescaled.astype(np.float64), centre, width, kind)
-    return np.rint(shown * 255).astype(np.uint8)
+    scaled: np.ndarray = np.rint(shown * 255).astype(np.uint8)
+    return scaled
 
 
 def window_fraction(values: np.ndarray, centre: float, width: float, kind: str) -> np.ndarray:
