@@ -108,9 +108,10 @@ def test_the_order_of_the_rows_does_not_matter(store, tmp_path, make_pool):
 
 def test_again_is_done_already_and_another_search_is_refused(store):
     find_duplicates(DuplicatesConfig(store=store.root))
-    assert find_duplicates(DuplicatesConfig(store=store.root, seed=7)).startswith("already done")
+    again = find_duplicates(DuplicatesConfig(store=store.root, seed=7))
+    assert str(again).startswith("already done")
     other = DuplicatesConfig(store=store.root, near_distance=None)
-    with pytest.raises(UsageError, match="near_distance: 24 -> None"):
+    with pytest.raises(UsageError, match="near_distance 24 -> null"):
         find_duplicates(other)
     said = str(find_duplicates(other, overwrite=True))
     assert said == "1 exact, 0 near, 0 semantic copies in 1 groups; 10 images searched"
