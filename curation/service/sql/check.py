@@ -60,9 +60,10 @@ def check_select(connection: duckdb.DuckDBPyConnection, sql: str, views: Collect
     kind = statements[0].type
     if kind != duckdb.StatementType.SELECT:
         raise UsageError(f"only SELECT is allowed, not {_words(kind.name)}.")
-    text = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
+    # To the last row: while a result is open, the connection takes no other query.
+    found = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
     try:
-        tree = json.loads(text[0]) if text else {"error": True}
+        tree = json.loads(found[0][0]) if found else {"error": True}
     except RecursionError:
         raise UsageError("the query is nested too deeply.") from None
     if tree.get("error"):

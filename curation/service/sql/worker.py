@@ -133,10 +133,12 @@ class Worker:
     def _run(self, request: Mapping[str, Any], views: Views) -> None:
         connection, started = views.connection, time.perf_counter()
         check_select(connection, request["sql"], views.names)
-        found = connection.execute(request["sql"], request["parameters"])
         if request["arrow"]:
-            self._stream(found, request["limit"])
+            # A relation is read as it is computed; of `execute` DuckDB would copy all rows first.
+            relation = connection.sql(request["sql"], params=request["parameters"] or None)
+            self._stream(relation, request["limit"])
         else:
+            found = connection.execute(request["sql"], request["parameters"])
             self._rows(found, request["limit"], started)
 
     def _rows(self, found: duckdb.DuckDBPyConnection, limit: int, started: float) -> None:
@@ -164,8 +166,13 @@ class Worker:
         body = f'{head[:-1]}, "rows": [{", ".join(rows)}]}}'
         self._frame(RESULT, body.encode())
 
-    def _stream(self, found: duckdb.DuckDBPyConnection, limit: int) -> None:
-        reader: Any = found.to_arrow_reader(ROWS_PER_FETCH * 16)
+    def _stream(self, found: duckdb.DuckDBPyRelation, limit: int) -> None:
+        # Closed at the end: while it is open, the connection takes no other query.
+        with contextlib.closing(found.to_arrow_reader(ROWS_PER_FETCH * 16)) as reader:
+            self._send_batches(reader, limit)
+        self._send(END)
+
+    def _send_batches(self, reader: pa.RecordBatchReader, limit: int) -> None:
         named = zip(unique_names(reader.schema.names), reader.schema, strict=True)
         schema = pa.schema([field.with_name(name) for name, field in named])
         sink = _Frames(self)
@@ -185,7 +192,6 @@ class Worker:
             last = pa.RecordBatch.from_pylist([], schema=schema)
             end = {"error": error} if error else {"truncated": json.dumps(truncated)}
             writer.write_batch(last, custom_metadata=end)
-        self._send(END)
 
     def _fail(self, error: Exception) -> None:
         kind = "timeout" if self._interrupted_by == "timeout" else "sql"
