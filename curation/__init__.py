@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from echostill.curation.copies.leakcheck import LeakReport, LeakSettings, check_leaks
     from echostill.curation.copies.stage import DuplicatesConfig, find_duplicates
     from echostill.curation.ingestion.stage import IngestConfig, ingest, retry_ingest
-    from echostill.curation.scoring.stage import ScoreConfig, retry_score, score
     from echostill.curation.local import open_store
+    from echostill.curation.scoring.stage import ScoreConfig, retry_score, score
     from echostill.curation.selection.core import select_rows
     from echostill.curation.selection.explain.questions import Answer, why
     from echostill.curation.selection.stage import SelectConfig, select

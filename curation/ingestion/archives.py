@@ -52,10 +52,10 @@ def read_archive(file: SourceFile, limits: Limits) -> Iterator[Member]:
                 member = _member(archive, info, limits)
                 if member is not None:
                     waiting.append(member)
-        except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError) as error:
+        except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError):
             yield from _with_values(waiting, values)
             where = f"after its member '{last}'" if last else "from the beginning"
-            raise DecodeError(f"is a damaged or truncated archive {where}: {error}") from None
+            raise DecodeError(f"is a damaged or truncated archive {where}") from None
     yield from _with_values(waiting, values)
 
 

@@ -16,6 +16,7 @@ from echostill.curation.deidentification.brightness import Brightness
 from echostill.curation.deidentification.frames import Scanner, deidentify
 from echostill.curation.deidentification.review import NEEDS_REVIEW, ReviewGate
 from echostill.curation.ingestion.archives import Member, read_archive
+from echostill.curation.ingestion.blanks import BLANK, why_blank
 from echostill.curation.ingestion.identity import Identity, group_of
 from echostill.curation.ingestion.manifests import portable_name
 from echostill.curation.ingestion.perceptual import perceptual_columns
@@ -183,6 +184,9 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
         # Cleaned pixels are staged, or the frame is held back; never the pixels as they were.
         if cleaned.pixels is None or not gate.passes(image_id, cleaned):
             yield Failure(name, image_id, NEEDS_REVIEW, cleaned.verdict.describe())
+            continue
+        if reason := why_blank(frame.pixels, cleaned.pixels):
+            yield Failure(name, image_id, BLANK, reason)
             continue
         named = replace(source, name=name)
         yield _row(named, settings, cleaned.pixels, header, image_id, group, frame.index)

@@ -24,6 +24,7 @@ from echostill.curation.ingestion.changes import describe_changes, entries, keep
 from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.repeats import settle_repeated_ids
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform import runtime, stages
@@ -39,7 +40,6 @@ from echostill.platform.tables.fingerprint import Claim, Fingerprint, fingerprin
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, save_configuration
-from echostill.platform.tables.table import decode_parquet
 
 
 class IngestConfig(StageConfig, IngestSettings):
@@ -135,7 +135,14 @@ class IngestSetup:
 
     def finish(self, stage: ShardedStage, records: dict[int, Record]) -> None:
         """Amend the shards when all are finished, and write the review table."""
-        move_repeated_ids(stage, records)
+        renamed = settle_repeated_ids(stage, records)
+        if renamed:
+            console.print(
+                f"warning: {renamed} image(s) have the DICOM instance UID of another image and "
+                "other pixels: their ids come from their content.",
+                markup=False,
+                soft_wrap=True,
+            )
         write_review(self.store, stage, records)
 
     def held_back(self) -> int:
@@ -364,36 +371,6 @@ def _fingerprint(
 def shard_name(payload: list[dict[str, Any]]) -> str:
     """Return a name for a shard that depends only on its files and reveals none of them."""
     return sha256(json.dumps(payload, sort_keys=True).encode())[:16]
-
-
-def move_repeated_ids(stage: ShardedStage, records: dict[int, Record]) -> None:
-    """Move rows whose id has already occurred in an earlier shard or row to the quarantine.
-
-    Ids are derived from content and origin: the same DICOM instance in two files is one image. A
-    shard is amended by writing it again, and is unfinished until then.
-    """
-    seen: set[str] = set()
-    for index in sorted(records):
-        part = stage.table.read(records[index]["part"]["file"])
-        keep = []
-        for image_id in decode_parquet(part, ["image_id"])["image_id"].to_pylist():
-            keep.append(image_id not in seen)
-            seen.add(image_id)
-        if all(keep):
-            continue
-        outcome = stage.read(records[index])
-        repeated = outcome.rows.filter(pa.array([not kept for kept in keep])).to_pylist()
-        refused = [
-            Failure(
-                row["source"],
-                row["image_id"],
-                "RepeatedId",
-                "the same image (the same DICOM instance and frame) was read already",
-            ).row()
-            for row in repeated
-        ]
-        refusals = pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA)
-        records[index] = stage.write(index, outcome.moved(keep, refusals))
 
 
 STAGE = Stage(stages.INGEST, IngestConfig, ingest, plan_ingest, retry_ingest)

@@ -3,12 +3,12 @@
 One way in for every container: :func:`open_clip` gives a clip of frames, or says why not.
 """
 
-from echostill.platform.imaging import dicom, stills, video
+from echostill.platform.imaging import dicom, foreign_stills, stills, video
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.reader import Reader, unpacked_head
-from echostill.platform.imaging.volumes import meta_image, nifti
+from echostill.platform.imaging.volumes import meta_image, nifti, nrrd
 
 
 def _is_archive(head: bytes) -> bool:
@@ -32,7 +32,17 @@ ARCHIVE = Reader(
 
 # Asked in this order. DICOM comes first, as any other format may stand in its preamble; the search
 # for words of a MetaImage last, as an archive may begin with one.
-READERS = (dicom.READER, stills.READER, video.READER, nifti.READER, ARCHIVE, meta_image.READER)
+READERS = (
+    dicom.READER,
+    stills.READER,
+    foreign_stills.HEIC,
+    foreign_stills.JPEG_XL,
+    video.READER,
+    nifti.READER,
+    nrrd.READER,
+    ARCHIVE,
+    meta_image.READER,
+)
 
 SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 IMAGE_SUFFIXES = tuple(suffix for reader in READERS if reader.still for suffix in reader.suffixes)

@@ -1,15 +1,17 @@
 """A file to read, wherever it lies: on disk, in a bucket, or in memory out of an archive."""
 
+import bisect
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.tables.storage import Storage
@@ -102,6 +104,62 @@ class SourceFile:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DecodeError("is not a regular file")
         return open(path, "rb")
+
+
+@dataclass(frozen=True)
+class FileParts(SourceFile):
+    """Parts of a file, read as one file of their own: a film inside a DICOM file.
+
+    Attributes:
+        whole: The file.
+        parts: Where in it each part begins, and how many bytes the part has.
+    """
+
+    whole: SourceFile = field(default_factory=lambda: SourceFile(""))
+    parts: tuple[tuple[int, int], ...] = ()
+
+    def _open(self) -> BinaryIO:
+        joined = _JoinedParts(self.whole._open(), self.parts)
+        return io.BufferedReader(cast(io.RawIOBase, joined), _BLOCK)
+
+
+class _JoinedParts(io.RawIOBase):
+    """A stream over parts of another one, which it closes with itself."""
+
+    def __init__(self, file: BinaryIO, parts: Sequence[tuple[int, int]]) -> None:
+        self._file, self._parts = file, parts
+        self._begins = [0, *itertools.accumulate(length for _, length in parts)]
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._begins[-1]}
+        self._position = max(0, start[whence] + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position >= self._begins[-1]:
+            return 0
+        part = bisect.bisect_right(self._begins, self._position) - 1
+        within = self._position - self._begins[part]
+        offset, length = self._parts[part]
+        self._file.seek(offset + within)
+        data = self._file.read(min(len(buffer), length - within))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def existing_form(path: str) -> str:

@@ -8,15 +8,23 @@ import hashlib
 import io
 import warnings
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from echostill.platform.errors import EchostillError
+from echostill.platform.imaging.deep import deep_values, over_black
 
 MAX_PIXELS = 50_000_000
 # Named one by one: Pillow would start Ghostscript on what looks like PostScript.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
+_ORIENTATION = 0x0112  # of EXIF
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # of TIFF
+_OUTLIERS = 1000  # one value of so many at either end may be one
+_INNER_SHARE = 0.25
+_SQUARE = 0.01  # pixels this near to square are square
+_LONGEST = 8.0  # a pixel so much higher than wide (or wider than high) is a mistake of the header
 Image.MAX_IMAGE_PIXELS = None  # the limit is ours, checked below before pixels are read
 _GREY_MODES = ("1", "L")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -24,6 +32,10 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 class DecodeError(EchostillError):
     """A file cannot be turned into pixels; the message completes the sentence "this file ..."."""
+
+
+class NoImageError(DecodeError):
+    """A file that is no picture and was not meant to be one, as a mask beside an image."""
 
 
 def decode_image(data: bytes, max_pixels: float = MAX_PIXELS) -> np.ndarray:
@@ -42,24 +54,47 @@ def decode_image(data: bytes, max_pixels: float = MAX_PIXELS) -> np.ndarray:
     Raises:
         DecodeError: The bytes are no whole image, or the picture is too large.
     """
-    image = open_image(data, max_pixels)
-    with damage_in_words():
-        image.load()
-        return to_array(ImageOps.exif_transpose(image))
+    image = open_image(io.BytesIO(data), max_pixels)
+    return picture_of(image, data)
 
 
-def open_image(data: bytes, max_pixels: float = MAX_PIXELS) -> Image.Image:
+def open_image(file: BinaryIO, max_pixels: float = MAX_PIXELS) -> Image.Image:
     """Open an image file of one of :data:`FORMATS`; its pixels are not read yet.
 
     Raises:
         DecodeError: The bytes are no image, or the picture is too large.
     """
-    if not data:
+    if not file.read(1):
         raise DecodeError("is empty (0 bytes)")
+    file.seek(0)
     with damage_in_words():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
         check_size(image.width, image.height, max_pixels)
         return image
+
+
+def picture_of(image: Image.Image, data: bytes | None = None) -> np.ndarray:
+    """Return the pixels of an opened picture, as :func:`decode_image` says.
+
+    Args:
+        image: As :func:`open_image` gives it, and turned to the picture that is meant.
+        data: The file, where it is the first picture: with it none of its bits is lost.
+
+    Raises:
+        DecodeError: The picture is damaged, or holds nothing that is finite.
+    """
+    with damage_in_words():
+        deep = None if data is None else deep_values(data, image)
+        image.load()
+        if deep is None:
+            # Of eight bits Pillow turns white round itself.
+            tags = getattr(image, "tag_v2", {})
+            inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and image.mode in _DEEP_MODES
+            shown = to_array(ImageOps.exif_transpose(image))
+            return 255 - shown if inverted else shown
+        turned = Image.fromarray(scale_to_bytes(over_black(deep)))
+        turned.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+        return np.array(ImageOps.exif_transpose(turned))
 
 
 @contextlib.contextmanager
@@ -73,10 +108,11 @@ def damage_in_words() -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise DecodeError(
-            "is not an image in a known format (PNG, JPEG, BMP, TIFF, GIF, WebP, PNM)"
+            "is not an image in a known format (PNG, JPEG, BMP, TIFF, GIF, WebP, PNM, JPEG 2000, "
+            "AVIF), or stores its pixels in a way that is not read"
         ) from None
-    except Exception as error:
-        raise DecodeError(f"is damaged or truncated: {' '.join(str(error).split())}") from None
+    except Exception:
+        raise DecodeError("is damaged or truncated") from None
 
 
 def check_size(width: int, height: int, max_pixels: float) -> None:
@@ -173,16 +209,72 @@ def content_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def scale_to_bytes(values: np.ndarray) -> np.ndarray:
+def scale_to_bytes(values: np.ndarray, excluded: np.ndarray | None = None) -> np.ndarray:
     """Scale any numbers to uint8 by their own range; a constant picture becomes black.
 
     Scanners write 10 or 12 bits into 16 without saying so, so the type's range would be too dark.
+    A few outliers do not set the range (see :func:`typical_range`); what is not finite is black.
+
+    Args:
+        values: Any shape.
+        excluded: Values that stand for no picture, and do not set the range either.
     """
-    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
+    low, high = typical_range(values, excluded)
     if high == low:
         return np.zeros(values.shape, dtype=np.uint8)
-    return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=low, neginf=low)
+    return np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+
+
+def typical_range(values: np.ndarray, excluded: np.ndarray | None = None) -> tuple[float, float]:
+    """Return the least and the largest finite value, unless a few outliers set them.
+
+    Outliers are at most a thousandth of the values at either end, and what lies between spans less
+    than a quarter of the whole range: a dead pixel, a mark, a number that stands for "nothing".
+
+    Args:
+        values: Any shape.
+        excluded: Values that are outliers, if they are that far away, however many they are.
+
+    Returns:
+        Two equal values where there is no other.
+    """
+    there = np.isfinite(values)
+    kept = values[there]
+    if not kept.size:
+        return 0.0, 0.0
+    low, high = float(kept.min()), float(kept.max())
+    if excluded is not None and (there & ~excluded).any():
+        others = values[there & ~excluded]
+        inner_low, inner_high = float(others.min()), float(others.max())
+        if inner_high - inner_low < _INNER_SHARE * (high - low):
+            kept, low, high = others, inner_low, inner_high
+    few = kept.size // _OUTLIERS
+    inner = np.partition(kept, (few, kept.size - 1 - few))
+    inner_low, inner_high = float(inner[few]), float(inner[kept.size - 1 - few])
+    if 0 < inner_high - inner_low < _INNER_SHARE * (high - low):
+        return inner_low, inner_high
+    return low, high
+
+
+def square_size(height: int, width: int, aspect: float) -> tuple[int, int]:
+    """Return the height and width of a picture once its pixels are square; it never gets smaller.
+
+    Args:
+        height: Rows.
+        width: Columns.
+        aspect: Height of a pixel divided by its width. One that is nearly 1, or that no display
+            has, changes nothing.
+    """
+    if abs(aspect - 1) <= _SQUARE or not 1 / _LONGEST <= aspect <= _LONGEST:
+        return height, width
+    return (round(height * aspect), width) if aspect > 1 else (height, round(width / aspect))
+
+
+def square_pixels(pixels: np.ndarray, aspect: float) -> np.ndarray:
+    """Stretch a picture so that its pixels are square; see :func:`square_size`."""
+    height, width = square_size(*pixels.shape[:2], aspect)
+    return pixels if (height, width) == pixels.shape[:2] else _resize(pixels, width, height)
 
 
 def to_array(image: Image.Image) -> np.ndarray:

@@ -1,47 +1,46 @@
-"""From a DICOM frame's stored values to what a viewer shows: colours, palettes, windows."""
-
-from typing import Any
+"""From a DICOM frame's stored values to what a viewer shows: colours, palettes, and grey."""
 
 import numpy as np
 import pydicom
 from PIL import Image
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_color_lut
 
-from echostill.platform.imaging.images import DecodeError, scale_to_bytes
+from echostill.platform.imaging.dicom.decoding import Values
+from echostill.platform.imaging.dicom.grey import grey_rules, show_grey
+from echostill.platform.imaging.images import DecodeError
 
 # Studio range YCbCr to RGB, the inverse of PS3.3 C.7.6.3.1.2 (ITU-R BT.601).
 _PARTIAL = np.array(
     [[1.1644, 0.0, 1.5960], [1.1644, -0.3917, -0.8129], [1.1644, 2.0173, 0.0]], dtype=np.float32
 )
+_DEPTHS = (8, 10, 12, 14)  # bits that scanners fill of a longer word, without always saying so
 
 
-def display(values: np.ndarray, photometric: str, dataset: pydicom.Dataset) -> np.ndarray:
+def display(frame: Values, dataset: pydicom.Dataset, index: int) -> np.ndarray:
     """Turn stored values into what a viewer shows.
 
     Args:
-        values: (H, W) or (H, W, 3), as decoded.
-        photometric: What the values are; the decoder may know better than the header.
+        frame: As decoded.
         dataset: Palettes, rescale and window.
+        index: Number of the frame, which may have rules of its own.
 
     Returns:
         uint8 array (H, W) or (H, W, 3).
 
     Raises:
-        DecodeError: The photometric interpretation is not read.
+        DecodeError: The photometric interpretation is not read, or the picture would be blank.
     """
+    values, photometric, bits = frame
     if photometric == "PALETTE COLOR":
         return _palette(values, dataset)
-    if photometric.startswith("MONOCHROME"):
-        shown = _window(values, dataset)
-        return 255 - shown if photometric == "MONOCHROME1" else shown
+    if photometric.startswith("MONOCHROME") and values.ndim == 2:
+        return show_grey(values, bits, grey_rules(dataset, index), photometric == "MONOCHROME1")
     if values.ndim != 3 or values.shape[2] != 3:
         raise DecodeError(
-            f"has the photometric interpretation '{photometric}' with pixels of shape "
-            f"{values.shape}, which is not read"
+            f"has the photometric interpretation '{photometric}' with "
+            f"{1 if values.ndim == 2 else values.shape[2]} value(s) a pixel, which is not read"
         )
-    if values.dtype != np.uint8:
-        largest = 2 ** int(dataset.get("BitsStored") or 16) - 1
-        values = np.rint(values.astype(np.float64) * (255 / largest)).clip(0, 255).astype(np.uint8)
+    values = _eight_bits(values, bits)
     if photometric in ("YBR_FULL", "YBR_FULL_422"):
         # Pillow has the same full-range conversion as PS3.3 C.7.6.3.1.2, many times quicker.
         size = (values.shape[1], values.shape[0])
@@ -57,11 +56,25 @@ def display(values: np.ndarray, photometric: str, dataset: pydicom.Dataset) -> n
     raise DecodeError(f"has the photometric interpretation '{photometric}', which is not read")
 
 
+def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Scale colours to eight bits by what theirs can hold, or by what they do hold of far more."""
+    if bits == 8 or values.dtype == np.uint8:
+        return values.astype(np.uint8, copy=False)
+    largest = 2**bits - 1
+    found = int(values.max())
+    if found < largest // 8:
+        largest = 2 ** next(depth for depth in (*_DEPTHS, bits) if found < 2**depth) - 1
+    return np.rint(values.astype(np.float64) * (255 / largest)).clip(0, 255).astype(np.uint8)
+
+
 def _palette(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     """Look a frame up in its palette; a palette of greys gives a grey picture."""
-    entries, first = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor[:2])
-    stored = np.arange(first, first + (entries or 2**16), dtype=np.int64)
-    palette = apply_color_lut(stored[None], dataset)[0]
+    try:
+        entries, first = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor[:2])
+        stored = np.arange(first, first + (entries or 2**16), dtype=np.int64)
+        palette = apply_color_lut(stored[None], dataset)[0]
+    except (AttributeError, TypeError, ValueError, IndexError):
+        raise DecodeError("has colours of a palette, which is missing or damaged") from None
     # Entries of 16 bits hold the 8-bit value in the high byte (PS3.3 C.7.6.3.1.6), but some
     # writers leave it in the low one.
     if palette.dtype != np.uint8:
@@ -74,45 +87,3 @@ def _palette(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     shown = palette[np.clip(values.astype(np.int64) - first, 0, len(palette) - 1)]
     grey = bool((shown[..., :1] == shown).all())
     return np.ascontiguousarray(shown[..., 0]) if grey else shown
-
-
-def _window(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    if values.dtype == np.uint8 and int(dataset.get("BitsStored") or 8) == 8:
-        return values  # already what the scanner showed
-    rescaled = apply_modality_lut(values, dataset)
-    if dataset.get("VOILUTSequence"):
-        table = apply_voi_lut(rescaled.astype(values.dtype), dataset)
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        levels: np.ndarray = np.rint(table * (255 / (2**bits - 1))).astype(np.uint8)
-        return levels
-    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    if centre is None or width is None or width <= 0:
-        return scale_to_bytes(rescaled)
-    kind = str(dataset.get("VOILUTFunction") or "LINEAR")
-    shown = window_fraction(rescaled.astype(np.float64), centre, width, kind)
-    scaled: np.ndarray = np.rint(shown * 255).astype(np.uint8)
-    return scaled
-
-
-def window_fraction(values: np.ndarray, centre: float, width: float, kind: str) -> np.ndarray:
-    """Map values through a window to 0..1 (PS3.3 C.11.2.1.2 and C.11.2.1.3).
-
-    Args:
-        values: Rescaled values, any shape.
-        centre: Window Center.
-        width: Window Width, above 0.
-        kind: VOI LUT Function: LINEAR, LINEAR_EXACT or SIGMOID.
-    """
-    if kind == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
-    if kind == "LINEAR_EXACT":
-        return np.clip((values - centre) / width + 0.5, 0, 1)
-    if width <= 1:
-        return (values > centre - 0.5).astype(np.float64)
-    return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-
-
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    return float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)

@@ -1,1 +1,1 @@
-"""Volumes of slices: NIfTI and MetaImage."""
+"""Volumes of slices: NIfTI, NRRD and MetaImage."""

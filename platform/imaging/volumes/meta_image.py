@@ -1,6 +1,11 @@
-"""MetaImage volumes with their data in the same file: ``.mha``."""
+"""MetaImage volumes with their data in the same file: ``.mha``.
+
+Tracked sweeps (PLUS, ``.igs.mha``) are such files, with lines on each frame in the header and the
+direction in which the image was stored; they are shown with the marked side left and the probe up.
+"""
 
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -12,6 +17,8 @@ from echostill.platform.imaging.reader import Reader
 from echostill.platform.imaging.volumes.slices import Layout, volume_clip
 
 _BLOCK = 2**20
+_HEADER = 64 * 2**20  # bytes: ten thousand frames of a tracked sweep have a few
+_LINE = 2**16
 _TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -46,27 +53,53 @@ def open_meta_image(source: SourceFile, limits: Limits | None = None) -> Clip:
     except (KeyError, ValueError) as error:
         raise DecodeError(f"is a MetaImage whose header is wrong or not read: {error}") from None
     where = fields.get("ElementDataFile", "")
-    if where != "LOCAL":
+    if where.upper() != "LOCAL":
         raise DecodeError(
             "is a MetaImage header whose data lies in another file: convert it to .mha"
         )
+    if fields.get("BinaryData", "True").lower() in ("false", "0"):
+        raise DecodeError("is a MetaImage whose numbers are text, which is not read")
     packed = _is_true(fields, "CompressedData")
 
     def seek(file: BinaryIO) -> BinaryIO:
         file.seek(start)
         return _Inflated(file) if packed else file  # type: ignore[return-value]
 
-    return volume_clip(source, Layout(shape, dtype, channels), seek, limits)
+    turn = turn_of(fields.get("UltrasoundImageOrientation", ""))
+    return volume_clip(source, Layout(shape, dtype, channels), seek, limits, turn)
+
+
+def turn_of(orientation: str) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return what turns a picture of a PLUS orientation to MF; None where nothing needs to.
+
+    Args:
+        orientation: Directions of the first two axes (and others): M or U, to the marked side or
+            from it, and F or N, away from the probe or to it.
+    """
+    first, second = orientation.upper().ljust(2)[:2]
+    swapped = first in "FN" and second in "MU"
+    across, along = (second, first) if swapped else (first, second)
+    if across not in "MU" or along not in "FN" or (across, along, swapped) == ("M", "F", False):
+        return None
+
+    def turn(pixels: np.ndarray) -> np.ndarray:
+        pixels = pixels.swapaxes(0, 1) if swapped else pixels
+        pixels = pixels[:, ::-1] if across == "U" else pixels
+        return pixels[::-1] if along == "N" else pixels
+
+    return turn
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, str], int]:
     """Read the header's lines, and where the data begins behind them."""
     fields: dict[str, str] = {}
-    for _ in range(200):
-        line = file.readline(4096)
+    while file.tell() < _HEADER:
+        line = file.readline(_LINE)
         name, separator, value = line.decode("latin-1").partition("=")
         if not line or not separator:
             break
+        if name.startswith("Seq_Frame"):
+            continue  # where the probe was at each frame
         fields[name.strip()] = value.strip()
         if name.strip() == "ElementDataFile":
             return fields, file.tell()
@@ -95,7 +128,8 @@ class _Inflated:
 
 
 def _sniff(head: bytes) -> bool:
-    return b"ElementDataFile" in head and b"DimSize" in head
+    # The last line of a long header lies beyond the beginning.
+    return b"DimSize" in head and (b"ElementDataFile" in head or b"ElementType" in head)
 
 
 READER = Reader(
@@ -103,7 +137,7 @@ READER = Reader(
     suffixes=(".mha", ".mhd"),
     sniff=_sniff,
     open=open_meta_image,
-    title="MetaImage (`.mha`)",
+    title="MetaImage (`.mha`, also tracked `.igs.mha`)",
     reads="integers, floats, RGB",
-    notes="as NIfTI",
+    notes="as NIfTI; `UltrasoundImageOrientation` is applied",
 )

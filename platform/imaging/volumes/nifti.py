@@ -26,6 +26,9 @@ _TYPES = {
     1024: "i8",
     1280: "u8",
 }
+_VALUES = 5  # the axis of a voxel's several values
+_COLOURS = (2003, 2004)  # intents: RGB and RGBA vectors
+_VECTORS = (1006, 1007)  # displacements and other vectors
 
 
 def open_nifti(source: SourceFile, limits: Limits | None = None) -> Clip:
@@ -38,8 +41,8 @@ def open_nifti(source: SourceFile, limits: Limits | None = None) -> Clip:
     with source.opened() as file:
         try:
             head = _unpacked(file).read(540)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DecodeError(f"is damaged or truncated: {error}") from None
+        except (OSError, EOFError, zlib.error):
+            raise DecodeError("is damaged or truncated at its beginning") from None
     layout, start = _nifti_layout(head)
 
     def seek(file: BinaryIO) -> BinaryIO:
@@ -66,10 +69,11 @@ def _nifti_layout(head: bytes) -> tuple[Layout, int]:
     if second:
         dim = struct.unpack_from(f"{order}8q", head, 16)
         (code,) = struct.unpack_from(f"{order}h", head, 12)
+        (intent,) = struct.unpack_from(f"{order}i", head, 504)
         offset, slope, intercept = struct.unpack_from(f"{order}qdd", head, 168)
     else:
         dim = struct.unpack_from(f"{order}8h", head, 40)
-        (code,) = struct.unpack_from(f"{order}h", head, 70)
+        intent, code = struct.unpack_from(f"{order}hh", head, 68)
         offset, slope, intercept = struct.unpack_from(f"{order}3f", head, 108)
     if not 1 <= dim[0] <= 7:
         raise DecodeError(f"is a NIfTI volume of {dim[0]} dimensions")
@@ -82,7 +86,15 @@ def _nifti_layout(head: bytes) -> tuple[Layout, int]:
         raise DecodeError(f"is a NIfTI volume of data type {code}, which is not read")
     if slope == 0 or channels > 1 or not math.isfinite(slope):
         slope, intercept = 1.0, 0.0
-    layout = Layout(dim[1 : dim[0] + 1], np.dtype(order + kind), channels, slope, intercept)
+    shape, axis = dim[1 : dim[0] + 1], 0
+    if channels == 1 and len(shape) >= _VALUES and shape[_VALUES - 1] in (3, 4):
+        # The fifth axis is that of several values at one place: colours, or directions.
+        if kind in ("u1", "u2") or intent in _COLOURS:
+            axis = _VALUES - 1
+            channels, shape = shape[axis], shape[:axis] + shape[axis + 1 :]
+        elif intent in _VECTORS:
+            raise DecodeError("is a NIfTI volume of vectors (its intent), which are no pictures")
+    layout = Layout(shape, np.dtype(order + kind), channels, slope, intercept, axis)
     if not 0 <= offset < 2**31:
         raise DecodeError(f"is a NIfTI volume whose data begins at byte {offset}")
     return layout, int(offset)
@@ -104,7 +116,7 @@ READER = Reader(
     sniff=_sniff,
     open=open_nifti,
     title="NIfTI (`.nii`, `.nii.gz`, versions 1 and 2)",
-    reads="integers, floats, RGB",
+    reads="integers, floats, RGB (also as the fifth axis)",
     notes="slices along the last axis or axes, scaled by the range of the volume; orientation "
     "fields are not applied; headers with their data in another file are not supported",
 )

@@ -95,6 +95,48 @@ def test_the_same_dicom_instance_twice_is_one_image(ray_cluster, folder, tmp_pat
     assert verify_store(store.root).sound
 
 
+def test_one_uid_over_many_pictures_is_many_images(ray_cluster, dicom, tmp_path, capsys):
+    """Some exports give an instance UID to each study, or to all of them."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 1, 30, 40), dtype=np.uint8)
+    for number, values in enumerate(pictures):
+        data = dicom(values, SOPInstanceUID="1.2.7", StudyInstanceUID=f"1.2.{number // 2}")
+        (folder / f"IM{number}").write_bytes(data)
+    (folder / "IM4 copy").write_bytes((folder / "IM4").read_bytes())
+    store = Store(str(tmp_path / "store"))
+    assert "7 rows in = 6 rows out + 1 quarantined" in run(folder, store.root, files_per_shard=2)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "5 image(s) have the DICOM instance UID of another image and other pixels" in told
+    rows = store.open_pool().read(["image_id", "source", "content_hash"]).to_pylist()
+    assert len({row["image_id"] for row in rows}) == 6
+    assert len({row["content_hash"] for row in rows}) == 6
+    (held,) = held_in(store.root).values()
+    assert (held["source"], held["error_class"]) == ("IM4 copy", "RepeatedId")
+    assert verify_store(store.root).sound
+    # Cut short and finished, and with a file that comes in later: the same ids.
+    pool = tmp_path / "store" / "pool"
+    whole = {path.name: path.read_bytes() for path in pool.glob("part-*")}
+    (pool / "manifest.json").unlink()
+    (pool / "done" / "00001.json").unlink()
+    run(folder, store.root, files_per_shard=2)
+    assert {path.name: path.read_bytes() for path in pool.glob("part-*")} == whole
+    mended = folder / "IM0"
+    first = mended.read_bytes()
+    mended.write_bytes(first[:200])
+    run(folder, tmp_path / "other", files_per_shard=2)
+    mended.write_bytes(first)
+    config = IngestConfig(
+        store=str(tmp_path / "other"), source=str(folder), files_per_shard=2, max_error_rate=0.5,
+        progress=False, deidentify=DeidentifySettings(pixels="off", sources="names"),
+    )  # fmt: skip
+    retry_ingest(config)
+    other = Store(str(tmp_path / "other")).open_pool().read(["image_id", "source"]).to_pylist()
+    assert {(row["image_id"], row["source"]) for row in other} == {
+        (row["image_id"], row["source"]) for row in rows
+    }
+
+
 def test_ids_do_not_depend_on_where_the_folder_lies(ray_cluster, folder, tmp_path):
     run(folder, tmp_path / "one")
     moved = tmp_path / "elsewhere"

@@ -11,6 +11,7 @@ from echostill.platform.imaging.containers import READERS, SUFFIXES, container_o
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError
 
+KINDS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16), dtype=np.uint8)
 
 
@@ -34,14 +35,23 @@ def volume():
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
-        *((image(kind), "image") for kind in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")),
+        *((image(kind), "image") for kind in KINDS),
         (archive(), "archive"),
         (gzip.compress(archive()), "archive"),
         (volume(), "nifti"),
         (gzip.compress(volume()), "nifti"),
         (b"NDims = 2\nDimSize = 2 2\nElementDataFile = LOCAL\n", "meta"),
         (b"\0\0\0\x18ftypisom", "video"),
-        (b"\0\0\0\x18ftypavif", ""),
+        (b"\0\0\0\x18ftypavif", "image"),
+        (b"\0\0\0\x18ftypheic", "heic"),
+        (b"\0\0\0\x18ftypmif1", "heic"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "image"),
+        (b"\xff\x4f\xff\x51\0\x2f", "image"),
+        (b"NRRD0004\ntype: uchar\n", "nrrd"),
+        (b"ObjectType = Image\nDimSize = 2 2 9\nElementType = MET_UCHAR\n", "meta"),
+        (b"\0\0\0\x01\x67\x64", "video"),
+        (b"\0\0\x01\x67\x64", "video"),
+        (b"\0\0\x01\0\x01\0", ""),  # an icon
         (b"RIFF\0\0\0\0AVI LIST", "video"),
         (b"RIFF\0\0\0\0WAVEfmt ", ""),
         (b"plain text", ""),

@@ -5,6 +5,7 @@ import unicodedata
 import pytest
 
 from echostill.platform.imaging.files import (
+    FileParts,
     SourceFile,
     bucket_of,
     existing_form,
@@ -102,3 +103,21 @@ def test_keys_in_buckets_may_hold_what_uris_may_not(tmp_path):
     storage, key = bucket_of("file:///tmp/a b#?.png")
     assert (storage.root, key) == ("/", "tmp/a b#?.png")
     assert SourceFile("a", f"file://{tmp_path}/a b#?%é.png").read() == b"x"
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_parts_of_a_file_are_read_as_one(tmp_path, in_memory):
+    (tmp_path / "a").write_bytes(CONTENT)
+    whole = SourceFile("a", data=CONTENT) if in_memory else SourceFile("a", str(tmp_path / "a"))
+    parts = ((300, 7), (0, 0), (5000, 3000), (10, 1))
+    expected = b"".join(CONTENT[start : start + length] for start, length in parts)
+    joined = FileParts("part", whole=whole, parts=parts)
+    assert joined.read() == expected
+    assert joined.head() == expected[:4096]
+    assert joined.sha256() == hashlib.sha256(expected).hexdigest()
+    with joined.opened() as stream:
+        for place, size in ((5, 10), (0, 3), (2999, 20), (3007, 5), (9000, 5)):
+            stream.seek(place)
+            assert stream.read(size) == expected[place : place + size]
+        assert stream.seek(-4, 2) == len(expected) - 4
+        assert stream.read() == expected[-4:]

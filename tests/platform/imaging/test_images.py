@@ -18,7 +18,9 @@ from echostill.platform.imaging.images import (
     luminance,
     resize_longest,
     scale_to_bytes,
+    square_pixels,
     to_square,
+    typical_range,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -85,6 +87,49 @@ def test_sixteen_bits_are_scaled_by_their_own_range(kind):
 def test_constant_and_not_finite_values_scale_without_warning():
     assert not scale_to_bytes(np.full((2, 2), 7.0)).any()
     assert scale_to_bytes(np.array([[np.nan, 0.0, 2.0, np.inf]])).tolist() == [[0, 0, 255, 0]]
+
+
+def test_what_is_not_finite_is_black_also_below_zero():
+    """Values in decibels are negative: a hole in them must not be the brightest."""
+    values = np.array([[np.nan, -60.0, -20.0, -np.inf, 0.0, np.inf]])
+    assert scale_to_bytes(values).tolist() == [[0, 0, 170, 0, 255, 0]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    arrays(np.uint16, st.integers(1, 4000), elements=st.integers(1000, 2000)),
+    st.lists(st.sampled_from([0, 40_000, 65_535]), max_size=6),
+)
+def test_a_few_outliers_against_the_sorted_values(values, outliers):
+    spoilt = np.concatenate([values, np.array(outliers, np.uint16)])
+    in_order = np.sort(spoilt).astype(float)
+    few = len(spoilt) // 1000
+    low, high = in_order[few], in_order[len(spoilt) - 1 - few]
+    if not 0 < high - low < (in_order[-1] - in_order[0]) / 4:
+        low, high = in_order[0], in_order[-1]
+    assert typical_range(spoilt) == (low, high)
+    assert typical_range(np.random.default_rng(0).permutation(spoilt)) == (low, high)
+
+
+def test_outliers_are_few():
+    values = RANDOM.integers(1000, 2000, 5000)
+    values[:2] = 1000, 1999
+    for count, expected in ((0, 1999), (1, 1999), (5, 1999), (6, 65_535)):
+        spoilt = values.copy()
+        spoilt[2 : 2 + count] = 65_535
+        low, high = typical_range(spoilt)
+        assert abs(high - expected) <= 10
+        assert 1000 <= low <= 1010
+
+
+def test_square_pixels():
+    ramp = np.repeat(np.arange(50, dtype=np.uint8)[:, None], 40, axis=1)
+    tall = square_pixels(ramp, 2.0)
+    assert tall.shape == (100, 40)
+    assert np.abs(tall[::2, 0].astype(int) - ramp[:, 0]).max() <= 1
+    assert square_pixels(COLOUR, 0.5).shape == (9, 26, 3)
+    for aspect in (1.0, 1.009, 0.991, 9.0, 0.1, 0.0, -2.0):
+        assert square_pixels(ramp, aspect) is ramp
 
 
 def test_palette_becomes_rgb():

@@ -82,11 +82,14 @@ def test_each_kind_of_query_after_each_other(process):
     """No result that was not read to its end keeps the connection from the next query."""
     queries = [
         lambda: process.ask("from pool order by a", limit=3)[0]["a"].to_pylist() == [0, 1, 2],
-        lambda: process.ask("from pool order by a", arrow=False, limit=2)["rows"]
-        == [[0, 0], [1, 1]],
+        lambda: (
+            process.ask("from pool order by a", arrow=False, limit=2)["rows"] == [[0, 0], [1, 1]]
+        ),
         lambda: "boom" in process.ask("select error('boom') from pool")["message"],
-        lambda: process.ask("select a from pool where b = ? and a < ?", 3, 20)[0]["a"].to_pylist()
-        == [3, 10, 17],
+        lambda: (
+            process.ask("select a from pool where b = ? and a < ?", 3, 20)[0]["a"].to_pylist()
+            == [3, 10, 17]
+        ),
         lambda: "no view" in process.ask("from nothing")["message"],
         lambda: process.ask("describe pool")[0]["column_name"].to_pylist() == ["a", "b"],
     ]

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echostill.platform.imaging.dicom.codestream import check_size_inside
+from echostill.platform.imaging.dicom.codestream import (
+    check_size_inside,
+    lacks_end,
+    read_codestream,
+    with_end,
+)
 from echostill.platform.imaging.images import DecodeError
 
 
@@ -27,9 +32,9 @@ def encoded(kind, **options):
     ],
 )
 def test_the_size_inside_is_read(data):
-    check_size_inside(data, 40, 60)
+    check_size_inside(read_codestream(data), 40, 60)
     with pytest.raises(DecodeError, match="60 x 40, and the header says 41 x 60"):
-        check_size_inside(data, 60, 41)
+        check_size_inside(read_codestream(data), 60, 41)
 
 
 @pytest.mark.parametrize(
@@ -37,4 +42,66 @@ def test_the_size_inside_is_read(data):
 )
 def test_what_has_no_size_is_refused(data):
     with pytest.raises(DecodeError, match="no readable beginning"):
-        check_size_inside(data, 40, 60)
+        read_codestream(data)
+
+
+def colour(kind, **options):
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def segment(jpeg, marker, data):
+    """Put an application's segment behind the start of a JPEG."""
+    return jpeg[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data + jpeg[2:]
+
+
+def without_jfif(jpeg):
+    (length,) = struct.unpack(">H", jpeg[4:6])
+    return jpeg[:2] + jpeg[4 + length :]
+
+
+BARE = without_jfif(colour("JPEG"))
+JPEG_LS = (
+    b"\xff\xd8\xff\xf7\0\x11\x08"
+    + struct.pack(">HH", 40, 60)
+    + b"\x03\x01\x11\0\x02\x11\0\x03\x11\0"
+)
+SPIFF = b"SPIFF\0\x01\x02\0\x03" + struct.pack(">II", 40, 60)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "components", "precision", "colours", "halved"),
+    [
+        (encoded("JPEG"), "jpeg", 1, 8, "", False),
+        (colour("JPEG"), "jpeg", 3, 8, "YBR_FULL", True),
+        (colour("JPEG", subsampling=0), "jpeg", 3, 8, "YBR_FULL", False),
+        (colour("JPEG", keep_rgb=True), "jpeg", 3, 8, "RGB", False),
+        (BARE, "jpeg", 3, 8, "", True),
+        (segment(BARE, 0xEE, b"Adobe\0\x64\0\0\0\0\0"), "jpeg", 3, 8, "RGB", True),
+        (segment(BARE, 0xEE, b"Adobe\0\x64\0\0\0\0\x01"), "jpeg", 3, 8, "YBR_FULL", True),
+        (JPEG_LS, "jpeg-ls", 3, 8, "", False),
+        (segment(JPEG_LS, 0xE8, b"mrfx\x01"), "jpeg-ls", 3, 8, "RGB", False),
+        (segment(JPEG_LS, 0xE8, SPIFF + b"\x0a" + bytes(12)), "jpeg-ls", 3, 8, "RGB", False),
+        (segment(JPEG_LS, 0xE8, SPIFF + b"\x03" + bytes(12)), "jpeg-ls", 3, 8, "YBR_FULL", False),
+        (encoded("JPEG2000"), "jpeg-2000", 1, 8, "", False),
+        (colour("JPEG2000", mct=1), "jpeg-2000", 3, 8, "RGB", False),
+        (colour("JPEG2000", mct=0), "jpeg-2000", 3, 8, "", False),
+        (colour("JPEG2000", mct=1, no_jp2=True), "jpeg-2000", 3, 8, "RGB", False),
+    ],
+)
+def test_what_a_codestream_says_of_itself(data, kind, components, precision, colours, halved):
+    found = read_codestream(data)
+    assert (found.kind, found.rows, found.columns) == (kind, 40, 60)
+    assert (found.components, found.precision) == (components, precision)
+    assert (found.colours, found.halved) == (colours, halved)
+
+
+@pytest.mark.parametrize("data", [encoded("JPEG"), encoded("JPEG2000", no_jp2=True)])
+def test_the_end(data):
+    assert not lacks_end(data)
+    assert not lacks_end(data + b"something behind it")
+    assert lacks_end(data[:-2])
+    assert with_end(data[:-2]) == data
+    thumbnail = segment(data, 0xE1, data) if data[1] == 0xD8 else data
+    assert lacks_end(thumbnail[:-2])  # the end of a picture inside is not its own

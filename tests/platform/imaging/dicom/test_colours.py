@@ -4,7 +4,6 @@ from PIL import Image
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from echostill.platform.imaging.dicom import open_dicom
-from echostill.platform.imaging.dicom.colours import window_fraction
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError
 
@@ -37,49 +36,6 @@ def test_ybr_becomes_rgb(dicom):
     ybr = np.asarray(Image.fromarray(rgb[0]).convert("YCbCr"))[None]
     decoded = pixels_of(dicom(np.ascontiguousarray(ybr), "YBR_FULL"))
     assert np.abs(decoded.astype(int) - rgb).max() <= 3
-
-
-def test_window_is_applied_to_sixteen_bits(dicom):
-    values = np.array([[[0, 100, 200, 300, 4000]]], dtype=np.uint16)
-    data = dicom(values, WindowCenter=200, WindowWidth=201, RescaleSlope=1, RescaleIntercept=0)
-    expected = np.clip((values - 199.5) / 200 + 0.5, 0, 1) * 255
-    assert np.array_equal(pixels_of(data), np.rint(expected))
-
-
-def test_rescale_comes_before_the_window(dicom):
-    values = np.array([[[0, 50, 100, 150]]], dtype=np.uint16)
-    rescaled = dicom(
-        values, WindowCenter=100, WindowWidth=201, RescaleSlope=2, RescaleIntercept=-10
-    )
-    expected = np.clip((values * 2.0 - 10 - 99.5) / 200 + 0.5, 0, 1) * 255
-    assert np.array_equal(pixels_of(rescaled), np.rint(expected))
-
-
-def test_sixteen_bits_without_a_window_use_their_own_range(dicom):
-    values = np.array([[[1000, 1500, 3000]]], dtype=np.uint16)
-    assert pixels_of(dicom(values)).tolist() == [[[0, 64, 255]]]
-
-
-@pytest.mark.parametrize("kind", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_windows_rise_from_zero_to_one_around_the_centre(kind):
-    shown = window_fraction(np.linspace(-5000, 5000, 1001), 40.0, 400.0, kind)
-    assert (np.diff(shown) >= 0).all()
-    assert shown[0] < 1e-6
-    assert shown[-1] > 1 - 1e-6
-    assert abs(float(window_fraction(np.array([40.0]), 40.0, 400.0, kind)[0]) - 0.5) < 0.01
-
-
-def test_window_of_width_one_is_a_step():
-    assert window_fraction(np.array([9.0, 9.5, 10.0]), 10.0, 1.0, "LINEAR").tolist() == [0, 0, 1]
-
-
-def test_signed_sixteen_bits_go_through_the_window_and_are_inverted(dicom):
-    values = np.array([[[-1000, -50, 0, 50, 1000]]], dtype=np.int16)
-    shown = pixels_of(dicom(values, WindowCenter=0, WindowWidth=101))
-    expected = np.rint(np.clip((values + 0.5) / 100 + 0.5, 0, 1) * 255)
-    assert np.array_equal(shown, expected)
-    inverted = pixels_of(dicom(values, "MONOCHROME1", WindowCenter=0, WindowWidth=101))
-    assert np.array_equal(inverted, 255 - expected)
 
 
 def test_sixteen_bit_colours_keep_their_proportions(dicom):
@@ -134,3 +90,18 @@ def test_palette_in_either_byte_and_order(dicom, shift, order):
     syntax = ExplicitVRBigEndian if order == ">" else ExplicitVRLittleEndian
     data = dicom(values, "PALETTE COLOR", syntax, **elements)
     assert np.array_equal(pixels_of(data), table.astype(np.uint8)[values])
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_colours_of_fewer_bits_than_their_words_are_not_dark(dicom, bits):
+    values = RANDOM.integers(0, 2**bits, (1, 40, 60, 3)).astype(np.uint16)
+    values[0, 0, 0] = 2**bits - 1
+    shown = pixels_of(dicom(values, "RGB"))
+    expected = np.rint(values * (255 / (2**bits - 1))) if bits < 14 else np.rint(values / 257)
+    assert np.array_equal(shown, expected)
+
+
+def test_a_palette_that_is_not_whole_is_said(dicom):
+    clip = open_dicom(SourceFile("f", data=dicom(np.zeros((1, 4, 4), np.uint8), "PALETTE COLOR")))
+    (frame,) = clip.decode([0])
+    assert str(frame.error) == "has colours of a palette, which is missing or damaged"

@@ -125,7 +125,7 @@ def test_lossless_kinds_are_exact(dicom, syntax):
 @pytest.mark.parametrize("kind", [np.uint16, np.int16])
 def test_lossless_words_are_exact(dicom, syntax, kind):
     values = (GREY.astype(np.int64) * 200 - (20_000 if kind is np.int16 else 0)).astype(kind)
-    window = {"WindowCenter": 0, "WindowWidth": 65_536}
+    window = {"WindowCenter": 0 if kind is np.int16 else 32_768, "WindowWidth": 65_536}
     plain = dicom(values, **window)
     assert np.array_equal(pixels_of(compressed(plain, syntax)), pixels_of(plain))
 
@@ -273,3 +273,218 @@ def test_a_file_cut_inside_its_last_frame_keeps_the_others(dicom):
     assert "holds 2 of the 3 frames" in str(frames[2].error)
     with pytest.raises(DecodeError, match="less than one frame"):
         frames_of(dicom(GREY, PixelData=b"\0" * 100))
+
+
+# --- the codestream decides ----------------------------------------------------------------------
+
+TISSUE = np.repeat(np.abs(GREY.astype(int) - 128).astype(np.uint8)[..., None], 3, axis=3)
+TISSUE[:, 10:14, 10:20] = (220, 30, 40)
+TISSUE[:, 20:24, 30:36] = (20, 60, 230)
+STORED = {
+    "RGB": TISSUE,
+    "YBR_FULL": np.stack([np.array(Image.fromarray(f).convert("YCbCr")) for f in TISSUE]),
+}
+HEADERS = (
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_PARTIAL_420",
+    "YBR_ICT",
+    "YBR_RCT",
+    "MONOCHROME2",
+)
+
+
+def fragments_of(data, count=3):
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    return list(generate_frames(dataset.PixelData, number_of_frames=count))
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEG2000], ids=lambda uid: uid.name)
+def test_jpeg_2000_with_a_colour_transform_of_its_own_is_rgb(dicom, syntax, header):
+    options = {"j2k_cr": [2]} if syntax == JPEG2000 else {}
+    right = compressed(dicom(TISSUE, "RGB"), syntax, **options)
+    data = dicom(TISSUE, header, syntax, PixelData=encapsulate(fragments_of(right)))
+    assert np.array_equal(pixels_of(data), pixels_of(right))
+    assert np.abs(pixels_of(right).astype(int) - TISSUE).mean() < 2
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("stored", ["RGB", "YBR_FULL"])
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name)
+def test_a_header_over_a_codestream_that_it_was_not_written_for(dicom, syntax, stored, header):
+    """Neither codestream says what its components are; the grey of the picture does."""
+    dataset = pydicom.dcmread(io.BytesIO(dicom(STORED[stored], "RGB")))
+    dataset.PhotometricInterpretation = stored
+    dataset.compress(syntax, generate_instance_uid=False)
+    data = dicom(TISSUE, header, syntax, PixelData=encapsulate(fragments_of(saved(dataset))))
+    assert np.abs(pixels_of(data).astype(int) - TISSUE).max() <= 4
+
+
+def test_without_grey_the_header_is_believed(dicom):
+    """Noise in all channels tells nothing."""
+    noise = RANDOM.integers(0, 256, (1, 40, 48, 3), dtype=np.uint8)
+    packed = fragments_of(compressed(dicom(noise, "RGB"), JPEGLSLossless), 1)
+    shown = {
+        header: pixels_of(dicom(noise, header, JPEGLSLossless, PixelData=encapsulate(packed)))
+        for header in ("RGB", "YBR_FULL")
+    }
+    assert np.array_equal(shown["RGB"], noise)
+    assert np.array_equal(shown["YBR_FULL"], pixels_of(dicom(noise, "YBR_FULL")))
+
+
+def test_components_under_a_header_of_another_count(dicom):
+    (grey,) = fragments_of(compressed(dicom(GREY[:1]), JPEGLSLossless), 1)
+    data = dicom(TISSUE[:1], "RGB", JPEGLSLossless, PixelData=encapsulate([grey]))
+    assert np.array_equal(pixels_of(data), GREY[:1])
+    for syntax, frame in ((JPEGBaseline8Bit, jpegs()[0]), (JPEGLSLossless, None)):
+        colour = frame or fragments_of(compressed(dicom(TISSUE[:1], "RGB"), JPEGLSLossless), 1)[0]
+        (bad,) = frames_of(dicom(GREY[:1], syntax=syntax, PixelData=encapsulate([colour])))
+        assert "picture of 3 components, and the header says 1" in str(bad.error)
+
+
+def test_colour_planes_in_the_header_mean_nothing_to_a_codestream(dicom):
+    for syntax in (JPEGLSLossless, JPEG2000Lossless):
+        packed = fragments_of(compressed(dicom(TISSUE, "RGB"), syntax))
+        header = {"PlanarConfiguration": 1, "PixelData": encapsulate(packed)}
+        assert np.array_equal(pixels_of(dicom(TISSUE, "RGB", syntax, **header)), TISSUE)
+
+
+def test_marked_lossless_jpeg_is_what_its_marker_says(dicom, tmp_path):
+    for stored, transform in (("RGB", 0), ("YBR_FULL", 1)):
+        plain = dicom(STORED[stored], "RGB")
+        packed = fragments_of(compressed_by_gdcm(plain, JPEGLosslessSV1, tmp_path))
+        marked = [saying(without_letters(frame), transform) for frame in packed]
+        for header in ("RGB", "YBR_FULL"):
+            data = dicom(TISSUE, header, JPEGLosslessSV1, PixelData=encapsulate(marked))
+            assert np.abs(pixels_of(data).astype(int) - TISSUE).max() <= 4, (stored, header)
+
+
+def saying(jpeg, transform):
+    """Set the transform of the Adobe marker, which GDCM writes too."""
+    place = jpeg.find(b"Adobe")
+    if place < 0:
+        return adobe(jpeg, transform)
+    return jpeg[: place + 11] + bytes([transform]) + jpeg[place + 12 :]
+
+
+def without_letters(jpeg):
+    """Name the components of a lossless JPEG 1, 2, 3, if they are named R, G, B."""
+    place = jpeg.index(b"\xff\xc3") + 10
+    return jpeg if jpeg[place] != ord("R") else numbered(jpeg, place)
+
+
+def numbered(jpeg, place):
+    scan = jpeg.index(b"\xff\xda") + 5
+    changed = bytearray(jpeg)
+    for number in range(3):
+        changed[place + 3 * number] = number + 1
+        changed[scan + 2 * number] = number + 1
+    return bytes(changed)
+
+
+# --- frames that are whole, and frames that are not ----------------------------------------------
+
+
+def lossless_jpegs(dicom, folder):
+    return fragments_of(compressed_by_gdcm(dicom(GREY), JPEGLosslessSV1, folder))
+
+
+@pytest.fixture(
+    params=["baseline", "baseline colour", "lossless", "JPEG-LS", "JPEG 2000"], scope="module"
+)
+def kind(request, dicom, tmp_path_factory):
+    """A way of compressing: its syntax, the values, and the frames without padding."""
+    if request.param == "baseline":
+        sinks = [io.BytesIO() for _ in GREY]
+        for sink, frame in zip(sinks, GREY, strict=True):
+            Image.fromarray(frame).save(sink, "JPEG", quality=95)
+        return JPEGBaseline8Bit, GREY, [sink.getvalue() for sink in sinks]
+    if request.param == "baseline colour":
+        return JPEGBaseline8Bit, COLOUR, jpegs()
+    if request.param == "lossless":
+        frames = lossless_jpegs(dicom, tmp_path_factory.mktemp("gdcm"))
+        return JPEGLosslessSV1, GREY, [frame.rstrip(b"\0") for frame in frames]
+    syntax = JPEGLSLossless if request.param == "JPEG-LS" else JPEG2000Lossless
+    frames = fragments_of(compressed(dicom(GREY), syntax))
+    return syntax, GREY, [frame.rstrip(b"\0") for frame in frames]
+
+
+def file_of(dicom, kind, frames):
+    syntax, values, _ = kind
+    photometric = "YBR_FULL_422" if values.ndim == 4 else "MONOCHROME2"
+    return dicom(values, photometric, syntax, PixelData=encapsulate(frames))
+
+
+def test_a_frame_without_its_end_is_read_where_all_of_it_is_there(dicom, kind):
+    whole = pixels_of(file_of(dicom, kind, kind[2]))
+    assert all(frame.endswith(b"\xff\xd9") for frame in kind[2])
+    for frames in (
+        [frame[:-2] for frame in kind[2]],
+        [frame + b"\x12\x34" * 90 for frame in kind[2]],  # and one with something behind it
+    ):
+        assert np.array_equal(pixels_of(file_of(dicom, kind, frames)), whole)
+
+
+@pytest.mark.parametrize("lost", [6, 20, 200])
+def test_a_frame_that_lacks_some_of_its_data_is_refused(dicom, kind, lost):
+    cut = [frame[: max(len(frame) - lost, len(frame) // 2)] for frame in kind[2]]
+    frames = frames_of(file_of(dicom, kind, cut))
+    assert all(frame.pixels is None for frame in frames)
+    assert all("decoded" in str(frame.error) or "cut off" in str(frame.error) for frame in frames)
+
+
+def test_empty_fragments_and_odd_ones(dicom):
+    frames = [without_markers(jpeg) for jpeg in jpegs()]
+    expected = pixels_of(baseline(dicom, frames, "YBR_FULL_422"))
+    odd = [frame if len(frame) % 2 else frame + b"\0" for frame in frames]
+
+    def item(data, counted):
+        padded = data + b"\0" * (len(data) % 2)
+        length = len(data) if not counted else len(padded)
+        return b"\xfe\xff\x00\xe0" + struct.pack("<I", length) + padded
+
+    for pixels in (
+        item(b"", True) + b"".join(item(frame, False) for frame in odd),
+        item(b"", True) + item(b"", True).join(item(frame, True) for frame in frames),
+    ):
+        data = dicom(COLOUR, "YBR_FULL_422", JPEGBaseline8Bit, PixelData=pixels)
+        assert np.array_equal(pixels_of(data), expected)
+
+
+def test_more_jpegs_than_the_header_counts_are_all_read(dicom):
+    frames = jpegs()
+    expected = pixels_of(baseline(dicom, frames, "YBR_FULL_422"))
+    data = dicom(
+        COLOUR, "YBR_FULL_422", JPEGBaseline8Bit, PixelData=encapsulate(frames), NumberOfFrames=1
+    )
+    assert np.array_equal(pixels_of(data), expected)
+
+
+def test_an_empty_fragment_that_stands_for_a_frame_is_that_frames_error(dicom):
+    first, _, last = jpegs()
+    items = b"".join(
+        b"\xfe\xff\x00\xe0" + struct.pack("<I", len(frame)) + frame
+        for frame in (b"", first + b"\0" * (len(first) % 2), b"", last + b"\0" * (len(last) % 2))
+    )
+    data = dicom(COLOUR, "YBR_FULL_422", JPEGBaseline8Bit, PixelData=items)
+    assert [frame.error is None for frame in frames_of(data)] == [True, False, True]
+
+
+def test_damage_is_said_in_words(dicom, kind):
+    damaged = [frame[: len(frame) // 3] + b"\0" * 40 for frame in kind[2]]
+    for frame in frames_of(file_of(dicom, kind, damaged)):
+        text = str(frame.error)
+        assert "Process" in text or "JPEG" in text or "cut off" in text
+        for word in (
+            "pillow",
+            "gdcm:",
+            "Unable",
+            "NoneType",
+            "broadcast",
+            "plugin",
+            "opj",
+            "ctype",
+        ):
+            assert word not in text

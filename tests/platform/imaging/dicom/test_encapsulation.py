@@ -1,8 +1,9 @@
+import io
 import struct
 
 import pytest
 
-from echostill.platform.imaging.dicom.encapsulation import split_frames
+from echostill.platform.imaging.dicom.encapsulation import Piece, read_pieces, split_frames
 from echostill.platform.imaging.images import DecodeError
 
 JPEG = b"\xff\xd8\xff"
@@ -16,8 +17,15 @@ def pixel_data(*fragments, table=()):
     return b"".join([item(struct.pack(f"<{len(table)}I", *table)), *map(item, fragments)])
 
 
+def split(data, stated, **options):
+    """Split pixel data that lies in the middle of a file."""
+    stream = io.BytesIO(b"before" + data + b"behind it")
+    return stream, split_frames(stream, Piece(6, len(data)), stated, **options)
+
+
 def frames(data, stated, **options):
-    return [b"".join(found) for found in split_frames(data, stated, **options)]
+    stream, found = split(data, stated, **options)
+    return [read_pieces(stream, pieces) for pieces in found]
 
 
 def test_a_fragment_per_frame_needs_no_table():
@@ -53,4 +61,44 @@ def test_a_cut_or_broken_item_ends_the_walk():
     assert frames(data + b"garbage and more garbage", 2) == [b"one!", b"two!"]
     for broken in (b"", b"\0" * 40, item(b"")):
         with pytest.raises(DecodeError, match="no fragments"):
-            split_frames(broken, 1)
+            split(broken, 1)
+
+
+def test_only_headers_of_fragments_are_read():
+    """A cine's frames stay in the file until they are decoded."""
+
+    class Counting(io.BytesIO):
+        count = 0
+
+        def read(self, size=-1):
+            data = super().read(size)
+            self.count += len(data)
+            return data
+
+    fragments = [JPEG + bytes(5000)] * 50
+    stream = Counting(pixel_data(*fragments))
+    whole = Piece(0, len(stream.getvalue()))
+    assert len(split_frames(stream, whole, 1)) == 50
+    assert stream.count < 50 * 40
+
+
+@pytest.mark.parametrize("stated", [1, 2, 3])
+def test_empty_fragments_are_no_frames(stated):
+    data = pixel_data(*[piece for n in range(stated) for piece in (JPEG + bytes([n, 0]), b"")])
+    assert frames(data, stated) == [JPEG + bytes([n, 0]) for n in range(stated)]
+
+
+def test_an_empty_fragment_counts_where_the_header_counts_it():
+    assert frames(pixel_data(b"one!", b"", b"tri!"), 3) == [b"one!", b"", b"tri!"]
+    with pytest.raises(DecodeError, match="no fragments"):
+        split(pixel_data(b"", b""), 2)
+
+
+def test_a_padding_byte_that_the_length_does_not_count():
+    data = item(b"") + item(b"one") + b"\0" + item(b"two") + b"\0" + item(b"six")
+    assert frames(data, 3) == [b"one", b"two", b"six"]
+
+
+def test_more_frames_begin_than_the_header_states():
+    assert frames(pixel_data(JPEG + b"a", JPEG + b"b"), 1) == [JPEG + b"a", JPEG + b"b"]
+    assert frames(pixel_data(JPEG + b"a", b"b"), 1) == [JPEG + b"ab"]

@@ -8,9 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from echostill.platform.imaging.containers import container_of
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Limits
-from echostill.platform.imaging.images import DecodeError
+from echostill.platform.imaging.images import DecodeError, NoImageError
 from echostill.platform.imaging.volumes.meta_image import open_meta_image
 from echostill.platform.imaging.volumes.nifti import is_nifti, open_nifti
 
@@ -193,3 +194,116 @@ def test_a_cut_off_meta_image():
         frames = frames_of(open_meta_image, meta(values, packed=packed)[:-5000])
         assert np.array_equal(frames[0].pixels, values[0])
         assert frames[-1].error is not None
+
+
+# --- colours, labels, outliers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
+def test_colours_as_the_fifth_axis(kind, packed, times):
+    values = RANDOM.integers(0, 256, (7, 5, 4, times, 3), dtype=np.uint8)
+    image = kind(values, np.eye(4))
+    image.header.set_intent("vector")
+    data = gzip.compress(image.to_bytes()) if packed else image.to_bytes()
+    slices = values.transpose(3, 2, 1, 0, 4).reshape(4 * times, 5, 7, 3)
+    assert np.array_equal(stack(frames_of(open_nifti, data)), slices)
+
+
+def test_transparency_as_the_fifth_axis_is_ignored_and_deep_colours_share_their_range():
+    values = RANDOM.integers(0, 256, (7, 5, 4, 1, 4), dtype=np.uint8)
+    expected = values.transpose(2, 1, 0, 3, 4)[..., 0, :3]
+    assert np.array_equal(stack(frames_of(open_nifti, nifti(values))), expected)
+    deep = (values[..., :3].astype(np.uint16) * 16).astype("<u2")
+    expected = scaled(deep).transpose(2, 1, 0, 3, 4)[..., 0, :]
+    assert np.array_equal(stack(frames_of(open_nifti, nifti(deep))), expected)
+
+
+def test_vectors_that_are_directions_are_no_pictures():
+    image = nibabel.Nifti1Image(RANDOM.normal(size=(7, 5, 4, 1, 3)).astype(np.float32), np.eye(4))
+    image.header.set_intent("vector")
+    with pytest.raises(DecodeError, match="volume of vectors"):
+        frames_of(open_nifti, image.to_bytes())
+
+
+def labels(*values):
+    made = np.zeros((40, 30, 6))
+    for number, value in enumerate(values):
+        made[5 + 3 * number : 30, 5 : 25 - 4 * number, 1 + number :] = value
+    return made
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("values", [(1,), (1, 2, 3), (255,)])
+def test_a_volume_of_labels_is_refused_with_all_its_slices(dtype, values):
+    data = nifti(labels(*values).astype(dtype))
+    with pytest.raises(NoImageError, match=r"only the values 0, .* a mask or label map"):
+        frames_of(open_nifti, data)
+
+
+def test_volumes_that_are_no_labels():
+    dark = np.minimum(RANDOM.rayleigh(4, (40, 30, 6)), 30).astype(np.uint8)
+    for values in (dark, np.zeros((9, 8, 3), np.uint8), labels(1) + dark):
+        assert len(stack(frames_of(open_nifti, nifti(values.astype(np.uint8))))) == values.shape[2]
+    # A picture behind slices of a scanner's mask.
+    mixed = labels(1)
+    mixed[..., -1] = RANDOM.integers(0, 256, (40, 30))
+    assert len(frames_of(open_nifti, nifti(mixed.astype(np.uint8)))) == 6
+
+
+def test_a_few_outliers_do_not_set_a_volumes_range():
+    values = RANDOM.integers(1000, 2000, (40, 50, 4)).astype(np.float32)
+    values[0, 0, 0], values[1, 0, 0] = 1000, 1999
+    clean = stack(frames_of(open_nifti, nifti(values)))
+    values[3, 3, 2], values[4, 4, 2] = 1e30, -1e30
+    shown = stack(frames_of(open_nifti, nifti(values)))
+    assert (shown[2, 3, 3], shown[2, 4, 4]) == (255, 0)
+    shown[2, 3, 3], shown[2, 4, 4] = clean[2, 3, 3], clean[2, 4, 4]
+    assert np.abs(shown.astype(int) - clean).max() <= 2
+
+
+# --- tracked sweeps ------------------------------------------------------------------------------
+
+
+def sweep(values, orientation="MFA", frames=None):
+    """A PLUS sequence: lines on each frame stand before the last of the header."""
+    lines = {
+        f"Seq_Frame{number:04}_{name}": "1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1"
+        for number in range(frames or len(values))
+        for name in ("ProbeToTracker", "ProbeToTrackerStatus", "ImageStatus", "Timestamp")
+    }
+    return meta(values, UltrasoundImageOrientation=orientation, **lines)
+
+
+def test_a_sweep_with_a_line_for_everything_of_each_frame():
+    values = RANDOM.integers(0, 256, (400, 5, 7), dtype=np.uint8)
+    data = sweep(values)
+    assert data.index(b"ElementDataFile") > 60_000
+    assert container_of(data[:4096], "IM0001") == "meta"
+    assert np.array_equal(stack(frames_of(open_meta_image, data)), values)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        ("MFA", lambda frames: frames),
+        ("MF", lambda frames: frames),
+        ("UFA", lambda frames: frames[:, :, ::-1]),
+        ("MNA", lambda frames: frames[:, ::-1]),
+        ("UNA", lambda frames: frames[:, ::-1, ::-1]),
+        ("FMA", lambda frames: frames.transpose(0, 2, 1)),
+        ("NUA", lambda frames: frames[:, ::-1, ::-1].transpose(0, 2, 1)),
+        ("", lambda frames: frames),
+        ("XX", lambda frames: frames),
+    ],
+)
+def test_a_stored_direction_is_turned_back(orientation, stored):
+    frames = RANDOM.integers(0, 256, (4, 5, 7), dtype=np.uint8)
+    data = sweep(np.ascontiguousarray(stored(frames)), orientation)
+    assert np.array_equal(stack(frames_of(open_meta_image, data)), frames)
+
+
+def test_numbers_as_text_are_refused():
+    with pytest.raises(DecodeError, match="numbers are text"):
+        frames_of(open_meta_image, meta(BYTES.transpose(2, 1, 0), BinaryData="False"))

@@ -1,0 +1,51 @@
+"""Masks and label maps told from pictures: they lie beside a data set's images, as image files."""
+
+import numpy as np
+from scipy import ndimage
+
+from echostill.platform.imaging.images import NoImageError
+
+_HIGHEST = 31  # labels count from 0; a picture of no more grey levels would be nearly black
+_EDGES = 0.1  # share of neighbours that differ: labels fill areas, speckle differs everywhere
+_SOLID = 0.5  # share of what is labelled that is not specks: dark pictures have specks alone
+_SHOWN = 8  # labels that a message lists
+
+
+def refuse_label_map(values: np.ndarray) -> None:
+    """Refuse a mask or label map, which is no picture and mostly would be a black one.
+
+    Args:
+        values: Whole numbers (H, W).
+
+    Raises:
+        NoImageError: They are labels.
+    """
+    if is_label_map(values):
+        raise NoImageError(describe_labels(values))
+
+
+def is_label_map(values: np.ndarray, specks: bool = False) -> bool:
+    """Return whether whole numbers (H, W) are labels: two values or small ones, in even areas.
+
+    Args:
+        values: The numbers.
+        specks: Whether labels of a few pixels are labels too.
+    """
+    low, high = int(values.min()), int(values.max())
+    if low == high:
+        return False
+    if not 0 <= low < high <= _HIGHEST and not bool(((values == low) | (values == high)).all()):
+        return False
+    if values.shape[1] > 1 and float((values[:, 1:] != values[:, :-1]).mean()) > _EDGES:
+        return False
+    found, counts = np.unique(values, return_counts=True)
+    labelled = values != found[counts.argmax()]
+    solid = ndimage.binary_opening(labelled, np.ones((3, 3)))
+    return specks or int(solid.sum()) >= _SOLID * int(labelled.sum())
+
+
+def describe_labels(values: np.ndarray) -> str:
+    """Say of labels that they are no picture."""
+    found = [str(int(value)) for value in np.unique(values)]
+    shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    return f"holds only the values {shown} in even areas: a mask or label map, no picture"
