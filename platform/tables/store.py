@@ -161,18 +161,26 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
 
 
 def check_origin(store: Store, coreset: Table) -> None:
-    """See that a coreset was selected from the pool and the scores that the store holds now.
+    """Check that a coreset was selected from the pool and the scores that the store holds now.
+
+    A coreset that does not say what it was selected from is taken as it is, and so is one whose
+    scores are not in the store.
 
     Raises:
-        UsageError: One of them was made again since; says what to run.
+        UsageError: One of them was made again since; the message says what to run.
     """
-    made = json.loads(coreset.storage.read(FINGERPRINT))
-    for name, table in (("pool", store.open_pool()), ("scores", store.open_scores())):
-        if made["inputs"].get(name, table.digest) != table.digest:
-            then = made.get("about", {}).get(f"inputs.{name}", "")
+    made, kept = coreset.manifest["fingerprint"].get("inputs", {}), coreset.storage
+    about = json.loads(kept.read(FINGERPRINT)).get("about", {}) if kept.exists(FINGERPRINT) else {}
+    for name, made_by in (("pool", "ingest"), ("scores", "score")):
+        storage = store.storage.at(name)
+        if name not in made or not storage.exists(MANIFEST):
+            continue
+        table = Table.open(storage, made_by)
+        if made[name] != table.digest:
+            then = about.get(f"inputs.{name}", "")
             counts = f" ({then} then, {table.rows} now)" if then else f" ({table.rows} rows now)"
             raise UsageError(
-                f"coreset '{coreset.storage.root.rpartition('/')[2]}' was selected from another "
+                f"coreset '{kept.root.rpartition('/')[2]}' was selected from another "
                 f"{name}{counts}: run `echostill score` and `echostill select` again, with "
                 "--overwrite where they refuse."
             )

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -334,6 +335,30 @@ def test_what_is_missing_is_said_before_any_work(tmp_path):
     with pytest.raises(UsageError, match="run `echostill select` first"):
         distill(config(Store(str(tmp_path / "empty"))))
     assert not store.storage.exists("runs")
+
+
+def test_a_coreset_of_another_pool_is_refused(tmp_path):
+    """By what its manifest says it was selected from; one that says nothing is taken as it is."""
+    store = filled(tmp_path)
+    alone = (StudentSettings(objective=ObjectiveSettings(preset="mim-only")),)
+    coreset, pool = store.open_coreset("default"), store.open_pool()
+    assert "to do" in plan_distill(config(store, students=alone)).describe()
+    for made, refused in (
+        ({"pool": pool.digest, "scores": "of scores that are gone"}, False),
+        ({"pool": "of another pool"}, True),
+    ):
+        manifest = {**coreset.manifest, "fingerprint": {"inputs": made}}
+        coreset.storage.write("manifest.json", json.dumps(manifest).encode())
+        if not refused:
+            assert "to do" in plan_distill(config(store, students=alone)).describe()
+            continue
+        for call in (plan_distill, distill):
+            with pytest.raises(UsageError, match=r"another pool \(6 rows now\).*echostill select"):
+                call(config(store, students=alone))
+    about = {"about": {"inputs.pool": "9 images"}}
+    coreset.storage.write("fingerprint.json", json.dumps(about).encode())
+    with pytest.raises(UsageError, match=r"another pool \(9 images then, 6 now\)"):
+        plan_distill(config(store, students=alone))
 
 
 def test_the_plan_lists_every_run(teacher, tmp_path):
