@@ -206,7 +206,8 @@ class FeatureRows:
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Return the features of some positions, (n, D), a copy."""
-        return self.array[self.stored[positions]]
+        rows: np.ndarray = self.array[self.stored[positions]]
+        return rows
 
 
 def fits_in_memory(rows: int, dimension: int) -> bool:

@@ -123,9 +123,9 @@ class DistillationObjective(nn.Module):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> "DistillationObjective":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
         for teacher in self._teacher:
-            teacher._apply(fn)
+            teacher._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
     def views(self, pixels: Tensor, masks: Masks) -> Tensor:
@@ -159,7 +159,7 @@ class DistillationObjective(nn.Module):
         return [
             TeacherSignal({name: each[part] for name, each in targets.items()}, own, agreed)
             for part, (own, agreed) in enumerate(
-                zip(weight.split(sizes, dim=1), consistency, strict=True)
+                zip(torch.split(weight, sizes, dim=1), consistency, strict=True)
             )
         ]
 

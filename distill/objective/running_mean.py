@@ -54,7 +54,8 @@ class RunningMean(nn.Module):
         sums, counts = zip(*parts, strict=True)
         whole = sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
         if not self.training:
-            return whole / sum(counts)
+            alone: Tensor = whole / sum(counts)
+            return alone
         together = over_workers(torch.cat([whole, whole.new_tensor([sum(counts)])]), "sum")
         mean = together[:-1] / together[-1]
         self.total.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)

@@ -52,7 +52,7 @@ def mean_by_image(values: Tensor) -> Tensor:
 
 
 def _add_views(rows: Tensor, images: int) -> Tensor:
-    views = rows.split(images)
+    views = torch.split(rows, images)
     return sum(views[1:], views[0])
 
 
