@@ -64,7 +64,8 @@ HEIC = Reader(
     open=open_heic,
     title="HEIC",
     reads="8 bits, orientation",
-    notes="needs the package `pillow-heif` (the extra `heif`; BSD; its wheels carry libheif, LGPL, and x265, GPL)",
+    notes="needs the extra `heif`: `pillow-heif` (BSD; its wheels carry libheif, LGPL, and x265, "
+    "GPL)",
     still=True,
 )
 JPEG_XL = Reader(
