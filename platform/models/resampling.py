@@ -25,7 +25,9 @@ def made_for(tensors: Mapping[str, Tensor], encoder: Encoder) -> int | None:
         The side in pixels; None where nothing in the weights depends on it, or not in a way that
         is understood here.
     """
-    side = encoder.image_size // encoder.patch_size
+    if encoder.grid is None:
+        return None
+    side = encoder.grid[0]
     own = encoder.backbone.state_dict()
     if "pos_embed" in own and "pos_embed" in tensors:
         mine, given = own["pos_embed"], tensors["pos_embed"]
