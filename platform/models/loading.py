@@ -16,7 +16,7 @@ from echostill.platform.models.checkpoints import read_file
 from echostill.platform.models.encoder import Encoder
 from echostill.platform.models.fitting import check_values, fit, some
 from echostill.platform.models.resampling import made_for, resample, sized_for
-from echostill.platform.models.weight_sets import WeightSet, choose, find_named, find_sets
+from echostill.platform.models.weight_sets import WeightSet, choose_set, find_named, find_sets
 from echostill.platform.tables.atomic import atomic_write_bytes
 
 LOGGER = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _choose(
                 "container such as model or state_dict."
             )
         fitting = [each for each in sets if _fits(encoder, each, resample_positions)]
-        chosen = choose(sets, fitting, expected)
+        chosen = choose_set(sets, fitting, expected)
     if chosen is None:
         names = ", ".join(f"'{each.name}'" for each in fitting)
         raise UsageError(

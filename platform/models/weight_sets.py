@@ -110,7 +110,7 @@ def find_named(content: Any, key: str, expected: Iterable[str]) -> WeightSet:
     raise UsageError(f"no weights under the key '{key}'.{nearest(wanted, names)} {listed}")
 
 
-def choose(
+def choose_set(
     sets: list[WeightSet], fitting: list[WeightSet], expected: Iterable[str]
 ) -> WeightSet | None:
     """Choose the set to load: the one that fits, the preferred one of several.
