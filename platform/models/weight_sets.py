@@ -55,9 +55,12 @@ class WeightSet:
 
     @property
     def rank(self) -> int:
-        """Place among the names that are preferred; beyond them for any other name."""
-        last = self.name.rpartition(".")[2]
-        return PREFERENCE.index(last) if last in PREFERENCE else len(PREFERENCE)
+        """Rank of the name among those that are preferred, the lowest first; its worst part counts.
+
+        So `ema.model` ranks with `ema`, behind `model`.
+        """
+        ranks = {name: rank for rank, name in enumerate(PREFERENCE)}
+        return max(ranks.get(part, len(PREFERENCE)) for part in self.name.split("."))
 
 
 def find_sets(content: Any, expected: Iterable[str]) -> list[WeightSet]:

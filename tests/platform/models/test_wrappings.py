@@ -277,6 +277,26 @@ def test_averaged_weights_beside_others(tmp_path):
     assert (report.taken, report.beside) == ("state_dict", ("state_dict.model_ema",))
 
 
+@pytest.mark.parametrize("inner", ["model", "state_dict", "module", "shadow"])
+def test_an_average_in_a_container_of_its_own(tmp_path, inner):
+    path = save(tmp_path / "a.pth", {"ema": {inner: OTHERS, "updates": 5}, "state_dict": WEIGHTS})
+    report = loaded(path)
+    assert (report.taken, report.beside) == ("state_dict", (f"ema.{inner}",))
+    for key in ("ema", f"ema.{inner}"):
+        other = save(tmp_path / "b.pth", {"ema": {inner: WEIGHTS}, "state_dict": OTHERS})
+        assert loaded(other, key=key).taken == f"ema.{inner}"
+
+
+def test_two_networks_under_two_wrappers(tmp_path):
+    path = save(tmp_path / "a.ckpt", {"state_dict": {**under("model."), **under("net.", OTHERS)}})
+    message = refused(path)
+    assert "'model.cls_token' and 'net.cls_token'" in message
+    assert "teacher.key" in message
+    loaded(path, key="model")
+    swapped = {**under("model.", OTHERS), **under("net.")}
+    loaded(save(tmp_path / "b.ckpt", {"state_dict": swapped}), key="net")
+
+
 def dino(teacher, student):
     """As DINO's main_dino.py saves: the student wrapped for data-parallel training."""
     head = {"head.mlp.0.weight": torch.ones(2, 2), "head.last_layer.weight_g": torch.ones(2, 1)}
