@@ -68,7 +68,10 @@ class DistillationJob:
         objectives = {}
         for run, initial in zip(self.runs, self.initial or [None] * len(self.runs), strict=True):
             torch.manual_seed(self.seed)
-            encoder = initial.load(trainable=True) if initial else create_encoder(run.model)
+            if initial is not None:
+                encoder = initial.load(trainable=True)
+            else:
+                encoder = create_encoder(run.model, image_size=run.image_size)
             student = MaskedImageModel(encoder, self.decoder)
             objectives[run.name] = DistillationObjective(student, teacher, run.objective)
         first = objectives[self.runs[0].name]
@@ -151,9 +154,29 @@ def _prepare(config: DistillConfig) -> "_Stage":
     ids = selected_ids(coreset)
     distils = any(run.objective.distil for run in config.runs())
     teacher = find_teacher(config) if distils else None
+    with torch.device("meta"):
+        check_students(config, teacher.build() if teacher is not None else None)
     if teacher is not None and config.cache:
         teacher = open_cache(config, teacher, ids)
     return _Stage(config, store, coreset, ids, teacher)
+
+
+def check_students(config: DistillConfig, teacher: Encoder | None) -> None:
+    """Build every objective without weights, so that what cannot be trained is refused early.
+
+    Args:
+        config: Names the students.
+        teacher: The teacher, where one is followed; it may be on the meta device.
+
+    Raises:
+        UsageError: A student cannot be trained, or cannot follow that teacher.
+    """
+    with torch.device("meta"):
+        for run in config.runs():
+            encoder = create_encoder(run.model, image_size=run.image_size)
+            student = MaskedImageModel(encoder, config.decoder)
+            followed = teacher if run.objective.distil else None
+            DistillationObjective(student, followed, run.objective)
 
 
 def plan_distill(config: DistillConfig, *, overwrite: bool = False) -> Plan:
@@ -161,15 +184,11 @@ def plan_distill(config: DistillConfig, *, overwrite: bool = False) -> Plan:
     stage = _prepare(config)
     store, coreset, ids, teacher = stage.store, stage.coreset, stage.ids, stage.teacher
     runs = config.runs()
-    replaced = {
-        run.name
-        for run in runs
-        if stage.claim(run, find_initial(store, run.model, run.initial_weights)).check(overwrite)
-    }
+    replaced = {run.name for run in runs if stage.claim(run, stage.initial(run)).check(overwrite)}
     out = Plan("distill")
     out.add("coreset", f"{len(ids)} images of {coreset.rows}, {coreset.storage.root}")
     if teacher is not None:
-        out.add("teacher", f"{teacher.model}, {teacher.path}")
+        out.add("teacher", teacher.describe())
         if isinstance(teacher, CachedWeights):
             out.add("teacher cache", teacher.folder)
     out.add("student", ", ".join(dict.fromkeys(run.model for run in runs)))
@@ -202,7 +221,7 @@ class _Stage:
     ) -> Results:
         """Train the runs of a group together, and return their results by name."""
         config, store = self.config, self.store
-        initial = tuple(find_initial(store, run.model, run.initial_weights) for run in group)
+        initial = tuple(self.initial(run) for run in group)
         job = DistillationJob(
             store=store.root,
             runs=tuple(group),
@@ -228,6 +247,10 @@ class _Stage:
         )
         return {run.name: result for run, result in zip(group, results, strict=True)}
 
+    def initial(self, run: StudentRun) -> Weights | None:
+        """Find the weights that a run starts from."""
+        return find_initial(self.store, run.model, run.initial_weights, run.image_size)
+
     def claim(self, run: StudentRun, initial: Weights | None) -> Claim:
         """Return the claim on a run's folder."""
         weights, about = {}, {"inputs.coreset": f"{len(self.ids)} images of {self.coreset.rows}"}
@@ -235,7 +258,7 @@ class _Stage:
             weights["initial"] = initial.digest
         if run.objective.distil:
             assert self.teacher is not None
-            weights["teacher"] = self.teacher.digest
+            weights |= self.teacher.identity("teacher")
             about["weights.teacher"] = self.teacher.path.rpartition("/")[2]
         wanted = fingerprint(
             self.config.alone(run),

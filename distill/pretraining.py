@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import torch
 from pydantic import Field
 
 from echostill.platform import runtime, stages
-from echostill.platform.config import StageConfig
+from echostill.platform.config import StageConfig, added
 from echostill.platform.masking.masks import MaskSettings
-from echostill.platform.masking.mim import DecoderSettings, ReconstructionSettings
+from echostill.platform.masking.mim import (
+    DecoderSettings,
+    MaskedImageModel,
+    ReconstructionSettings,
+)
 from echostill.platform.masking.mim_training import MaskedImageJob, MaskedImageTask
-from echostill.platform.models import Encoder, save_weights
+from echostill.platform.models import Encoder, create_encoder, save_weights
 from echostill.platform.models.weights import Weights, find_initial
 from echostill.platform.names import Name
 from echostill.platform.stage import Plan, Stage, StageResult, logged
@@ -27,6 +32,7 @@ class PretrainConfig(StageConfig):
 
     name: Name = Field("teacher", description="Name of the run; stages look for 'teacher'.")
     model: str = Field("usfm", description="A model of the zoo.")
+    image_size: int | None = added("Input side in pixels; default the model's own.", ge=1)
     training: TrainingSettings = TrainingSettings(steps=100_000, batch_size=256)
     decoder: DecoderSettings = DecoderSettings()
     masks: MaskSettings = MaskSettings()
@@ -45,7 +51,8 @@ def pretrain(config: PretrainConfig, *, overwrite: bool = False) -> StageResult:
     """
     store = Store(config.store)
     pool = store.open_pool()
-    initial = find_initial(store, config.model, config.initial_weights)
+    _check_model(config)
+    initial = find_initial(store, config.model, config.initial_weights, config.image_size)
     result = train_run(
         _job(config, initial),
         _claim(config, store, pool, initial),
@@ -82,7 +89,8 @@ def plan_pretrain(config: PretrainConfig, *, overwrite: bool = False) -> Plan:
     """Describe what :func:`pretrain` would do."""
     store = Store(config.store)
     pool = store.open_pool()
-    initial = find_initial(store, config.model, config.initial_weights)
+    _check_model(config)
+    initial = find_initial(store, config.model, config.initial_weights, config.image_size)
     replaces = _claim(config, store, pool, initial).check(overwrite)
     out = Plan("pretrain")
     out.add("images", f"{pool.rows} in {pool.storage.root}")
@@ -93,6 +101,12 @@ def plan_pretrain(config: PretrainConfig, *, overwrite: bool = False) -> Plan:
     out.add("result", storage.locate(WEIGHTS))
     out.add("already done", "yes" if is_finished(storage) and not replaces else "no")
     return out
+
+
+def _check_model(config: PretrainConfig) -> None:
+    """Refuse a model that cannot be pretrained before anything is started."""
+    with torch.device("meta"):
+        MaskedImageModel(create_encoder(config.model, image_size=config.image_size), config.decoder)
 
 
 def _export(task: TrainingTask, folder: Path) -> Encoder:
@@ -114,6 +128,7 @@ def _job(config: PretrainConfig, initial: Weights | None) -> MaskedImageJob:
         views="joint",
         seed=config.seed,
         initial=initial,
+        image_size=config.image_size,
     )
 
 

@@ -6,9 +6,10 @@ from pydantic import Field, model_validator
 
 from echostill.distill.cache.teacher_cache import Precision
 from echostill.distill.objective.settings import ObjectiveSettings
-from echostill.platform.config import Config, ModelsConfig, execution
+from echostill.platform.config import Config, ModelsConfig, added, execution
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings
+from echostill.platform.models.registry import input_patches
 from echostill.platform.names import Name
 from echostill.platform.training.settings import TrainingSettings
 
@@ -18,6 +19,11 @@ class StudentSettings(Config):
 
     name: Name = Field("distilled", description="Name of the student; its runs are NAME-SEED.")
     model: str | None = Field(None, description="A model of the zoo; default the stage's student.")
+    image_size: int | None = added(
+        "Input side in pixels; default student_image_size for the stage's student, else the "
+        "model's own.",
+        ge=1,
+    )
     initial_weights: str | None = Field(
         None, description="Weights file or finished run to start from; default fresh weights."
     )
@@ -34,6 +40,7 @@ class StudentRun:
     initial_weights: str | None
     objective: ObjectiveSettings
     seed: int
+    image_size: int | None = None  # of the input; None is the model's own
 
     @property
     def shares(self) -> tuple[object, ...] | None:
@@ -45,7 +52,8 @@ class StudentRun:
         if not self.objective.distil:
             return None
         masks = self.objective.masks
-        return (self.seed, self.objective.views, masks and masks.model_dump_json())
+        patches = input_patches(self.model, self.image_size)
+        return (self.seed, self.objective.views, masks and masks.model_dump_json(), patches)
 
 
 class DistillConfig(ModelsConfig):
@@ -88,6 +96,8 @@ class DistillConfig(ModelsConfig):
                 initial_weights=student.initial_weights,
                 objective=student.objective,
                 seed=seed,
+                image_size=student.image_size
+                or (self.student_image_size if student.model is None else None),
             )
             for student in self.students
             for seed in seeds

@@ -6,15 +6,23 @@ same split, the same order and the same number of steps.
 """
 
 import json
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
 
+from echostill.eval.candidates import (
+    Candidate,
+    Model,
+    Unit,
+    build_models,
+    find_units,
+    weights_identity,
+)
 from echostill.eval.datasets import LabelledDataset, TaskSettings, load_dataset
 from echostill.eval.efficiency import efficiency
 from echostill.eval.finetune import FineTuneSettings, finetune
+from echostill.eval.heads import check_segmentation
 from echostill.eval.probes import (
     knn_probe,
     linear_probe,
@@ -24,29 +32,17 @@ from echostill.eval.probes import (
 )
 from echostill.eval.splits import split_dataset
 from echostill.platform import runtime, stages
-from echostill.platform.config import Config, ModelsConfig, execution
-from echostill.platform.errors import UsageError, nearest
-from echostill.platform.models import Encoder, create_encoder
-from echostill.platform.models.weights import Weights, find_teacher, find_weights
+from echostill.platform.config import ModelsConfig, execution
 from echostill.platform.names import Name
 from echostill.platform.progress import Progress
 from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.store import Store, read_manifest, save_configuration
-from echostill.platform.training.run import WEIGHTS
+from echostill.platform.tables.store import Store, save_configuration
 from echostill.platform.training.tracking import Tracker
 
 RESULT = "evaluation.json"
-
-
-class Candidate(Config):
-    """A model to evaluate: the teacher, training runs of one student, or the untrained student."""
-
-    label: str
-    kind: Literal["teacher", "runs", "untrained"] = "runs"
-    runs: tuple[Name, ...] = Field((), description="Runs, one per training seed, used in turn.")
 
 
 class EvaluateConfig(ModelsConfig):
@@ -69,31 +65,6 @@ class EvaluateConfig(ModelsConfig):
         if len(set(seeds)) < len(seeds):  # a repeated seed would make the spread too small
             raise ValueError("a seed is listed more than once: list each seed once")
         return seeds
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One candidate on one task with one seed."""
-
-    candidate: str
-    task: str
-    seed: int
-    run: str
-    weights: Weights | None  # None is the untrained model
-    model: str
-
-    @property
-    def file(self) -> str:
-        """Name of the file with the unit's results."""
-        key = f"{self.candidate}\n{self.task}\n{self.seed}"
-        return f"units/{sha256(key.encode())[:16]}.json"
-
-    def encoder(self) -> Encoder:
-        """Load the model; the untrained one is initialised from the seed, like a student."""
-        if self.weights is not None:
-            return self.weights.load().requires_grad_(True)
-        torch.manual_seed(self.seed)
-        return create_encoder(self.model)
 
 
 @logged(stages.EVALUATE)
@@ -123,7 +94,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
         "seeds": list(config.seeds),
         "finetune_steps": config.finetune.steps,
         "test_share": config.test_share,
-        "candidates": _candidates_with_costs(units),
+        "candidates": _candidates_with_costs(units, sizes),
         "results": results,
     }
     _track(config, storage, evaluation)
@@ -152,9 +123,17 @@ def _result(
 
 def _datasets(
     config: EvaluateConfig, units: list[Unit]
-) -> tuple[dict[str, int], dict[tuple[str, int], LabelledDataset]]:
-    """Return each model's input side, and the tasks' images at each of these sides."""
-    sizes = {unit.model: create_encoder(unit.model).image_size for unit in units}
+) -> tuple[dict[Model, int], dict[tuple[str, int], LabelledDataset]]:
+    """Return each model's input side, and the tasks' images at each of these sides.
+
+    Raises:
+        UsageError: A model cannot be used for a task.
+    """
+    models = build_models(units)
+    if any(task.kind == "segmentation" for task in config.tasks):
+        for encoder in models.values():
+            check_segmentation(encoder)
+    sizes = {model: encoder.image_size for model, encoder in models.items()}
     datasets = {
         (task.name, size): load_dataset(task, size)
         for task in config.tasks
@@ -172,7 +151,7 @@ def _claim(
     """Return the claim on the evaluation's folder, which the report writes into as well."""
     wanted = fingerprint(
         config,
-        weights={f"{u.candidate}/{u.run}": u.weights.digest for u in units if u.weights},
+        weights=weights_identity(units),
         inputs={f"{name}@{size}": _digest(data) for (name, size), data in datasets.items()},
         without=("teacher",),
     )
@@ -200,50 +179,9 @@ def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     return out
 
 
-def find_candidates(config: EvaluateConfig, store: Store) -> tuple[Candidate, ...]:
-    """Return the configured candidates, or the default ones found in the store."""
-    if config.candidates:
-        return config.candidates
-    students: dict[str, list[str]] = {}
-    for run in store.run_names():
-        manifest = read_manifest(store.run(run))
-        if manifest is not None and manifest["stage"] == "distill":
-            students.setdefault(run.rpartition("-")[0], []).append(run)
-    return (
-        Candidate(label="teacher", kind="teacher"),
-        *(Candidate(label=f"{name} student", runs=tuple(r)) for name, r in students.items()),
-        Candidate(label="untrained student", kind="untrained"),
-    )
-
-
 def _units(config: EvaluateConfig, store: Store) -> list[Unit]:
-    units = []
-    for candidate in find_candidates(config, store):
-        known: dict[str, Weights | None] = {}
-        model = config.teacher.model if candidate.kind == "teacher" else config.student
-        if candidate.kind == "teacher":
-            known[""] = find_teacher(config)
-        elif candidate.kind == "untrained":
-            known[""] = None
-        elif not candidate.runs:
-            raise UsageError(f"candidate '{candidate.label}' has no runs: list them under runs.")
-        for run in candidate.runs:
-            storage = store.run(run)
-            if read_manifest(storage) is None:
-                names = store.run_names()
-                raise UsageError(
-                    f"no finished run '{run}' in '{store.root}'.{nearest(run, names)} "
-                    "Run `echostill distill` first."
-                )
-            known[run] = find_weights(model, storage.locate(WEIGHTS))
-        runs = list(known)
-        units += [
-            Unit(candidate.label, task.name, seed, run, known[run], model)
-            for task in config.tasks
-            for index, seed in enumerate(config.seeds)
-            for run in [runs[index % len(runs)]]
-        ]
-    return units
+    tasks = [task.name for task in config.tasks]
+    return find_units(config, store, config.candidates, tasks, config.seeds)
 
 
 def evaluate_unit(
@@ -251,7 +189,7 @@ def evaluate_unit(
 ) -> list[dict[str, Any]]:
     """Run the probes and the fine-tuning of one unit; a row of metrics per method."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = unit.encoder()
+    encoder = unit.load()
     split = split_dataset(dataset, unit.seed, config.test_share)
     measured: dict[str, dict[str, float]] = {}
     if dataset.kind == "classification":
@@ -282,7 +220,7 @@ def _run_units(
     config: EvaluateConfig,
     storage: Storage,
     todo: list[Unit],
-    sizes: dict[str, int],
+    sizes: dict[Model, int],
     datasets: dict[tuple[str, int], LabelledDataset],
 ) -> None:
     cpus, gpus = runtime.cluster_resources()
@@ -297,7 +235,7 @@ def _run_units(
 
     def work(unit: Unit) -> list[dict[str, Any]]:
         torch.set_num_threads(where.threads)
-        return evaluate_unit(unit, datasets[unit.task, sizes[unit.model]], config)
+        return evaluate_unit(unit, datasets[unit.task, sizes[unit.of]], config)
 
     def describe(unit: Unit) -> str:
         return f"evaluating {unit.candidate} on {unit.task}, seed {unit.seed}"
@@ -309,16 +247,17 @@ def _run_units(
             bar.advance(note=f"{unit.candidate}, {unit.task}")
 
 
-def _candidates_with_costs(units: list[Unit]) -> list[dict[str, Any]]:
+def _candidates_with_costs(units: list[Unit], sizes: dict[Model, int]) -> list[dict[str, Any]]:
     """Describe each candidate and its cost; each model is timed once, for all weights."""
-    costs: dict[str, dict[str, Any]] = {}
+    costs: dict[tuple[str, int], dict[str, Any]] = {}
     described: dict[str, dict[str, Any]] = {}
     for unit in units:
-        if unit.model not in costs:
-            costs[unit.model] = efficiency(create_encoder(unit.model))
+        key = (unit.model, sizes[unit.of])
+        if key not in costs:
+            costs[key] = efficiency(unit.build())
         entry = described.setdefault(
             unit.candidate,
-            {"label": unit.candidate, "model": unit.model, "runs": [], **costs[unit.model]},
+            {"label": unit.candidate, "model": unit.model, "runs": [], **costs[key]},
         )
         if unit.run and unit.run not in entry["runs"]:
             entry["runs"].append(unit.run)

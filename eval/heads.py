@@ -30,6 +30,25 @@ def segmentation_layers(depth: int) -> tuple[int, int, int, int]:
     return max(depth // 3, 1), max(depth // 2, 1), max(2 * depth // 3, 1), depth
 
 
+def check_segmentation(encoder: Encoder) -> None:
+    """Refuse an encoder whose blocks do not all give tokens of one width on one square grid.
+
+    Raises:
+        UsageError: as those of a model with stages do not.
+    """
+    layers = sorted({*encoder.third_layers(), *segmentation_layers(encoder.depth)})
+    found = {encoder.layer(layer) for layer in layers}
+    if len(found) > 1 or any(each.grid[0] != each.grid[1] for each in found):
+        listed = ", ".join(
+            f"{each.dim} channels on {each.grid[0]} x {each.grid[1]}" for each in sorted(found)
+        )
+        raise UsageError(
+            f"'{encoder.name}' cannot be evaluated on segmentation: its blocks give {listed}, and "
+            "the head needs tokens of one width on one square grid. Choose a plain ViT, or leave "
+            "out the segmentation tasks."
+        )
+
+
 class ClassificationHead(nn.Module):
     """Batch norm without parameters, then one linear layer, on the encoder's pooled feature.
 
@@ -146,7 +165,7 @@ class ClassificationTask(nn.Module):
         """
         super().__init__()
         self.encoder = encoder
-        self.head = ClassificationHead(encoder.dim, classes)
+        self.head = ClassificationHead(encoder.feature_dim, classes)
         weights = torch.ones(classes) if class_weights is None else class_weights.float()
         self.register_buffer("class_weights", weights, persistent=False)
 

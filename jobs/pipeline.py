@@ -4,6 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from echostill.distill.distillation import check_students
+from echostill.distill.settings import DistillConfig
 from echostill.eval.datasets import read_manifest
 from echostill.eval.evaluation import EvaluateConfig
 from echostill.jobs.stages import find_stage
@@ -34,7 +38,7 @@ def resolve_stages(
     document: dict[str, Any] = apply_overrides(read_document(config_file), overrides, None)
     names = IN_RUN
     if from_scratch:
-        document = apply_overrides(document, ["teacher.weights=null"], None)
+        document = apply_overrides(document, ["teacher.weights=null", "teacher.key=null"], None)
         names = tuple(name for name in STAGES if name in (*IN_RUN, "pretrain"))
     # A section must be there for the shared keys to be told from a stage's own.
     document.setdefault("ingest", {})
@@ -43,12 +47,21 @@ def resolve_stages(
 
 def _preflight(configs: dict[str, StageConfig], from_scratch: bool) -> None:
     """Find out now what would only fail after minutes of work: weights and manifests."""
-    score, evaluation = configs["score"], configs["evaluate"]
+    score, distillation, evaluation = configs["score"], configs["distill"], configs["evaluate"]
     assert isinstance(score, ModelsConfig)
+    assert isinstance(distillation, DistillConfig)
     assert isinstance(evaluation, EvaluateConfig)
-    if not from_scratch:
-        find_teacher(score)
-    create_encoder(score.student)
+    found = None if from_scratch else find_teacher(score)
+    settings = score.teacher
+    with torch.device("meta"):
+        teacher = (
+            found.build()
+            if found
+            else create_encoder(
+                settings.model, image_size=settings.image_size, pooling=settings.pooling or "mean"
+            )
+        )
+        check_students(distillation, teacher)
     for task in evaluation.tasks:
         read_manifest(task)
 

@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,12 +36,34 @@ def execution(default: Any, description: str, **constraints: Any) -> Any:
     )
 
 
-class TeacherSettings(Config):
-    """The teacher: a model of the zoo and its weights."""
+def added(description: str, **constraints: Any) -> Any:
+    """Declare a key, None by default, that came after stores had been made.
 
-    model: str = "usfm"
+    Left out it stays out of the fingerprint too: a result that was made before the key existed is
+    continued.
+    """
+    return Field(None, description=description, json_schema_extra={"added": True}, **constraints)
+
+
+class TeacherSettings(Config):
+    """The teacher: a model of the zoo, its weights and how they are used."""
+
+    model: str = Field("usfm", description="A model of the zoo, or timm:NAME.")
     weights: str | None = Field(
         None, description="Weights file; None takes the one that `echostill pretrain` made."
+    )
+    key: str | None = added(
+        "Which weights to take where the file holds several, such as model_ema, or the first words "
+        "of their keys; default those that fit, of several the ones called model or state_dict."
+    )
+    image_size: int | None = added(
+        "Input side in pixels; default the model's own. Positions that the weights hold for "
+        "another size are resampled.",
+        ge=1,
+    )
+    pooling: Literal["mean", "class-token", "timm"] | None = added(
+        "What an image's feature is: the mean of its patch tokens (the default), the class token, "
+        "or what timm's own head of the model pools."
     )
 
 
@@ -61,7 +83,10 @@ class ModelsConfig(StageConfig):
     """What the stages that use teacher and student share."""
 
     teacher: TeacherSettings = TeacherSettings()
-    student: str = Field("tinyusfm", description="A model of the zoo.")
+    student: str = Field("tinyusfm", description="A model of the zoo, or timm:NAME.")
+    student_image_size: int | None = added(
+        "Input side of the student in pixels; default the model's own.", ge=1
+    )
 
 
 # Keys that may stand outside a stage's section; a stage takes those that it knows.
@@ -201,13 +226,18 @@ def load(
 
 
 def result_relevant(config: BaseModel) -> dict[str, Any]:
-    """Return the configuration as plain values without the fields that only steer execution."""
+    """Return the configuration as plain values without the fields that only steer execution.
+
+    Keys that came later are there only where they are set.
+    """
     result: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("execution"):
-            continue
         value = getattr(config, name)
+        if isinstance(extra, dict) and (
+            extra.get("execution") or (extra.get("added") and value is None)
+        ):
+            continue
         if isinstance(value, BaseModel):
             result[name] = result_relevant(value)
         else:

@@ -251,6 +251,7 @@ def test_a_name_that_is_defined_twice_is_found(tmp_path, monkeypatch):
 # Test files that are named after what they show, since it takes more than one module.
 ACROSS = {
     "benchmarks/kill_training": "a benchmark, run at its smallest",
+    "benchmarks/model_families": "a benchmark, run without numbers",
     "curation/deidentification/planted_identifiers": "planted names, from file to every result",
     "curation/ingestion/bad_inputs": "seventy bad or odd files, through every reader",
     "curation/ingestion/buckets": "every kind of source, in a bucket",
@@ -263,6 +264,7 @@ ACROSS = {
     "curation/service/http/routes": "that client and explorer know every route",
     "curation/service/http/schemathesis": "made-up requests to all routes",
     "platform/imaging/volumes/volumes": "both kinds of volume, by the same hostile inputs",
+    "platform/models/wrappings": "one set of weights in all the files that people have",
     "platform/shards/kills": "a benchmark, run at its smallest",
     "docs": "documents",
     "python_docs": "the documented Python",

@@ -56,18 +56,42 @@ class Embedded:
 
 
 def find_model(
-    name: str, *, store: str, weights: str | None, form: str | None, threads: int | None = None
+    name: str,
+    *,
+    store: str,
+    weights: str | None,
+    form: str | None,
+    threads: int | None = None,
+    image_size: int | None = None,
+    pooling: str | None = None,
+    key: str | None = None,
 ) -> FeatureModel:
     """Find a model by an export's path, a zoo name with weights, or a run's name.
 
+    Args:
+        name: The path, or one of the names.
+        store: Store of the run.
+        weights: Weights file of a zoo model.
+        form: Which form of an export folder.
+        threads: Threads of an exported graph.
+        image_size: Input side of a zoo model, to which positions are resampled.
+        pooling: How a zoo model pools, as ``teacher.pooling``.
+        key: Which weights of the file, as ``teacher.key``.
+
     Raises:
-        UsageError: It is none of these, or a zoo model without weights.
+        UsageError: It is none of these, a zoo model without weights, or another model with what
+            only a zoo model has.
     """
     is_zoo = name in model_names() or name.startswith(TIMM_PREFIX)
+    if not is_zoo and (image_size or pooling or key):
+        raise UsageError(
+            f"an image size, a pooling and a key are for a model of the zoo, which '{name}' is not."
+        )
     if weights is not None or is_zoo:
         if weights is None:
             raise UsageError(f"'{name}' is a model without weights: give them with --weights FILE.")
-        return _from_encoder(open_zoo(name, weights), "zoo")
+        found = open_zoo(name, weights, image_size=image_size, pooling=pooling, key=key)
+        return _from_encoder(found, "zoo")
     path = Path(name).expanduser()
     if path.exists():
         return open_export(path, form, threads)

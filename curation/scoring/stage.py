@@ -17,6 +17,7 @@ from echostill.curation.scoring.gradient import GradientLoss
 from echostill.curation.scoring.worker import ProxySettings, ScoreWorker
 from echostill.platform import runtime, stages
 from echostill.platform.config import ModelsConfig, execution
+from echostill.platform.masking.mim import MaskedImageModel
 from echostill.platform.masking.mim_training import MaskedImageJob, snapshot_name
 from echostill.platform.models import create_encoder
 from echostill.platform.models.complexity import gflops
@@ -133,18 +134,21 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> ScoreSetup:
     store = Store(config.store)
     pool = store.open_pool()
     teacher = find_teacher(config)
+    encoder, student = teacher.build(), _proxy_model(config)
     proxy = _train_proxy(config, store, pool, overwrite)
     steps = config.proxy.snapshot_steps()
     claim = _claim(config, store, pool, teacher, _proxy_digest(proxy.storage, steps))
     claim.take(overwrite)
     wanted = claim.wanted
-    sizes = (create_encoder(teacher.model), create_encoder(config.student))
     worker = ScoreWorker(
         decoder=PartDecoder(
-            store.pool(), tuple(sorted({e.image_size for e in sizes})), config.batch_size
+            store.pool(),
+            tuple(sorted({encoder.image_size, student.encoder.image_size})),
+            config.batch_size,
         ),
         teacher=teacher,
         student=config.student,
+        student_image_size=config.student_image_size,
         proxy=config.proxy,
         snapshots=proxy.storage,
         gradient_loss=config.gradient_loss,
@@ -155,7 +159,7 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> ScoreSetup:
         name="score",
         table=store.scores(),
         quarantine=store.quarantine("score"),
-        schema=scores_schema(sizes[0].dim, len(steps)),
+        schema=scores_schema(encoder.feature_dim, len(steps)),
         fingerprint=wanted,
         max_error_rate=config.max_error_rate,
         events=store.events(),
@@ -180,7 +184,7 @@ def _claim(
     """Return the claim on the scores' folder."""
     wanted = fingerprint(
         config,
-        weights={"teacher": teacher.digest, "proxy": proxy_digest},
+        weights={**teacher.identity("teacher"), "proxy": proxy_digest},
         inputs={"pool": pool.digest},
         without=("teacher",),
     )
@@ -221,13 +225,13 @@ def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
     teacher = find_teacher(config)
     replaces = _check_claims(config, store, pool, teacher, overwrite)
     training = config.proxy.training
-    encoder, student = create_encoder(teacher.model), create_encoder(config.student)
+    encoder, student = teacher.build(), _proxy_model(config).encoder
     cpus, gpus = runtime.local_resources()
     count = len(shards(pool, config.rows_per_shard))
-    per_row = encoder.dim * 2 + len(config.proxy.snapshot_steps()) * 4 + 48
+    per_row = encoder.feature_dim * 2 + len(config.proxy.snapshot_steps()) * 4 + 48
     out = Plan("score")
     out.add("pool", f"{pool.rows} images in {count} shards, {pool.storage.root}")
-    out.add("teacher", f"{teacher.model}, {teacher.path}")
+    out.add("teacher", teacher.describe())
     out.add("proxy", f"{config.student}, {training.describe(min(config.proxy.sample, pool.rows))}")
     out.add("proxy done", "yes" if is_finished(store.run(PROXY)) else "no")
     out.add("proxy workers", plan_training(training, cpus, gpus).describe())
@@ -255,6 +259,7 @@ def _train_proxy(config: ScoreConfig, store: Store, pool: Table, overwrite: bool
     job = MaskedImageJob(
         store=store.root,
         model=config.student,
+        image_size=config.student_image_size,
         image_ids=tuple(ids),
         settings=config.proxy.paced,
         decoder=config.proxy.decoder,
@@ -265,6 +270,13 @@ def _train_proxy(config: ScoreConfig, store: Store, pool: Table, overwrite: bool
         snapshot_folder=claim.storage.root,
     )
     return train_run(job, claim, config, export=_no_export, overwrite=overwrite)
+
+
+def _proxy_model(config: ScoreConfig) -> MaskedImageModel:
+    """Build the proxy without its weights; a student that cannot be trained is refused here."""
+    with torch.device("meta"):
+        encoder = create_encoder(config.student, image_size=config.student_image_size)
+        return MaskedImageModel(encoder, config.proxy.decoder)
 
 
 def _no_export(task: torch.nn.Module, folder: Path) -> None:

@@ -43,7 +43,7 @@ def teacher_features(teacher: Encoder, images: list[np.ndarray]) -> np.ndarray:
     Returns:
         (N, D) float16, of unit length.
     """
-    found = [np.empty((0, teacher.dim), dtype=np.float16)]
+    found = [np.empty((0, teacher.feature_dim), dtype=np.float16)]
     for start in range(0, len(images), IMAGES_PER_BATCH):
         batch = images[start : start + IMAGES_PER_BATCH]
         squares = np.stack([to_square(image, teacher.image_size) for image in batch])

@@ -71,6 +71,7 @@ class ScoreWorker:
     gradient_loss: GradientLoss
     mask_draws: int
     seed: int
+    student_image_size: int | None = None  # None is the model's own
     _teacher: Any = field(default=None, repr=False)
     _proxies: list[MaskedImageModel] = field(default_factory=list, repr=False)
 
@@ -80,7 +81,8 @@ class ScoreWorker:
         self._teacher = self.teacher.load().to(device)
         self._proxies = []
         for step in self.proxy.snapshot_steps():
-            model = MaskedImageModel(create_encoder(self.student), self.proxy.decoder)
+            encoder = create_encoder(self.student, image_size=self.student_image_size)
+            model = MaskedImageModel(encoder, self.proxy.decoder)
             saved = load_tensors(self.snapshots.read(snapshot_name(step)))
             model.load_state_dict({k.removeprefix("model."): v for k, v in saved.items()})
             self._proxies.append(model.eval().requires_grad_(False).to(device))
@@ -181,7 +183,7 @@ class ScoreWorker:
         )
 
     def _table(self, ids: list[str], columns: dict[str, np.ndarray]) -> pa.Table:
-        schema = scores_schema(self._teacher.dim, len(self._proxies))
+        schema = scores_schema(self._teacher.feature_dim, len(self._proxies))
         if not ids:
             return schema.empty_table()
         gradient = columns["gradient"].astype(np.float32)

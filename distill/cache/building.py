@@ -62,7 +62,7 @@ class CacheJob:
             "masks": result_relevant(self.masks),
         }
         inputs = {"images": sha256("\n".join(self.image_ids).encode()), "pool": self.pool_digest}
-        return Fingerprint(values, code_version(), {"teacher": self.teacher.digest}, inputs)
+        return Fingerprint(values, code_version(), self.teacher.identity("teacher"), inputs)
 
 
 class CacheWorker:

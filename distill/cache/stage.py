@@ -21,12 +21,14 @@ from echostill.distill.cache.teacher_cache import (
     write_manifest,
 )
 from echostill.distill.objective.core import DistillationObjective
-from echostill.distill.objective.outputs import TeacherRequest, all_needs
+from echostill.distill.objective.outputs import Needs, TeacherRequest, all_needs
 from echostill.distill.settings import DistillConfig, StudentRun
 from echostill.platform import runtime, stages
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder
+from echostill.platform.models.registry import input_patches
+from echostill.platform.models.shapes import Layer
 from echostill.platform.models.weights import Weights, find_teacher
 from echostill.platform.progress import Progress
 from echostill.platform.ray_tasks import TaskPool
@@ -75,7 +77,7 @@ def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str])
     if not runs:
         raise UsageError("no student follows a teacher: there is nothing to cache.")
     with torch.device("meta"):
-        encoder = create_encoder(teacher.model)
+        encoder = teacher.build()
         requests = [_request(run, encoder, config.decoder) for run in runs]
     for run, request in zip(runs, requests, strict=True):
         _check_held(run, request)
@@ -86,26 +88,34 @@ def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str])
             "the students' masks differ, and a teacher cache holds the views of one: distil them "
             "in turn, each with a cache_name, or use cache: false."
         )
+    sides = {input_patches(run.model, run.image_size) for run in runs}
+    if len(sides) > 1:
+        raise UsageError(
+            "the students' input or patch sizes differ, and a teacher cache holds the views of "
+            "one: distil them in turn, each with a cache_name, or use cache: false."
+        )
+    image_size, patch_size = sides.pop()
+    kept = _kept_shape(encoder, needs)
     spec = CacheSpec(
         layers=needs.blocks,
         tokens=needs.tokens,
         views=views,
         precision=config.cache_precision,
         images=len(image_ids),
-        patches=(encoder.image_size // encoder.patch_size) ** 2,
-        dim=encoder.dim,
+        patches=kept.grid[0] * kept.grid[1],
+        dim=kept.dim,
         shard_bytes=SHARD_BYTES,
     )
     store = Store(config.store)
     return CacheJob(
         store=store.root,
-        teacher=Weights(teacher.model, teacher.path, teacher.digest),
+        teacher=teacher,
         image_ids=tuple(sorted(image_ids)),
         spec=spec,
         view_seed=config.training.view_seed,
         augment=config.training.augment,
-        masks=masks.pop().scaled_to(encoder.image_size, encoder.patch_size),
-        image_size=encoder.image_size,
+        masks=masks.pop().scaled_to(image_size, patch_size),
+        image_size=image_size,
         pool_digest=store.open_pool().digest,
     )
 
@@ -135,7 +145,7 @@ def open_cache(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]
             f"({'; '.join(changes)}). Make it anew with `echostill cache --overwrite`, give it "
             "another name (cache_name), or train without it (cache: false)."
         )
-    return CachedWeights(teacher.model, teacher.path, teacher.digest, storage.local_path())
+    return CachedWeights(**vars(teacher), folder=storage.local_path())
 
 
 @logged(stages.CACHE)
@@ -211,7 +221,7 @@ def plan_cache(config: DistillConfig, *, overwrite: bool = False) -> Plan:
     replaces = Claim(storage, job.fingerprint(), "cache", "a teacher cache").check(overwrite)
     spec = job.spec
     out = Plan("cache")
-    out.add("teacher", f"{job.teacher.model}, {job.teacher.path}")
+    out.add("teacher", job.teacher.describe())
     out.add("views", f"{spec.images} images x {spec.views} x 2 (hidden blocks, stopped bands)")
     kept = ", ".join(spec.outputs)
     out.add("kept", f"pooled, {kept}: {spec.patches} tokens of {spec.dim} in {spec.precision}")
@@ -270,8 +280,25 @@ def verify_cache(config: DistillConfig, views: int = VERIFIED) -> str:
 
 def _request(run: StudentRun, teacher: Encoder, decoder: DecoderSettings) -> TeacherRequest:
     """Return what a run asks of its teacher, which its objective knows without any weights."""
-    student = MaskedImageModel(create_encoder(run.model), decoder)
+    student = MaskedImageModel(create_encoder(run.model, image_size=run.image_size), decoder)
     return DistillationObjective(student, teacher, run.objective).request
+
+
+def _kept_shape(teacher: Encoder, needs: Needs) -> Layer:
+    """Return the width and grid of all tokens that a cache keeps.
+
+    Raises:
+        UsageError: They are not all the same, as those of a model with stages.
+    """
+    shapes = {teacher.layer(block) for block in needs.blocks}
+    if needs.tokens:
+        shapes.add(Layer(teacher.dim, teacher.patch_grid()))
+    if len(shapes) > 1:
+        raise UsageError(
+            f"'{teacher.name}' gives tokens of several widths or grids, and a teacher cache holds "
+            "tokens of one: use cache: false, or match blocks of one stage (teacher_layers)."
+        )
+    return shapes.pop() if shapes else Layer(teacher.dim, teacher.grid or (0, 0))
 
 
 def _check_held(run: StudentRun, request: TeacherRequest) -> None:

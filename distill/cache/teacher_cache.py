@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from echostill.distill.objective.outputs import Needs, ViewOutputs
 from echostill.distill.objective.views import Views
 from echostill.platform.errors import EchostillError, UsageError
-from echostill.platform.models import Encoder, create_encoder
+from echostill.platform.models import Encoder
 from echostill.platform.models.weights import Weights
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST
@@ -224,19 +224,16 @@ class TeacherCache:
 class CachedTeacher(nn.Module):
     """Takes the frozen teacher's place, and looks its outputs up instead of computing them."""
 
-    def __init__(self, cache: TeacherCache, model: str) -> None:
+    def __init__(self, cache: TeacherCache, teacher: Encoder) -> None:
+        """Take the place of a teacher, which needs no weights here."""
         super().__init__()
-        with torch.device("meta"):
-            original = create_encoder(model)
-        self.name = model
-        self.image_size, self.patch_size = original.image_size, original.patch_size
-        self.dim, self.depth = original.dim, original.depth
         self.cache = cache
-        self._third_layers = original.third_layers()
-
-    def third_layers(self) -> tuple[int, int, int]:
-        """Return the layers that end each third of the depth, as the encoder's own method."""
-        return self._third_layers
+        self.name, self.image_size = teacher.name, teacher.image_size
+        self.dim, self.feature_dim = teacher.dim, teacher.feature_dim
+        self.depth, self.grid = teacher.depth, teacher.grid
+        # The encoder's own methods; they touch no weights.
+        self.layer, self.patch_grid = teacher.layer, teacher.patch_grid
+        self.third_layers = teacher.third_layers
 
     def look_up(
         self,
@@ -284,12 +281,14 @@ class CachedTeacher(nn.Module):
 class CachedWeights(Weights):
     """A teacher whose outputs are cached; loaded where it is needed, as its weights would be."""
 
-    folder: str
+    folder: str = ""
 
     def load(self, *, trainable: bool = False) -> Encoder:
         """Open the cache in the teacher's place; there is nothing to train in it."""
         assert not trainable
-        teacher = CachedTeacher(TeacherCache(self.folder), self.model)
+        with torch.device("meta"):
+            original = self.build()
+        teacher = CachedTeacher(TeacherCache(self.folder), original)
         return cast(Encoder, teacher)  # the interface the objective uses, without the weights
 
 

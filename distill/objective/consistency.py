@@ -12,6 +12,7 @@ from echostill.distill.objective.running_mean import RunningMean, RunningMeanSet
 from echostill.distill.objective.terms.term import at_least_float32
 from echostill.distill.objective.terms.tokens import normalise_tokens
 from echostill.distill.objective.views import Views
+from echostill.platform.models import Encoder
 from echostill.platform.training.collective import over_workers
 from echostill.platform.training.loop import Totals
 
@@ -88,12 +89,12 @@ class Consistency:
     """
 
     def __init__(
-        self, dim: int, settings: ConsistencySettings, views: Views, blocks: Sequence[int]
+        self, teacher: Encoder, settings: ConsistencySettings, views: Views, blocks: Sequence[int]
     ) -> None:
         """Choose the features that are compared.
 
         Args:
-            dim: D, channels of the teacher.
+            teacher: Whose features they are.
             settings: Which features, and how they weigh.
             views: The views that the teacher is shown; a single view agrees with itself.
             blocks: The teacher's matched blocks, for ``consistency: each``.
@@ -101,8 +102,12 @@ class Consistency:
         self.settings, self.compares = settings, views == "separated"
         self.blocks = tuple(blocks) if settings.consistency == "each" else ()
         self.by_token = settings.level == "token"
-        self.mean = RunningMean(dim, settings.momentum)
-        self.block_means = [RunningMean(dim, settings.momentum) for _ in self.blocks]
+        # Of pooled features, unless the final tokens themselves are compared.
+        last = teacher.dim if self.by_token and not self.blocks else teacher.feature_dim
+        self.mean = RunningMean(last, settings.momentum)
+        self.block_means = [
+            RunningMean(teacher.layer(block).dim, settings.momentum) for block in self.blocks
+        ]
         self.modules: dict[str, nn.Module] = {"mean_feature": self.mean}
         if self.block_means:
             self.modules["layer_means"] = nn.ModuleList(self.block_means)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from echostill.distill.objective.consistency import Consistency, consistency_weight
+from echostill.distill.objective.grids import check_grids, on_grid
 from echostill.distill.objective.outputs import (
     StudentOutput,
     TeacherRequest,
@@ -83,10 +84,10 @@ class DistillationObjective(nn.Module):
                 "name one, or use the preset 'mim-only'."
             )
         else:
-            _check_grids(student.encoder, teacher)
             teacher.eval().requires_grad_(False)
         self.student = student
         self.settings = settings
+        self.grid = student.encoder.patch_grid()  # on which tokens are matched
         # A tuple hides the module from torch's registration.
         self._teacher = () if teacher is None else (teacher,)
         self._terms: list[tuple[Term, TermLoss]] = [
@@ -96,7 +97,8 @@ class DistillationObjective(nn.Module):
         if teacher is not None:
             weighted = [loss for term, loss in self._terms if term.weighted_by_block]
             blocks = weighted[0].teacher_blocks if weighted else ()
-            self._consistency = Consistency(teacher.dim, settings, settings.views, blocks)
+            self._consistency = Consistency(teacher, settings, settings.views, blocks)
+            check_grids(student.encoder, teacher, self.request.needs)
         # Checkpoints name what a term trains as a part of the objective.
         for owner in (*self.terms.values(), self._consistency):
             for name, module in owner.modules.items() if owner else ():
@@ -149,6 +151,8 @@ class DistillationObjective(nn.Module):
             outputs: For each part what :attr:`request` asks for; may hold more.
         """
         assert self._consistency is not None
+        assert self.teacher is not None
+        outputs = [on_grid(part, self.teacher, self.grid) for part in outputs]
         targets = {
             term.name: loss.targets(outputs) for term, loss in self._terms if term.follows_teacher
         }
@@ -178,6 +182,7 @@ class DistillationObjective(nn.Module):
             (signal,) = self.observe([self.ask_teacher(views)])
         needs = all_needs(loss.student for loss in self.terms.values())
         prediction, outputs = ask_student(self.student, views, needs)
+        outputs = on_grid(outputs, self.student.encoder, self.grid)
         student = StudentOutput(prediction, outputs, pixels, masks, self.settings.views)
         parts: dict[str, Tensor] = {}
         alone: list[Tensor] = []
@@ -231,13 +236,3 @@ def _output(
         parts={name: value.detach() for name, value in named.items()},
         **tensors,
     )
-
-
-def _check_grids(student: Encoder, teacher: Encoder) -> None:
-    if student.image_size != teacher.image_size or student.patch_size != teacher.patch_size:
-        raise UsageError(
-            f"student '{student.name}' cuts {student.image_size} pixels into patches of "
-            f"{student.patch_size}, teacher '{teacher.name}' {teacher.image_size} into patches of "
-            f"{teacher.patch_size}: tokens are matched one to one, so choose a student with the "
-            "teacher's image size and patch size."
-        )

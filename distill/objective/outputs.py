@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from echostill.distill.objective.views import Views
+from echostill.distill.objective.views import Views, resize_views
 from echostill.platform.masking.masks import Masks
 from echostill.platform.masking.mim import MaskedImageModel
 from echostill.platform.models import Encoder, EncoderOutput
@@ -117,7 +117,8 @@ class StudentOutput:
 
 @torch.no_grad()
 def ask_teacher(teacher: Encoder, views: Tensor, needs: Needs) -> ViewOutputs:
-    """Run the teacher over views (V B, 3, S, S) and return what is needed of it."""
+    """Run the teacher over views (V B, 3, S, S), resized to its input; return what is needed."""
+    views = resize_views(views, teacher.image_size)
     with _capture(teacher, needs) as attention:
         encoded = teacher(views, needs.blocks)
     return _outputs(teacher, encoded, attention, needs)

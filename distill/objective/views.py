@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from echostill.platform.masking.masks import Masks, apply_both, apply_frequency, apply_spatial
 
@@ -28,3 +29,12 @@ def make_views(pixels: Tensor, masks: Masks, views: Views) -> Tensor:
     if views == "spatial":
         return spatial
     return torch.cat([spatial, apply_frequency(pixels, masks.frequency)])
+
+
+def resize_views(views: Tensor, image_size: int) -> Tensor:
+    """Bring corrupted views (V B, 3, S, S) to another input side, bilinear and antialiased."""
+    if views.shape[-1] == image_size:
+        return views
+    return functional.interpolate(
+        views, (image_size, image_size), mode="bilinear", align_corners=False, antialias=True
+    )

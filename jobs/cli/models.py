@@ -126,6 +126,16 @@ def embed_command(
         int, typer.Option("--frame-stride", min=1, help="Read every n-th frame of a cine.")
     ] = 1,
     threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Input side of a zoo model.")
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option("--pooling", help="How a zoo model pools: mean, class-token or timm."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Which weights of the file, if it holds several.")
+    ] = None,
 ) -> None:
     """Write a model's features of images: one Parquet row per image or frame.
 
@@ -137,7 +147,16 @@ def embed_command(
     from echostill.curation.scoring.embedding import embed, find_model
     from echostill.platform.imaging.frames import FrameSampling
 
-    found = find_model(model, store=store, weights=weights, form=form, threads=threads)
+    found = find_model(
+        model,
+        store=store,
+        weights=weights,
+        form=form,
+        threads=threads,
+        image_size=image_size,
+        pooling=pooling,
+        key=key,
+    )
     done = embed(
         images,
         found,

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from echostill.platform.config import Config
+from echostill.platform.errors import UsageError
 from echostill.platform.masking.masks import Masks, apply_both, apply_frequency, apply_spatial
 from echostill.platform.models import Encoder, EncoderOutput
 
@@ -211,7 +212,13 @@ class MaskedImageModel(nn.Module):
     """An encoder with the light decoder that reconstructs its input from corrupted pixels."""
 
     def __init__(self, encoder: Encoder, settings: DecoderSettings | None = None) -> None:
+        """Put a new decoder behind an encoder.
+
+        Raises:
+            UsageError: The encoder's tokens are not those of whole square patches of its input.
+        """
         super().__init__()
+        _check_patches(encoder)
         self.encoder = encoder
         self.decoder = Decoder(encoder.dim, encoder.patch_size, settings or DecoderSettings())
 
@@ -230,6 +237,16 @@ class MaskedImageModel(nn.Module):
         encoded = self.encoder(pixels, layers)
         prediction, hidden = self.decoder(encoded.tokens[:, self.encoder.prefix_tokens :])
         return MaskedImageOutput(prediction, hidden, encoded)
+
+
+def _check_patches(encoder: Encoder) -> None:
+    rows, columns = encoder.patch_grid()
+    if rows != columns or rows * encoder.patch_size != encoder.image_size:
+        raise UsageError(
+            f"'{encoder.name}' cannot be trained by masked image modelling: it cuts "
+            f"{encoder.image_size} pixels into a grid of {rows} x {columns}, which are no whole "
+            "patches. Choose another image size for it, or another model, such as a ViT."
+        )
 
 
 class Reconstruction(NamedTuple):

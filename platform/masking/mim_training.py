@@ -74,19 +74,23 @@ class MaskedImageJob:
     seed: int
     snapshot_folder: str | None = None
     initial: Weights | None = None
+    image_size: int | None = None  # of the model's input; None is its own
 
     def build(self) -> tuple[TrainingTask, StagedImages]:
         """Build the model with seeded weights and open the staged images."""
-        encoder = create_encoder(self.model)
+        task = self.task()
         images = stage_images(
-            Store(self.store).open_pool(), self.store, encoder.image_size, self.image_ids
+            Store(self.store).open_pool(), self.store, task.image_size, self.image_ids
         )
-        return self.task(), images
+        return task, images
 
     def task(self) -> MaskedImageTask:
         """Build the task alone, its weights set by the seed."""
         torch.manual_seed(self.seed)
-        encoder = self.initial.load(trainable=True) if self.initial else create_encoder(self.model)
+        if self.initial is not None:
+            encoder = self.initial.load(trainable=True)
+        else:
+            encoder = create_encoder(self.model, image_size=self.image_size)
         model = MaskedImageModel(encoder, self.decoder)
         masks = self.masks.scaled_to(encoder.image_size, encoder.patch_size)
         seed = self.settings.seed_of_views(self.seed)

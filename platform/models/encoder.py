@@ -1,12 +1,16 @@
 """One interface over every backbone: pixels in [0, 1] in, tokens and a pooled feature out."""
 
+import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from echostill.platform.errors import UsageError
+from echostill.platform.models.shapes import Grid, Layer, Shapes, measure
+
+Pooling = Literal["mean", "class-token", "timm"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -18,9 +22,10 @@ class EncoderOutput(NamedTuple):
     Attributes:
         tokens: (B, prefix + N, D), the last block's output, after the final norm if the model has
             one that acts on tokens. `usfm` and `tinyusfm` have none: their norm follows the mean.
-        pooled: (B, D), the model's own pooling: the mean over the N patch tokens, then `fc_norm`.
-        intermediate: (B, prefix + N, D) each, the raw output of every block asked for. A
-            convolutional backbone gives the positions and channels of its own stages instead.
+            Empty (B, 0, D) where the model ends in something else than a grid of patches.
+        pooled: (B, F), one feature of each image, pooled as the encoder was told to.
+        intermediate: (B, prefix + N, D) each, the raw output of every block asked for. A model with
+            stages gives the positions and channels of its own stages instead.
     """
 
     tokens: Tensor
@@ -35,10 +40,16 @@ class Encoder(nn.Module):
         backbone: the timm module, without a classification head. Its keys are the published ones.
         name: the zoo's name for it, e.g. `tinyusfm` or `timm:vit_small_patch16_224`.
         image_size: side of the square input in pixels.
-        patch_size: side of a patch in pixels (for a convolutional backbone: its total stride).
-        dim: channels of a token.
-        depth: number of blocks (for a convolutional backbone: of stages).
+        patch_size: side of a patch in pixels: the input's over the final grid's, where that is a
+            whole number; else the backbone's total stride.
+        dim: channels of a final token.
+        feature_dim: numbers of a pooled feature.
+        depth: number of blocks (of stages, for a backbone with stages).
+        grid: rows and columns of the final patch tokens; None where it ends in something else.
         prefix_tokens: tokens before the patch tokens (1 = a class token).
+        pooling: how `pooled` is made: the mean of the patch tokens, or the class token, each with
+            `fc_norm` where the model has one; or by the model's own head in timm
+            (`forward_head(pre_logits=True)`).
         mean, std: the normalisation of the three channels, on the [0, 1] scale.
     """
 
@@ -50,25 +61,30 @@ class Encoder(nn.Module):
         image_size: int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        pooling: Pooling = "mean",
+        shapes: Shapes | None = None,
     ) -> None:
         super().__init__()
-        for method in ("forward_features", "forward_intermediates"):
-            if not hasattr(backbone, method):
-                raise UsageError(
-                    f"The model '{name}' cannot be an encoder: it has no {method}(). "
-                    "Choose a timm model that gives intermediate features, such as a ViT."
-                )
+        # Some families keep what a pass computed, so a copy is measured.
+        self._shapes = shapes or measure(copy.deepcopy(backbone), name, image_size)
+        _check_pooling(self._shapes, name, pooling)
         traits: Any = backbone
         self.backbone = backbone
         self.name = name
         self.image_size = image_size
-        self.dim = int(traits.num_features)
-        self.depth = len(traits.feature_info)
-        self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
+        self.pooling: Pooling = pooling
+        self.dim = self._shapes.dim
+        self.feature_dim = self._shapes.pooled if pooling == "timm" else self.dim
+        self.depth = len(self._shapes.layers)
+        self.grid = self._shapes.grid
+        # Where the blocks' outputs come without what stands before the patches, the final ones are
+        # given without it too, so that one number holds for both.
+        self.prefix_tokens = self._shapes.extra if self._shapes.prefixed and self.grid else 0
         self.patch_size = int(traits.feature_info[-1]["reduction"])
+        if self.grid and self.grid[0] == self.grid[1] and image_size % self.grid[0] == 0:
+            self.patch_size = image_size // self.grid[0]
         self.mean = _three(mean)
         self.std = _three(std)
-        self._channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
         # Not persistent: a weights file holds the published keys and nothing else.
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
@@ -114,7 +130,7 @@ class Encoder(nn.Module):
             unique = sorted(set(layers))
             # A convolutional or hierarchical backbone knows only feature maps, a ViT gives tokens.
             form: dict[str, Any] = {"output_fmt": "NCHW"}
-            if self.prefix_tokens:
+            if self.prefix_tokens:  # 'NLC' is known to these alone
                 form = {"output_fmt": "NLC", "return_prefix_tokens": True}
             final, blocks = backbone.forward_intermediates(
                 normalised, indices=[layer - 1 for layer in unique], norm=False, **form
@@ -127,20 +143,41 @@ class Encoder(nn.Module):
         else:
             final = backbone.forward_features(normalised)
         tokens = self._final_tokens(final)
-        return EncoderOutput(tokens, self.pool(tokens), intermediate)
+        return EncoderOutput(tokens, self._pool(final, tokens), intermediate)
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """Pool final tokens (B, prefix + N, D) as the model does: mean of the patches, `fc_norm`.
-
-        This is the pooling of both published models (USFM and TinyUSFM for classification).
-        """
-        mean = tokens[:, self.prefix_tokens :].mean(dim=1)
-        norm = getattr(self.backbone, "fc_norm", None)
-        return norm(mean) if norm is not None else mean
+    def layer(self, layer: int) -> Layer:
+        """Return channels and grid of a block's output, counted from 1."""
+        return self._shapes.layers[layer - 1]
 
     def third_layers(self) -> tuple[int, int, int]:
         """Return the layers that end each third of the depth: (4, 8, 12) for twelve blocks."""
-        return (self.depth // 3, 2 * self.depth // 3, self.depth)
+        return (max(self.depth // 3, 1), max(2 * self.depth // 3, 1), self.depth)
+
+    def patch_grid(self) -> Grid:
+        """Return the grid of the final patch tokens.
+
+        Raises:
+            UsageError: the model ends in something else.
+        """
+        if self.grid is None:
+            raise UsageError(
+                f"the model '{self.name}' ends in no grid of patch tokens, which is needed here. "
+                "Choose another model, such as a ViT."
+            )
+        return self.grid
+
+    def _pool(self, final: Any, tokens: Tensor) -> Tensor:
+        """Pool the final output to (B, F)."""
+        backbone: Any = self.backbone
+        if self.pooling == "timm":
+            pooled: Tensor = backbone.forward_head(final, pre_logits=True)
+            return pooled
+        if self.pooling == "class-token":
+            one = final[:, 0]
+        else:  # of both published models (USFM and TinyUSFM for classification)
+            one = tokens[:, self.prefix_tokens :].mean(dim=1)
+        norm = getattr(backbone, "fc_norm", None)
+        return norm(one) if norm is not None else one
 
     def _block_tokens(self, block: Any) -> Tensor:
         if isinstance(block, Tensor):
@@ -149,15 +186,14 @@ class Encoder(nn.Module):
         return torch.cat((prefix, patches), dim=1)
 
     def _final_tokens(self, features: Any) -> Tensor:
-        if isinstance(features, Tensor) and features.ndim == 3:
-            return features
-        if isinstance(features, Tensor) and features.ndim == 4:
-            return _flatten_map(features.permute(0, 3, 1, 2) if self._channels_last else features)
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise UsageError(
-            f"The model '{self.name}' cannot be an encoder: its features are {shape}, but a token "
-            "sequence (B, N, D) or a feature map (B, D, H, W) is needed. Choose a ViT-like model."
-        )
+        shapes = self._shapes
+        if shapes.grid is None:
+            first: Tensor = features if isinstance(features, Tensor) else features[0]
+            return first.new_empty(len(first), 0, self.dim)
+        if features.ndim == 4:
+            return _flatten_map(features.permute(0, 3, 1, 2) if shapes.channels_last else features)
+        tokens: Tensor = features
+        return tokens[:, shapes.extra - self.prefix_tokens :]
 
 
 def _flatten_map(features: Tensor) -> Tensor:
@@ -168,3 +204,18 @@ def _flatten_map(features: Tensor) -> Tensor:
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return (red, green, blue)
+
+
+def _check_pooling(shapes: Shapes, name: str, pooling: Pooling) -> None:
+    """Refuse a pooling that a model does not have."""
+    possible = {"mean": shapes.grid is not None, "class-token": shapes.extra > 0, "timm": True}
+    if possible[pooling]:
+        return
+    lacks = {
+        "mean": "ends in no grid of patch tokens, of which a mean could be taken",
+        "class-token": "has no class token",
+    }
+    others = " or ".join(f"'{other}'" for other, has in possible.items() if has)
+    raise UsageError(
+        f"the model '{name}' {lacks[pooling]}: set pooling to {others} (teacher.pooling)."
+    )

@@ -1,7 +1,7 @@
 """The model zoo: which encoders there are by name, and how each is built."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import timm
@@ -11,9 +11,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from echostill.platform.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Pooling
+from echostill.platform.models.shapes import Layer, Shapes, measure
 
 TIMM_PREFIX = "timm:"
+
+_MEASURED: dict[tuple[str, int], Shapes] = {}  # a plan builds a model several times
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,25 @@ def model_names() -> list[str]:
     return list(PRESETS)
 
 
-def create_encoder(name: str, *, image_size: int | None = None) -> Encoder:
+def create_encoder(
+    name: str, *, image_size: int | None = None, pooling: Pooling = "mean"
+) -> Encoder:
     """Build an encoder with fresh weights, drawn from torch's global generator (seed it first).
 
     Args:
         name: one of `model_names()`, or `timm:NAME`.
         image_size: side of the input in pixels; the model's own by default.
+        pooling: what an image's feature is: the mean of its patch tokens, its class token, or what
+            the model's own head pools (timm's `forward_head(pre_logits=True)`).
 
     Raises:
-        UsageError: there is no such model, or it cannot take such images.
+        UsageError: there is no such model, it cannot take such images or has no such pooling, or it
+            gives no intermediate features.
     """
     if image_size is not None and image_size < 1:
         raise UsageError(f"image_size must be a positive number of pixels, not {image_size}.")
     if name.startswith(TIMM_PREFIX):
-        return _create_timm(name, image_size)
+        return _create_timm(name, image_size, pooling)
     if name not in PRESETS:
         hint = nearest(name, [*PRESETS, *(TIMM_PREFIX + name for name in _timm_namesakes(name))])
         raise UsageError(
@@ -72,7 +80,16 @@ def create_encoder(name: str, *, image_size: int | None = None) -> Encoder:
             f"{preset.patch_size}, such as {fitting}."
         )
     backbone = _beit(preset, size) if preset.family == "beit" else _vit(preset, size)
-    return Encoder(backbone, name=name, image_size=size)
+    shapes = _preset_shapes(preset, size)
+    return Encoder(backbone, name=name, image_size=size, pooling=pooling, shapes=shapes)
+
+
+@lru_cache
+def input_patches(name: str, image_size: int | None = None) -> tuple[int, int]:
+    """Return a model's input side and its patch size, in pixels."""
+    with torch.device("meta"):
+        encoder = create_encoder(name, image_size=image_size)
+    return encoder.image_size, encoder.patch_size
 
 
 def sincos_position_embedding(dim: int, grid: int) -> Tensor:
@@ -141,7 +158,14 @@ def _vit(preset: Preset, image_size: int) -> nn.Module:
     return module
 
 
-def _create_timm(name: str, image_size: int | None) -> Encoder:
+def _preset_shapes(preset: Preset, image_size: int) -> Shapes:
+    """State the shapes of one of our own, which are plain vision transformers."""
+    grid = (image_size // preset.patch_size, image_size // preset.patch_size)
+    layers = (Layer(preset.dim, grid),) * preset.depth
+    return Shapes(preset.dim, grid, 1, False, layers, True, preset.dim)
+
+
+def _create_timm(name: str, image_size: int | None, pooling: Pooling) -> Encoder:
     architecture = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(architecture):
         hint = nearest(name, [TIMM_PREFIX + known for known in timm.list_models()])
@@ -149,26 +173,51 @@ def _create_timm(name: str, image_size: int | None) -> Encoder:
             f"timm has no model '{architecture}'.{hint} "
             "timm.list_models() in Python lists what it has."
         )
-    options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
-    # Only a model with a fixed token grid takes a size (and refuses any other at run time); a
-    # fully convolutional one has no such option and takes every size.
     try:
-        sized = {} if image_size is None else {"img_size": image_size}
-        backbone = timm.create_model(architecture, **options, **sized)
-    except TypeError:
-        backbone = timm.create_model(architecture, **options)
-    except (ValueError, AssertionError) as error:
-        raise UsageError(
-            f"'{name}' cannot be built for image_size {image_size}: {error}"
-        ) from error
-    published = backbone.pretrained_cfg
+        without = torch.get_default_device().type == "meta"
+        backbone = (_without_numbers if without else _timm_model)(architecture, image_size)
+        published = backbone.pretrained_cfg
+        size = image_size or int(published["input_size"][-1])
+        # Some families keep what a pass computed: a model of its own is measured.
+        known = (name, size) in _MEASURED
+        probe = None if known else _without_numbers(architecture, image_size)
+    except Exception as error:  # of any kind: each family checks its options in its own way
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        sides = "" if image_size is None else f" for image_size {image_size}"
+        raise UsageError(f"'{name}' cannot be built{sides}: {words}") from error
+    if probe is not None:
+        _MEASURED[name, size] = measure(probe, name, size)
     return Encoder(
         backbone,
         name=name,
-        image_size=image_size or int(published["input_size"][-1]),
+        image_size=size,
         mean=published.get("mean") or IMAGENET_MEAN,
         std=published.get("std") or IMAGENET_STD,
+        pooling=pooling,
+        shapes=_MEASURED[name, size],
     )
+
+
+def _timm_model(architecture: str, image_size: int | None) -> Any:
+    options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
+    if image_size is None:
+        return timm.create_model(architecture, **options)
+    # Only a model with a fixed token grid takes a size (and refuses any other at run time); a
+    # fully convolutional one has no such option and takes every size.
+    try:
+        return timm.create_model(architecture, **options, img_size=image_size)
+    except TypeError:
+        return timm.create_model(architecture, **options)
+
+
+def _without_numbers(architecture: str, image_size: int | None) -> Any:
+    """Build a model on the meta device, whose tensors have shapes alone."""
+    try:
+        with torch.device("meta"):
+            return _timm_model(architecture, image_size)
+    except Exception:  # some releases compute settings with tensors, which needs their numbers
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            return _timm_model(architecture, image_size).to("meta")
 
 
 def _timm_namesakes(name: str) -> list[str]:

@@ -1,12 +1,12 @@
 """Finding a trained model: a run of a store by its name, or a model of the zoo with weights."""
 
 from dataclasses import dataclass
-
-import safetensors
+from typing import get_args
 
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.models import Encoder, create_encoder, load_weights
-from echostill.platform.models.weights import find_weights, local_copy
+from echostill.platform.models import Encoder
+from echostill.platform.models.encoder import Pooling
+from echostill.platform.models.weights import find_run, find_weights
 from echostill.platform.tables.fingerprint import FINGERPRINT
 from echostill.platform.tables.store import Store, read_manifest
 from echostill.platform.training.run import WEIGHTS
@@ -44,22 +44,33 @@ def open_run(store: Store, name: str) -> TrainedModel:
         raise UsageError(
             f"run '{name}' made no model of its own ({manifest['stage']}): it has no {WEIGHTS}."
         )
-    path = storage.locate(WEIGHTS)
-    found = find_weights("", path)
-    with safetensors.safe_open(local_copy(path, found.digest), framework="pt") as file:
-        about = file.metadata() or {}
-    encoder = create_encoder(about["model"], image_size=int(about["image_size"]))
-    load_weights(encoder, local_copy(path, found.digest))
-    return TrainedModel(
-        encoder.eval().requires_grad_(False), found.digest, name, manifest["fingerprint"]["digest"]
-    )
+    found = find_run(storage)
+    return TrainedModel(found.load(), found.digest, name, manifest["fingerprint"]["digest"])
 
 
-def open_zoo(model: str, weights: str) -> TrainedModel:
-    """Load a model of the zoo with a weights file.
+def open_zoo(
+    model: str,
+    weights: str,
+    *,
+    image_size: int | None = None,
+    pooling: str | None = None,
+    key: str | None = None,
+) -> TrainedModel:
+    """Load a model of the zoo with a weights file; the rest as :class:`TeacherSettings` has it.
 
     Raises:
-        UsageError: There is no such model or file, or they do not fit.
+        UsageError: There is no such model, file or pooling, or they do not fit.
     """
-    found = find_weights(model, weights)
+    known: dict[str, Pooling] = {name: name for name in get_args(Pooling)}
+    if pooling is not None and pooling not in known:
+        raise UsageError(
+            f"no pooling '{pooling}'.{nearest(pooling, known)} There are: {', '.join(known)}."
+        )
+    found = find_weights(
+        model,
+        weights,
+        image_size=image_size,
+        pooling=None if pooling is None else known[pooling],
+        key=key,
+    )
     return TrainedModel(found.load(), found.digest)

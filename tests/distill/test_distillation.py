@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from echostill.distill import DistillConfig, distill
+from echostill.distill import DistillConfig, distill, distillation
 from echostill.distill.distillation import DistillationJob, plan_distill, weight_spread
 from echostill.distill.groups import run_groups
 from echostill.distill.objective.settings import ObjectiveSettings
@@ -285,6 +285,21 @@ def test_groups_are_the_students_that_see_the_same_views(tmp_path):
     assert ["b-0"] in names()
 
 
+def test_students_of_other_input_or_patches_are_not_grouped(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    runs = [
+        StudentRun(name, name, model, None, ObjectiveSettings(), 0, image_size=size)
+        for name, model, size in (
+            ("a", "tinyusfm-micro", 96),
+            ("b", "timm:test_vit", 96),  # 16 pixels a patch, as the others
+            ("c", "tinyusfm-micro", None),
+            ("d", "timm:test_convnext", 96),  # 32
+        )
+    ]
+    names = [[run.name for run in group] for group in run_groups(runs, store)]
+    assert names == [["a", "b"], ["c"], ["d"]]
+
+
 def test_the_exported_student_is_the_encoder_alone(teacher, images, tmp_path):
     task = job(teacher).task()
     run(task, images)
@@ -359,6 +374,41 @@ def test_a_coreset_of_another_pool_is_refused(tmp_path):
     coreset.storage.write("fingerprint.json", json.dumps(about).encode())
     with pytest.raises(UsageError, match=r"another pool \(9 images then, 6 now\)"):
         plan_distill(config(store, students=alone))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"student": "timm:pit_ti_224"}, "'timm:pit_ti_224' ends in no grid"),
+        ({"student": "timm:test_resnet", "student_image_size": 70}, "no whole patches"),
+        ({"student": "timm:test_vit", "student_image_size": 65}, "cannot be an encoder for images"),
+        (
+            {"students": (StudentSettings(objective=ObjectiveSettings(attention_weight=1.0)),),
+             "student": "timm:test_convnext", "student_image_size": 128},
+            "match tokens instead",
+        ),
+        (
+            {"students": (StudentSettings(objective=ObjectiveSettings(preset="mae-lite")),),
+             "student_image_size": 64},
+            "it cannot be resampled",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_by_the_plan_and_the_run(
+    teacher, tmp_path, monkeypatch, values, words
+):
+    store = filled(tmp_path)
+    named = TeacherSettings(model="usfm-micro", weights=teacher.path)
+    refused = config(store, teacher=named, **values)
+    monkeypatch.setattr(distillation, "check_origin", lambda *_: None)  # it has no scores
+    monkeypatch.setattr(distillation, "_at_once", lambda *_, **__: pytest.fail("Ray was started"))
+    said = set()
+    for call in (plan_distill, distill):
+        with pytest.raises(UsageError, match=words) as caught:
+            call(refused)
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert not store.storage.exists("runs")
 
 
 def test_the_plan_lists_every_run(teacher, tmp_path):

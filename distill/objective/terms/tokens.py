@@ -104,11 +104,12 @@ class TokenMatching(TermLoss):
         )
         self.student, self.teacher = Needs(blocks=self.blocks), Needs(blocks=self.teacher_blocks)
         self.adapters = nn.ModuleList(
-            nn.Linear(encoder.dim, teacher.dim, bias=False) for _ in self.blocks
+            nn.Linear(encoder.layer(own).dim, teacher.layer(other).dim, bias=False)
+            for own, other in zip(self.blocks, self.teacher_blocks, strict=True)
         )
         self.moments = [
-            RunningMean(2 * teacher.dim, settings.momentum)
-            for _ in self.blocks
+            RunningMean(2 * teacher.layer(block).dim, settings.momentum)
+            for block in self.teacher_blocks
             if settings.target == "standardised"
         ]
         self.modules = {

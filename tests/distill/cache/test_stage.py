@@ -115,12 +115,12 @@ def caches(store):
     }
 
 
-def task(store, teacher, seed=0, **objectives):
+def task(store, teacher, seed=0, changes=(), **objectives):
     students = tuple(
         StudentSettings(name=name, objective=ObjectiveSettings(**objective))
         for name, objective in objectives.items()
     )
-    settings = config(store, students=students, seed=seed)
+    settings = config(store, students=students, seed=seed, **dict(changes))
     return DistillationJob(
         store=store.root,
         runs=tuple(settings.runs()),
@@ -160,6 +160,24 @@ def test_cached_and_live_give_the_same_loss_and_gradients(store, caches, precisi
             for each in (live, cached)
         )
         assert float((own - other).norm() / own.norm()) < 20 * AGREES[precision]
+
+
+@pytest.mark.slow
+def test_a_student_of_another_input_size_and_grid(store):
+    """Views of 64 pixels: the teacher is shown them resized, and followed on the 4 x 4 grid."""
+    small = {"student_image_size": 64, "cache_name": "small"}
+    cached = build(config(store, **small), store)
+    images = stage_images(store.open_pool(), store.root, 64)
+    live = task(store, find_teacher(config(store)), changes=small, one={}).train()
+    kept = task(store, cached, changes=small, one={}).train()
+    assert (live.image_size, live.objective.grid, live.objective.teacher.grid) == (
+        64,
+        (4, 4),
+        (8, 8),
+    )
+    batch = make_batch(images, TRAINING, 0, 64, 0, ALONE)
+    wanted, found = (float(each(batch)[0].detach()) for each in (live, kept))
+    assert found == pytest.approx(wanted, rel=AGREES["float16"])
 
 
 @pytest.mark.slow

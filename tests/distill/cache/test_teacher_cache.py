@@ -20,6 +20,7 @@ from echostill.distill.cache.teacher_cache import (
 )
 from echostill.distill.objective.outputs import Needs
 from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.models import create_encoder
 from echostill.platform.tables.storage import Storage
 
 FLOATS = st.floats(-1000, 1000, width=32)
@@ -136,7 +137,7 @@ def test_rows_come_from_their_shard_view_and_domain(cache):
 
 
 def test_the_teacher_in_its_place_answers_from_the_cache(cache):
-    teacher = CachedTeacher(cache, "usfm-micro")
+    teacher = CachedTeacher(cache, create_encoder("usfm-micro"))
     assert not list(teacher.parameters())
     assert (teacher.image_size, teacher.dim, teacher.depth) == (128, 128, 6)
     needs = Needs(pooled=True, blocks=(6, 2))

@@ -228,6 +228,17 @@ def test_bias_trap_a_file_without_biases_is_refused(tmp_path):
     assert "saved without qkv_bias" in message
 
 
+def test_no_word_of_biases_where_more_than_they_differ(tmp_path):
+    path = saved(tmp_path, state(seeded("tinyusfm-micro")))
+    message = refused(seeded("usfm-micro"), path)
+    assert "q_bias" in message  # listed among what is missing
+    assert "qkv_bias" not in message
+    other = {**state(seeded("usfm-micro")), "stranger.weight": torch.ones(1)}
+    message = refused(beit_without_biases(), saved(tmp_path, other))
+    assert "13 unexpected" in message
+    assert "qkv_bias" not in message
+
+
 def test_biases_are_really_loaded(tmp_path):
     source, target = seeded("usfm-micro", 1), seeded("usfm-micro", 2)
     tensors = state(source)

@@ -1,0 +1,149 @@
+"""Which models are evaluated: the teacher, students of finished runs, the untrained student."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from echostill.platform.config import Config, ModelsConfig
+from echostill.platform.errors import UsageError, nearest
+from echostill.platform.models import Encoder, create_encoder
+from echostill.platform.models.weights import Weights, find_run, find_teacher
+from echostill.platform.names import Name
+from echostill.platform.tables.storage import sha256
+from echostill.platform.tables.store import Store, read_manifest
+
+Model = tuple[str, str]  # label of the candidate, name of the run
+
+
+class Candidate(Config):
+    """A model to evaluate: the teacher, training runs of one student, or the untrained student."""
+
+    label: str
+    kind: Literal["teacher", "runs", "untrained"] = "runs"
+    runs: tuple[Name, ...] = Field((), description="Runs, one per training seed, used in turn.")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One candidate on one task with one seed."""
+
+    candidate: str
+    task: str
+    seed: int
+    run: str
+    weights: Weights | None  # None is the untrained model
+    model: str
+    image_size: int | None = None  # of the untrained model; None is its own
+
+    @property
+    def of(self) -> Model:
+        """Which model it is about."""
+        return self.candidate, self.run
+
+    @property
+    def file(self) -> str:
+        """Name of the file with the unit's results."""
+        key = f"{self.candidate}\n{self.task}\n{self.seed}"
+        return f"units/{sha256(key.encode())[:16]}.json"
+
+    def load(self) -> Encoder:
+        """Load the model; the untrained one is initialised from the seed, like a student."""
+        if self.weights is not None:
+            return self.weights.load().requires_grad_(True)
+        torch.manual_seed(self.seed)
+        return create_encoder(self.model, image_size=self.image_size)
+
+    def build(self) -> Encoder:
+        """Build the model with fresh weights."""
+        if self.weights is not None:
+            return self.weights.build()
+        return create_encoder(self.model, image_size=self.image_size)
+
+
+def default_candidates(store: Store) -> tuple[Candidate, ...]:
+    """Return the teacher, every student that was distilled in the store, the untrained student."""
+    students: dict[str, list[str]] = {}
+    for run in store.run_names():
+        manifest = read_manifest(store.run(run))
+        if manifest is not None and manifest["stage"] == "distill":
+            students.setdefault(run.rpartition("-")[0], []).append(run)
+    return (
+        Candidate(label="teacher", kind="teacher"),
+        *(Candidate(label=f"{name} student", runs=tuple(r)) for name, r in students.items()),
+        Candidate(label="untrained student", kind="untrained"),
+    )
+
+
+def find_units(
+    config: ModelsConfig,
+    store: Store,
+    candidates: Sequence[Candidate],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+) -> list[Unit]:
+    """List what is evaluated: every candidate on every task with every seed.
+
+    Args:
+        config: Names the teacher and the untrained student.
+        store: Where the runs are.
+        candidates: What is evaluated; where there are none, the default ones of the store.
+        tasks: Names of the tasks.
+        seeds: Seeds; the runs of a candidate take turns with them.
+
+    Raises:
+        UsageError: Weights or a run are missing, or do not fit.
+    """
+    units = []
+    for candidate in candidates or default_candidates(store):
+        known: dict[str, Weights | None] = {}
+        if candidate.kind == "teacher":
+            known[""] = find_teacher(config)
+        elif candidate.kind == "untrained":
+            known[""] = None
+        elif not candidate.runs:
+            raise UsageError(f"candidate '{candidate.label}' has no runs: list them under runs.")
+        for run in candidate.runs:
+            storage = store.run(run)
+            if read_manifest(storage) is None:
+                names = store.run_names()
+                raise UsageError(
+                    f"no finished run '{run}' in '{store.root}'.{nearest(run, names)} "
+                    "Run `echostill distill` first."
+                )
+            known[run] = find_run(storage)
+        units += [
+            Unit(
+                candidate.label,
+                task,
+                seed,
+                run,
+                weights,
+                config.student if weights is None else weights.model,
+                config.student_image_size if weights is None else weights.image_size,
+            )
+            for task in tasks
+            for index, seed in enumerate(seeds)
+            for run, weights in [list(known.items())[index % len(known)]]
+        ]
+    return units
+
+
+def build_models(units: Sequence[Unit]) -> dict[Model, Encoder]:
+    """Build every model once, without weights."""
+    with torch.device("meta"):
+        return {unit.of: unit.build() for unit in units}
+
+
+def weights_identity(units: Sequence[Unit]) -> dict[str, str]:
+    """Return what of the candidates' weights a fingerprint depends on."""
+    found: dict[str, str] = {}
+    for unit in units:
+        role = f"{unit.candidate}/{unit.run}"
+        if unit.weights is not None and unit.run:  # its file says its model and size
+            found[role] = unit.weights.digest
+        elif unit.weights is not None:
+            found |= unit.weights.identity(role)
+    return found
