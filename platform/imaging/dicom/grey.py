@@ -19,7 +19,7 @@ _VISIBLE = 1 / 256  # of the range of values: what spans less is no picture at a
 
 
 @dataclass(frozen=True)
-class Table:
+class LookupTable:
     """A lookup table (PS3.3 C.11.1.1): ``entries`` of ``bits`` for the inputs from ``first`` on."""
 
     entries: np.ndarray
@@ -50,9 +50,9 @@ class Window:
 class GreyRules:
     """What a file says of the way from stored to shown values; None where it says nothing."""
 
-    modality: Table | tuple[float, float] | None = None  # slope and intercept
-    interest: Table | Window | None = None
-    presentation: Table | None = None
+    modality: LookupTable | tuple[float, float] | None = None  # slope and intercept
+    interest: LookupTable | Window | None = None
+    presentation: LookupTable | None = None
     inverse: bool = False
     padding: tuple[int, int] | None = None  # values that stand for no picture
 
@@ -92,7 +92,7 @@ def show_grey(values: np.ndarray, bits: int, rules: GreyRules, inverted: bool) -
         DecodeError: The picture would be blank, though its values are not.
     """
     shown_before = bits == 8 and values.dtype.kind == "u"
-    tables = isinstance(rules.modality, Table) or isinstance(rules.interest, Table)
+    tables = isinstance(rules.modality, LookupTable) or isinstance(rules.interest, LookupTable)
     padded = None
     if shown_before and not tables:
         shown = values.astype(np.uint8, copy=False)
@@ -107,6 +107,7 @@ def show_grey(values: np.ndarray, bits: int, rules: GreyRules, inverted: bool) -
         shown = np.rint(entries * (255 / (2**table.bits - 1))).astype(np.uint8)[shown]
     if padded is not None:
         shown = np.where(padded, np.uint8(0), shown)
+    _refuse_blank(shown, values, bits, "what its header says of its grey values", padded)
     return shown
 
 
@@ -128,21 +129,21 @@ def window_fraction(values: np.ndarray, centre: float, width: float, kind: str) 
     return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
-def _rescaled(values: np.ndarray, rule: Table | tuple[float, float] | None) -> np.ndarray:
+def _rescaled(values: np.ndarray, rule: LookupTable | tuple[float, float] | None) -> np.ndarray:
     if rule is None:
         return values
-    if isinstance(rule, Table):
+    if isinstance(rule, LookupTable):
         return rule.look_up(values)
     slope, intercept = rule
     return values.astype(np.float64) * slope + intercept
 
 
 def _of_interest(
-    values: np.ndarray, bits: int, rule: Table | Window | None, padded: np.ndarray | None
+    values: np.ndarray, bits: int, rule: LookupTable | Window | None, padded: np.ndarray | None
 ) -> np.ndarray:
     if rule is None:
         return scale_to_bytes(values, padded)
-    if isinstance(rule, Table):
+    if isinstance(rule, LookupTable):
         shown = np.rint(rule.fraction(values) * 255).astype(np.uint8)
         what = "its table of the values of interest (VOI LUT)"
     else:
@@ -150,14 +151,24 @@ def _of_interest(
         fraction = window_fraction(values.astype(np.float64), centre, width, rule.function)
         shown = np.rint(fraction * 255).astype(np.uint8)
         what = f"its window (centre {centre:g}, width {width:g})"
-    if shown.min() == shown.max():
-        low, high = typical_range(values, padded)
-        # A frame that holds no picture is black in any window, and its values say so.
-        if high - low > _VISIBLE * max(2.0**bits, abs(low), abs(high)):
-            raise DecodeError(
-                f"is blank in {what}, though its values are not: they go from {low:g} to {high:g}"
-            )
+    _refuse_blank(shown, values, bits, what, padded)
     return shown
+
+
+def _refuse_blank(
+    shown: np.ndarray, values: np.ndarray, bits: int, what: str, padded: np.ndarray | None
+) -> None:
+    """Refuse a picture that only its way to the screen made blank.
+
+    A frame that holds no picture is black in any window, and its values say so.
+    """
+    if shown.min() != shown.max():
+        return
+    low, high = typical_range(values, padded)
+    if high - low > _VISIBLE * max(2.0**bits, abs(low), abs(high)):
+        raise DecodeError(
+            f"is blank in {what}, though its values are not: they go from {low:g} to {high:g}"
+        )
 
 
 def _between(values: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
@@ -181,17 +192,18 @@ def _first_item(dataset: pydicom.Dataset, keyword: str) -> pydicom.Dataset | Non
     return items[0] if items else None
 
 
-def _modality(item: pydicom.Dataset, order: str) -> Table | tuple[float, float] | None:
+def _modality(item: pydicom.Dataset, order: str) -> LookupTable | tuple[float, float] | None:
     table = _table(_first_item(item, "ModalityLUTSequence"), order)
     if table is not None:
         return table
     slope, intercept = _number(item, "RescaleSlope"), _number(item, "RescaleIntercept")
     if slope is None and intercept is None:
         return None
-    return (1.0 if slope is None else slope), (intercept or 0.0)
+    # A slope of nothing would leave nothing.
+    return (slope or 1.0), (intercept or 0.0)
 
 
-def _interest(item: pydicom.Dataset, order: str) -> Table | Window | None:
+def _interest(item: pydicom.Dataset, order: str) -> LookupTable | Window | None:
     table = _table(_first_item(item, "VOILUTSequence"), order)
     if table is not None:
         return table
@@ -201,7 +213,7 @@ def _interest(item: pydicom.Dataset, order: str) -> Table | Window | None:
     return Window(centre, width, str(item.get("VOILUTFunction") or "LINEAR").strip().upper())
 
 
-def _table(item: pydicom.Dataset | None, order: str) -> Table | None:
+def _table(item: pydicom.Dataset | None, order: str) -> LookupTable | None:
     """Read a lookup table; its data comes as numbers or, in the file's byte order, as bytes."""
     if item is None:
         return None
@@ -220,7 +232,7 @@ def _table(item: pydicom.Dataset | None, order: str) -> Table | None:
     if not 0 < bits <= 16:
         return None
     # Some writers state fewer bits than their entries have.
-    return Table(entries, first, max(bits, int(entries.max()).bit_length()))
+    return LookupTable(entries, first, max(bits, int(entries.max()).bit_length()))
 
 
 def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
