@@ -138,8 +138,8 @@ class IngestSetup:
         renamed = settle_repeated_ids(stage, records)
         if renamed:
             console.print(
-                f"warning: {renamed} image(s) have the DICOM instance UID of another image and "
-                "other pixels: their ids come from their content.",
+                f"warning: {renamed} image(s) have the id (for DICOM, the SOP instance UID) of "
+                "another image but other pixels: their ids are derived from their content.",
                 markup=False,
                 soft_wrap=True,
             )

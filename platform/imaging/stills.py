@@ -26,7 +26,7 @@ _MAGIC = (
 )
 # A JPEG of several pictures (MPO) holds previews of the first, not frames.
 _ANIMATED = ("PNG", "GIF", "WEBP", "TIFF", "AVIF")
-_COUNTED = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of whole numbers
+_COUNTED = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of whole numbers
 
 
 def open_stills(source: SourceFile, limits: Limits | None = None) -> Clip:
@@ -93,6 +93,6 @@ READER = Reader(
     title="PNG, JPEG, BMP, TIFF, GIF, WebP, PNM, JPEG 2000, AVIF",
     reads="1 to 16 bits, float, palette, CMYK, transparency, EXIF orientation",
     notes="every frame of an animation and every page; images of more than 8 bits are scaled by "
-    "their own range; label maps (few small values in even areas) are refused",
+    "their own range; masks and label maps are refused",
     still=True,
 )

@@ -86,7 +86,8 @@ class FrameDecoder:
         )
         self.held = len(self._frames)
         # A decoder that is not installed is the file's failure, not that of each frame.
-        choose_plugin(self._decoder, self._first_precision(stream))
+        first = first_codestream(stream, pixels, stated)
+        choose_plugin(self._decoder, layout.stored if first is None else first.precision)
 
     def decode(self, stream: BinaryIO, index: int) -> Values:
         """Decode one frame from the file (or the bytes) that the pixel data lies in.
@@ -249,13 +250,6 @@ class FrameDecoder:
             options["planar_configuration"] = int(layout.planes)
         return options
 
-    def _first_precision(self, stream: BinaryIO) -> int:
-        head = read_pieces(stream, self._frames[0][:1])[:_HEAD]
-        try:
-            return read_codestream(head).precision
-        except DecodeError:
-            return self._layout.stored  # decoding the frame says why
-
 
 def _native_frames(pixels: PixelElement, layout: PixelFormat, stated: int) -> int:
     """Count the whole frames of uncompressed pixel data."""
@@ -274,6 +268,15 @@ def _native_frames(pixels: PixelElement, layout: PixelFormat, stated: int) -> in
         raise DecodeError(f"holds {length} bytes of pixel data, less than one frame of {bits // 8}")
     # Odd lengths are padded by a byte, which is no frame more.
     return stated if held > stated and (held - stated) * bits < 16 else held
+
+
+def first_codestream(stream: BinaryIO, pixels: PixelElement, stated: int) -> Codestream | None:
+    """Return what the first compressed frame says of itself, None where it does not."""
+    first = split_frames(stream, pixels.place, stated)[0]
+    try:
+        return read_codestream(read_pieces(stream, first[:1])[:_HEAD])
+    except DecodeError:
+        return None  # decoding the frame says why
 
 
 def film_pieces(stream: BinaryIO, pixels: PixelElement) -> Sequence[Piece]:

@@ -107,6 +107,7 @@ def show_grey(values: np.ndarray, bits: int, rules: GreyRules, inverted: bool) -
         shown = np.rint(entries * (255 / (2**table.bits - 1))).astype(np.uint8)[shown]
     if padded is not None:
         shown = np.where(padded, np.uint8(0), shown)
+    _refuse_blank(shown, values, bits, "what its header says of its grey values", padded)
     return shown
 
 
@@ -150,14 +151,24 @@ def _of_interest(
         fraction = window_fraction(values.astype(np.float64), centre, width, rule.function)
         shown = np.rint(fraction * 255).astype(np.uint8)
         what = f"its window (centre {centre:g}, width {width:g})"
-    if shown.min() == shown.max():
-        low, high = typical_range(values, padded)
-        # A frame that holds no picture is black in any window, and its values say so.
-        if high - low > _VISIBLE * max(2.0**bits, abs(low), abs(high)):
-            raise DecodeError(
-                f"is blank in {what}, though its values are not: they go from {low:g} to {high:g}"
-            )
+    _refuse_blank(shown, values, bits, what, padded)
     return shown
+
+
+def _refuse_blank(
+    shown: np.ndarray, values: np.ndarray, bits: int, what: str, padded: np.ndarray | None
+) -> None:
+    """Refuse a picture that only its way to the screen made blank.
+
+    A frame that holds no picture is black in any window, and its values say so.
+    """
+    if shown.min() != shown.max():
+        return
+    low, high = typical_range(values, padded)
+    if high - low > _VISIBLE * max(2.0**bits, abs(low), abs(high)):
+        raise DecodeError(
+            f"is blank in {what}, though its values are not: they go from {low:g} to {high:g}"
+        )
 
 
 def _between(values: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
@@ -188,7 +199,8 @@ def _modality(item: pydicom.Dataset, order: str) -> LookupTable | tuple[float, f
     slope, intercept = _number(item, "RescaleSlope"), _number(item, "RescaleIntercept")
     if slope is None and intercept is None:
         return None
-    return (1.0 if slope is None else slope), (intercept or 0.0)
+    # A slope of nothing would leave nothing.
+    return (slope or 1.0), (intercept or 0.0)
 
 
 def _interest(item: pydicom.Dataset, order: str) -> LookupTable | Window | None:

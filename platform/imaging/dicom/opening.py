@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pydicom.uid import UID
 
 from echostill.platform.imaging.dicom.colours import display
-from echostill.platform.imaging.dicom.decoding import FrameDecoder, film_pieces
+from echostill.platform.imaging.dicom.decoding import FrameDecoder, film_pieces, first_codestream
 from echostill.platform.imaging.dicom.file import (
     DicomFile,
     PixelElement,
@@ -57,6 +57,9 @@ def open_dicom(source: SourceFile, limits: Limits | None = None) -> Clip:
         pixels = _pixels(file)
         header = read_header(file.dataset)
         layout = pixel_format(file.dataset, pixels, header.frames)
+        if pixels.encapsulated and not layout.is_whole:
+            with pixels.source.opened() as stream:
+                layout = layout.completed(first_codestream(stream, pixels, header.frames))
         check_size(layout.columns, layout.rows, limits.max_pixels)
         aspect = pixel_aspect(file.dataset)
         height, width = square_size(layout.rows, layout.columns, aspect)

@@ -4,22 +4,24 @@ What is missing or cannot be is taken from what is there: the number of samples 
 the bits from the length of the data. Only rows and columns have no default.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pydicom
 
+from echostill.platform.imaging.dicom.codestream import Codestream
 from echostill.platform.imaging.dicom.file import PixelElement
 from echostill.platform.imaging.images import DecodeError
 
 _FLOAT_BITS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
 _WORDS = (1, 8, 16, 32, 64)  # bits that a value may take in the file
+_COLOURS = {1: "MONOCHROME2", 3: "RGB"}  # of values of which the header says nothing
 HALVED = ("YBR_FULL_422", "YBR_PARTIAL_422")  # two pixels share their colour
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The form of stored values.
+    """The form of stored values; 0 is what only compressed frames say.
 
     Attributes:
         rows, columns: Of a frame.
@@ -42,6 +44,26 @@ class PixelFormat:
     planes: bool
     photometric: str
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to a compressed frame to say."""
+        return min(self.rows, self.columns, self.samples, self.allocated) > 0
+
+    def completed(self, found: Codestream | None) -> "PixelFormat":
+        """Return the format with what a compressed frame says where the header says nothing."""
+        samples = self.samples or (1 if found is None else found.components)
+        stored = self.stored or (8 if found is None else found.precision)
+        return replace(
+            self,
+            rows=self.rows or (0 if found is None else found.rows),
+            columns=self.columns or (0 if found is None else found.columns),
+            samples=samples,
+            allocated=self.allocated or next(size for size in _WORDS[1:] if stored <= size),
+            stored=stored,
+            high=self.high if self.stored else stored - 1,
+            photometric=self.photometric or _COLOURS.get(samples, ""),
+        )
+
 
 def pixel_format(dataset: pydicom.Dataset, pixels: PixelElement, frames: int) -> PixelFormat:
     """Read the elements of the Image Pixel module.
@@ -57,17 +79,18 @@ def pixel_format(dataset: pydicom.Dataset, pixels: PixelElement, frames: int) ->
     rows, columns = whole_number(dataset, "Rows") or 0, whole_number(dataset, "Columns") or 0
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
     coloured = photometric == "RGB" or photometric.startswith("YBR_")
-    samples = whole_number(dataset, "SamplesPerPixel") or (3 if coloured else 1)
+    samples = whole_number(dataset, "SamplesPerPixel") or (3 if coloured else 0)
+    if not pixels.encapsulated:
+        samples = samples or 1
     if samples == 3 and not coloured:
         photometric = "RGB" if photometric.startswith("MONOCHROME") else photometric
     stored = whole_number(dataset, "BitsStored") or 0
-    allocated = _FLOAT_BITS.get(pixels.keyword) or whole_number(dataset, "BitsAllocated")
-    if not allocated:
-        allocated = 16 if stored > 8 else 8
-        if not pixels.encapsulated and not stored:
-            values = rows * columns * samples * frames
-            allocated = 16 if pixels.place.length >= 2 * values > 0 else 8
-    if allocated not in _WORDS:
+    allocated = _FLOAT_BITS.get(pixels.keyword) or whole_number(dataset, "BitsAllocated") or 0
+    if not allocated and (stored or not pixels.encapsulated):
+        values = rows * columns * samples * frames
+        words = pixels.place.length >= 2 * values > 0 and not pixels.encapsulated
+        allocated = 16 if stored > 8 or (words and not stored) else 8
+    if allocated not in (0, *_WORDS):
         raise DecodeError(
             f"stores values in {allocated} bits each (BitsAllocated); 1, 8, 16, 32 and 64 are read"
         )
@@ -85,7 +108,7 @@ def pixel_format(dataset: pydicom.Dataset, pixels: PixelElement, frames: int) ->
         high=high,
         signed=whole_number(dataset, "PixelRepresentation") == 1,
         planes=whole_number(dataset, "PlanarConfiguration") == 1,
-        photometric=photometric or ("RGB" if samples == 3 else "MONOCHROME2"),
+        photometric=photometric or _COLOURS.get(samples, ""),
     )
 
 

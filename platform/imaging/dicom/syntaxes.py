@@ -36,18 +36,19 @@ _PACKAGES: dict[str, str] = {
     **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "python-gdcm"),
     **dict.fromkeys(JPEGLSTransferSyntaxes, "python-gdcm"),
 }
-# Of the standard (PS3.6 A), but younger than pydicom's dictionary.
-_YOUNG_NAMES = {
+# Of the standard (PS3.6 A), but younger than pydicom's dictionary; and one of a maker's own.
+_OTHER_NAMES = {
     "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
     "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
     "1.2.840.10008.1.2.4.112": "JPEG XL",
     "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+    "1.2.840.113619.5.2": "GE Private Implicit VR Big Endian",
 }
 
 
 def name_of(syntax: UID) -> str:
     """Return what a transfer syntax is called, its UID only where it has no name."""
-    return _YOUNG_NAMES.get(syntax, syntax.name)
+    return _OTHER_NAMES.get(syntax, syntax.name)
 
 
 def choose_decoder(syntax: UID) -> Decoder:

@@ -104,10 +104,12 @@ def test_one_uid_over_many_pictures_is_many_images(ray_cluster, dicom, tmp_path,
         data = dicom(values, SOPInstanceUID="1.2.7", StudyInstanceUID=f"1.2.{number // 2}")
         (folder / f"IM{number}").write_bytes(data)
     (folder / "IM4 copy").write_bytes((folder / "IM4").read_bytes())
+    (tmp_path / "key").write_bytes(b"a secret of some length")
+    options = {"files_per_shard": 2, "key_file": str(tmp_path / "key")}
     store = Store(str(tmp_path / "store"))
-    assert "7 rows in = 6 rows out + 1 quarantined" in run(folder, store.root, files_per_shard=2)
+    assert "7 rows in = 6 rows out + 1 quarantined" in run(folder, store.root, **options)
     told = " ".join(capsys.readouterr().err.split())
-    assert "5 image(s) have the DICOM instance UID of another image and other pixels" in told
+    assert "5 image(s) have the id (for DICOM, the SOP instance UID) of another image" in told
     rows = store.open_pool().read(["image_id", "source", "content_hash"]).to_pylist()
     assert len({row["image_id"] for row in rows}) == 6
     assert len({row["content_hash"] for row in rows}) == 6
@@ -119,17 +121,21 @@ def test_one_uid_over_many_pictures_is_many_images(ray_cluster, dicom, tmp_path,
     whole = {path.name: path.read_bytes() for path in pool.glob("part-*")}
     (pool / "manifest.json").unlink()
     (pool / "done" / "00001.json").unlink()
-    run(folder, store.root, files_per_shard=2)
+    run(folder, store.root, **options)
     assert {path.name: path.read_bytes() for path in pool.glob("part-*")} == whole
     mended = folder / "IM0"
     first = mended.read_bytes()
     mended.write_bytes(first[:200])
-    run(folder, tmp_path / "other", files_per_shard=2)
+    run(folder, tmp_path / "other", **options)
     mended.write_bytes(first)
     config = IngestConfig(
-        store=str(tmp_path / "other"), source=str(folder), files_per_shard=2, max_error_rate=0.5,
-        progress=False, deidentify=DeidentifySettings(pixels="off", sources="names"),
-    )  # fmt: skip
+        store=str(tmp_path / "other"),
+        source=str(folder),
+        max_error_rate=0.5,
+        progress=False,
+        deidentify=DeidentifySettings(pixels="off", sources="names"),
+        **options,
+    )
     retry_ingest(config)
     other = Store(str(tmp_path / "other")).open_pool().read(["image_id", "source"]).to_pylist()
     assert {(row["image_id"], row["source"]) for row in other} == {

@@ -268,6 +268,16 @@ def test_a_window_beside_the_values_is_an_error_and_not_a_black_row(dicom):
     assert "blank in its table" in str(frame.error)
 
 
+def test_a_table_or_a_slope_of_nothing_makes_no_black_row(dicom):
+    values = RANDOM.integers(0, 256, (1, 60, 80), dtype=np.uint8)
+    data = dicom(values, PresentationLUTSequence=[table(np.full(256, 65535))])
+    (frame,) = open_dicom(SourceFile("f", data=data)).decode([0])
+    assert "blank in what its header says of its grey values" in str(frame.error)
+    plain = {"RescaleIntercept": 0, "WindowCenter": 500, "WindowWidth": 900}
+    shown = pixels_of(dicom(SPECKLE, RescaleSlope=0, **plain))
+    assert np.array_equal(shown, pixels_of(dicom(SPECKLE, RescaleSlope=1, **plain)))
+
+
 def test_what_is_blank_in_the_file_is_a_picture(dicom):
     """A frame before the probe touches the skin: nothing but noise at the bottom of the range."""
     nothing = RANDOM.integers(0, 4, (1, 60, 80)).astype(np.uint16)

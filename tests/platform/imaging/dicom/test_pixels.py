@@ -46,6 +46,7 @@ def pixels_of(data):
         ("SamplesPerPixel",),
         ("PixelRepresentation",),
         ("PhotometricInterpretation",),
+        ("PhotometricInterpretation", "SamplesPerPixel"),
         ("NumberOfFrames",),
     ],
 )
@@ -82,6 +83,29 @@ def test_compressed_frames_with_elements_missing(dicom, syntax, missing):
         sink = io.BytesIO()
         dataset.save_as(sink)
         assert np.array_equal(pixels_of(sink.getvalue()), values)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("kind", ["bytes", "colours", "words"])
+def test_a_codestream_says_all_that_its_header_does_not(dicom, syntax, kind):
+    values, photometric = {
+        "bytes": (BYTES, "MONOCHROME2"),
+        "colours": (COLOURS, "RGB"),
+        "words": (words(11)[0], "MONOCHROME2"),
+    }[kind]
+    bits = {"BitsStored": 12, "HighBit": 11} if kind == "words" else {}
+    plain = dicom(values, photometric, **bits)
+    dataset = pydicom.dcmread(io.BytesIO(plain))
+    dataset.compress(syntax, generate_instance_uid=False)
+    for keyword in (
+        *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+        *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames"),
+    ):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    sink = io.BytesIO()
+    dataset.save_as(sink)
+    assert np.array_equal(pixels_of(sink.getvalue()), pixels_of(plain))
 
 
 def test_words_whose_bits_are_not_stated(dicom):
