@@ -273,7 +273,7 @@ def square_size(height: int, width: int, aspect: float) -> tuple[int, int]:
 
 def square_pixels(pixels: np.ndarray, aspect: float) -> np.ndarray:
     """Stretch a picture so that its pixels are square; see :func:`square_size`."""
-    height, width = square_size(*pixels.shape[:2], aspect)
+    height, width = square_size(pixels.shape[0], pixels.shape[1], aspect)
     return pixels if (height, width) == pixels.shape[:2] else _resize(pixels, width, height)
 
 

@@ -3,7 +3,7 @@
 import io
 import struct
 from collections.abc import Sequence
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,7 @@ from echostill.platform.imaging.dicom.encapsulation import (
     split_frames,
 )
 from echostill.platform.imaging.dicom.file import DicomFile, PixelElement
-from echostill.platform.imaging.dicom.isolation import IsolatedDecoder
+from echostill.platform.imaging.dicom.isolation import DecoderError, IsolatedDecoder
 from echostill.platform.imaging.dicom.pixels import HALVED, PixelFormat, without_other_bits
 from echostill.platform.imaging.dicom.syntaxes import CRASHING, choose_decoder, choose_plugin
 from echostill.platform.imaging.images import DecodeError
@@ -108,7 +108,8 @@ class FrameDecoder:
         if not data:
             raise DecodeError("is empty: its fragment of the pixel data has no bytes")
         if self._syntax == RLELossless:
-            array, photometric = self._plain(data, self._options(layout.samples))
+            options = {**self._options(layout.samples), "correct_unused_bits": False}
+            array, photometric = self._plain(data, options)
             held, bits = layout.allocated, layout.stored
             return Values(without_other_bits(array, layout, held), photometric, bits)
         inside = read_codestream(data)
@@ -128,7 +129,7 @@ class FrameDecoder:
             index=index,
             raw=True,
             validate=False,
-            **{**options, "number_of_frames": self.held},  # type: ignore[arg-type]
+            **{**options, "number_of_frames": self.held},
             pixel_vr=self._pixels.representation,
             correct_unused_bits=False,
         )
@@ -183,17 +184,22 @@ class FrameDecoder:
         return array, photometric
 
     def _plain(
-        self, data: bytes, options: dict[str, object], plugin: str = ""
+        self, data: bytes, options: dict[str, Any], plugin: str = ""
     ) -> tuple[np.ndarray, str]:
         plugin = plugin or choose_plugin(self._decoder, self._layout.stored)
-        array, properties = self._decoder.as_array(
-            encapsulate([data]),
-            index=0,
-            raw=True,
-            **options,  # type: ignore[arg-type]
-            **({"correct_unused_bits": False} if self._syntax == RLELossless else {}),  # type: ignore[arg-type]
-            decoding_plugin=plugin,
-        )
+        try:
+            array, properties = self._decoder.as_array(
+                encapsulate([data]),
+                index=0,
+                raw=True,
+                decoding_plugin=plugin,
+                **options,
+            )
+        except BaseException as error:
+            # A decoder in Rust panics on damage: that is no Exception, and would end the worker.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise DecoderError("its compressed data is damaged") from None
         return array, str(properties["photometric_interpretation"])
 
     def _colours(self, inside: Codestream, decoded: str, array: np.ndarray) -> str:
@@ -230,12 +236,12 @@ class FrameDecoder:
             return np.asarray(image), "RGB"
         return np.asarray(image.convert("RGB")), "RGB"
 
-    def _options(self, samples: int) -> dict[str, object]:
+    def _options(self, samples: int) -> dict[str, Any]:
         layout = self._layout
         photometric = layout.photometric
         if samples == 1 and layout.samples != 1:
             photometric = "MONOCHROME2"  # a grey codestream under a header of colours
-        options: dict[str, object] = {
+        options: dict[str, Any] = {
             "rows": layout.rows,
             "columns": layout.columns,
             "samples_per_pixel": samples,

@@ -66,7 +66,7 @@ def grey_rules(dataset: pydicom.Dataset, index: int) -> GreyRules:
     order = ">" if dataset.original_encoding[1] is False else "<"
     return GreyRules(
         modality=next((r for item in values if (r := _modality(item, order))), None),
-        interest=next((r for item in interest if (r := _interest(item, order))), None),
+        interest=next((w for item in interest if (w := _interest(item, order))), None),
         presentation=_table(_first_item(dataset, "PresentationLUTSequence"), order),
         inverse=str(dataset.get("PresentationLUTShape") or "").strip().upper() == "INVERSE",
         padding=_padding(dataset),

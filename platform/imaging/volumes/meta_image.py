@@ -76,7 +76,7 @@ def turn_of(orientation: str) -> Callable[[np.ndarray], np.ndarray] | None:
         orientation: Directions of the first two axes (and others): M or U, to the marked side or
             from it, and F or N, away from the probe or to it.
     """
-    first, second = orientation.upper().ljust(2)[:2]
+    first, second, *_ = list(orientation.upper().ljust(2))
     swapped = first in "FN" and second in "MU"
     across, along = (second, first) if swapped else (first, second)
     if across not in "MU" or along not in "FN" or (across, along, swapped) == ("M", "F", False):

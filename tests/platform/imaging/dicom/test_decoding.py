@@ -488,3 +488,18 @@ def test_damage_is_said_in_words(dicom, kind):
             "ctype",
         ):
             assert word not in text
+
+
+def test_run_lengths_that_are_too_long_end_no_worker(dicom):
+    """The decoder of RLE panics over them, which is an exception that nothing else catches."""
+    values = np.zeros((3, 8, 8), np.uint16)
+    good = pydicom.dcmread(io.BytesIO(dicom(values)))
+    good.compress(RLELossless, generate_instance_uid=False)
+    frames = list(generate_frames(good.PixelData, number_of_frames=3))
+    segment = bytes([127]) + bytes(128)  # twice the bytes of a plane of 8 x 8
+    header = struct.pack("<16I", 2, 64, 64 + len(segment), *([0] * 13))
+    frames[1] = header + segment + segment
+    first, bad, last = frames_of(dicom(values, syntax=RLELossless, PixelData=encapsulate(frames)))
+    assert first.error is None
+    assert last.error is None
+    assert str(bad.error) == "cannot be decoded: its compressed data is damaged (RLE Lossless)"
