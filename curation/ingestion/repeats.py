@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from echostill.curation.ingestion.identity import digest
 from echostill.curation.ingestion.sources import Failure
-from echostill.platform.shards.stage import Record, ShardedStage
+from echostill.platform.shards.records import Record
+from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
 from echostill.platform.tables.table import decode_parquet
 

@@ -72,7 +72,7 @@ def resample_tokens(tokens: Tensor, grid: Grid, wanted: Grid) -> Tensor:
     rows, columns = (
         _weights(*sides).to(tokens.device, tokens.dtype) for sides in zip(grid, wanted, strict=True)
     )
-    spread = tokens.unflatten(1, grid)
+    spread = tokens.reshape(tokens.shape[0], *grid, tokens.shape[-1])
     return torch.einsum("pr,qc,brcd->bpqd", rows, columns, spread).flatten(1, 2)
 
 

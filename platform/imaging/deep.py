@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from openjpeg import decode, get_parameters
+from openjpeg import decode, get_parameters  # type: ignore[attr-defined]  # it has no __all__
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
@@ -38,7 +38,8 @@ def deep_values(data: bytes, image: Image.Image) -> np.ndarray | None:
     if raw == "LA;16B":
         # Two values of two bytes are four bytes: unpacked as such, none is lost.
         parts = _unpacked(data, "RGBA").astype(np.uint16)
-        return parts[..., 0::2] << 8 | parts[..., 1::2]
+        joined: np.ndarray = parts[..., 0::2] << 8 | parts[..., 1::2]
+        return joined
     name, separator, order = raw.partition(";16")
     if not separator or name not in ("RGB", "RGBA", "RGBX", "RGBa"):
         return None
@@ -48,7 +49,7 @@ def deep_values(data: bytes, image: Image.Image) -> np.ndarray | None:
     high, low = (_unpacked(data, f"{name};16{part}") for part in (upper, lower))
     if high is None or low is None:
         return None
-    values = high.astype(np.uint16) << 8 | low
+    values: np.ndarray = high.astype(np.uint16) << 8 | low
     return values[..., :3] if name in ("RGB", "RGBX") else values
 
 

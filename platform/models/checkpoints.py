@@ -5,7 +5,6 @@ stand-ins for the harmless things that training scripts save beside the weights 
 """
 
 import pickle
-import struct
 import threading
 import zipfile
 from pathlib import Path
@@ -56,7 +55,7 @@ def read_file(path: Path) -> Content:
 def _is_safetensors(head: bytes, size: int) -> bool:
     if len(head) < 9 or head[8:9] != b"{":
         return False
-    (length,) = struct.unpack("<Q", head[:8])
+    length = int.from_bytes(head[:8], "little")
     return 2 <= length <= size - 8
 
 

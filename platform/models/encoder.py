@@ -177,7 +177,8 @@ class Encoder(nn.Module):
         else:  # of both published models (USFM and TinyUSFM for classification)
             one = tokens[:, self.prefix_tokens :].mean(dim=1)
         norm = getattr(backbone, "fc_norm", None)
-        return norm(one) if norm is not None else one
+        normed: Tensor = norm(one) if norm is not None else one
+        return normed
 
     def _block_tokens(self, block: Any) -> Tensor:
         if isinstance(block, Tensor):

@@ -190,9 +190,9 @@ def _names(file: BinaryIO, pickles: int) -> Pickled:
     for _ in range(pickles):
         for operation, argument, _ in pickletools.genops(file):
             if operation.name == "PROTO":
-                protocol = max(protocol, int(argument))
+                protocol = max(protocol, int(argument or 0))
             elif operation.name in ("GLOBAL", "INST"):
-                module, _, own = argument.partition(" ")
+                module, _, own = str(argument).partition(" ")
                 name = f"{_PYTHON2.get(module, module)}.{own}"
                 names.add(_PYTHON2_NAMES.get(name, name))
     return Pickled(frozenset(names), protocol)

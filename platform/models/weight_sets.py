@@ -106,8 +106,8 @@ def find_named(content: Any, key: str, expected: Iterable[str]) -> WeightSet:
         if len(matching) == 1:
             return matching[0]
         if matching:
-            names = ", ".join(f"'{each.name}'" for each in matching)
-            raise UsageError(f"key '{key}' names {len(matching)} sets of weights: {names}.")
+            several = ", ".join(f"'{each.name}'" for each in matching)
+            raise UsageError(f"key '{key}' names {len(matching)} sets of weights: {several}.")
     names = sorted({each.name for each in sets if each.name})
     listed = f"It holds {', '.join(names[:_LISTED])}." if names else "It holds one set, at its top."
     raise UsageError(f"no weights under the key '{key}'.{nearest(wanted, names)} {listed}")

@@ -64,7 +64,9 @@ def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     found = int(values.max())
     if found < largest // 8:
         largest = 2 ** next(depth for depth in (*_DEPTHS, bits) if found < 2**depth) - 1
-    return np.rint(values.astype(np.float64) * (255 / largest)).clip(0, 255).astype(np.uint8)
+    scaled = np.rint(values.astype(np.float64) * (255 / largest)).clip(0, 255)
+    shown: np.ndarray = scaled.astype(np.uint8)
+    return shown
 
 
 def _palette(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:

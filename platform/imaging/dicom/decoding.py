@@ -134,7 +134,8 @@ class FrameDecoder:
             correct_unused_bits=False,
         )
         # Of a big endian file the values are in that order.
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
+        native: np.ndarray = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return native
 
     def _check_components(self, inside: Codestream) -> None:
         # One component under a header of colours is a grey picture; more than it says are no grey.

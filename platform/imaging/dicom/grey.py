@@ -29,7 +29,8 @@ class LookupTable:
     def look_up(self, values: np.ndarray) -> np.ndarray:
         """Return the entries of whole numbers; those outside get the first or the last one."""
         places = np.rint(values).astype(np.int64) - self.first
-        return self.entries[np.clip(places, 0, len(self.entries) - 1)]
+        found: np.ndarray = self.entries[np.clip(places, 0, len(self.entries) - 1)]
+        return found
 
     def fraction(self, values: np.ndarray) -> np.ndarray:
         """Return the entries as 0..1 of what their bits can hold."""
@@ -144,7 +145,7 @@ def _of_interest(
     if rule is None:
         return scale_to_bytes(values, padded)
     if isinstance(rule, LookupTable):
-        shown = np.rint(rule.fraction(values) * 255).astype(np.uint8)
+        shown: np.ndarray = np.rint(rule.fraction(values) * 255).astype(np.uint8)
         what = "its table of the values of interest (VOI LUT)"
     else:
         centre, width = rule.centre, rule.width

@@ -138,4 +138,5 @@ def without_other_bits(values: np.ndarray, layout: PixelFormat, held: int) -> np
     up, down = width - 1 - high, width - layout.stored
     kind = np.dtype(f"{'i' if layout.signed else 'u'}{values.dtype.itemsize}")
     shifted: np.ndarray = np.left_shift(values.view(kind), up)
-    return np.right_shift(shifted, down, out=shifted)
+    down_again: np.ndarray = np.right_shift(shifted, down, out=shifted)
+    return down_again

@@ -48,7 +48,7 @@ _OTHER_NAMES = {
 
 def name_of(syntax: UID) -> str:
     """Return what a transfer syntax is called, its UID only where it has no name."""
-    return _OTHER_NAMES.get(syntax, syntax.name)
+    return str(_OTHER_NAMES.get(syntax, syntax.name))
 
 
 def choose_decoder(syntax: UID) -> Decoder:
