@@ -137,10 +137,11 @@ class TaskPool:
                         result = ray.get(reference)
                     yield number, result
         finally:
-            for reference in running:
-                ray.cancel(reference)  # what an actor works on too: else Ray would try it again
-            for actor in actors:
-                ray.kill(actor)
+            if runtime.lost_process() is None:  # without its own processes Ray would only wait
+                for reference in running:
+                    ray.cancel(reference)  # an actor's too: else Ray would start it again
+                for actor in actors:
+                    ray.kill(actor)
 
     def _workers(self, count: int, given: Any, keep: bool) -> tuple[list[Any], deque[Task]]:
         """Start actors, where tasks are kept; return them, and what sends an item to each."""

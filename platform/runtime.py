@@ -16,11 +16,14 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from echostill.platform.errors import EchostillError, UsageError
 
 READER_SHARE = 0.5  # CPUs left to Ray Data's readers, whatever the pool's size
 ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothing goes on
+# A message of Ray's, as a regex: training starts more processes than CPUs, and most only wait.
+MANY_WORKERS = r"worker processes have been started on node: .* the maximum expected startup"
 LAST_WORDS_SECONDS = 10.0  # for a driver to end by itself once one of them is dead
 
 
@@ -54,6 +57,7 @@ def connect_ray(address: str | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # Each report of a worker waits for the controller's next look; its two seconds are long here.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", MANY_WORKERS)
     import ray
 
     if ray.is_initialized():
@@ -75,7 +79,39 @@ def connect_ray(address: str | None = None) -> None:
         ) from None
     if target == "local":
         _watch_processes()
+    _spend_warning()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+class _NeverStarted:
+    def __init__(self, argument: object) -> None:
+        """Take an argument."""
+
+
+def _spend_warning() -> None:
+    """Use up a warning that Ray prints once per process, while nobody reads it.
+
+    It says that an actor that can be restarted has constructor arguments in the object store, where
+    they may get lost. Ray Data creates all its actors this way and holds the arguments as long as
+    they run, so they cannot. Ray's core writes the warning to standard error and has no setting
+    for it. The actor created here belongs on a node that does not exist, so no process starts.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nowhere = NodeAffinitySchedulingStrategy("1" * 56, soft=False)
+    kind: Any = ray.remote(num_cpus=0, max_restarts=1, scheduling_strategy=nowhere)(_NeverStarted)
+    argument = ray.put(None)
+    sys.stderr.flush()
+    kept, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silent, 2)
+        actor = kind.remote(argument)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silent)
+    ray.kill(actor)
 
 
 def disconnect() -> None:

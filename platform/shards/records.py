@@ -35,7 +35,7 @@ def read_record(storage: Storage, shard: int) -> Record | None:
 
 
 def read_records(storage: Storage) -> list[Record]:
-    """Read all records, in the order of their shards."""
+    """Read all records."""
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         return [json.loads(data) for data in pool.map(storage.read, storage.list("done"))]
 

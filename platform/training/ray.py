@@ -33,7 +33,7 @@ from echostill.platform.training.loop import (
 )
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages
-from echostill.platform.training.tracking import Tracker, TrackingCallback
+from echostill.platform.training.tracking import Tracker
 
 STATE_FILE = "state.pt"
 BAD_BATCH = "bad-batch"
@@ -134,6 +134,8 @@ def run_training(
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from echostill.platform.training.callback import TrackingCallback
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     settings = job.settings
