@@ -262,7 +262,7 @@ VARIANTS = [
     {"relation_weight": 1.0, "token_weight": 0.0},
     {"reconstruction": {"pixel": "mse", "frequency": "focal", "frequency_weight": 0.3}},
     {"views": "joint", "weighting": "fixed", "token_weight": 2.0},
-    {"layers": [5, 1], "teacher_layers": [6, 2], "consistency": "each", "weighting": "relu"},
+    {"layers": [5, 1], "teacher_layers": [6, 2], "consistency": "each"},
     {
         "attention_weight": 0.5,
         "relation_weight": 2.0,
