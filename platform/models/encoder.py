@@ -194,7 +194,8 @@ class Encoder(nn.Module):
         if features.ndim == 4:
             return _flatten_map(features.permute(0, 3, 1, 2) if shapes.channels_last else features)
         tokens: Tensor = features
-        return tokens[:, shapes.extra - self.prefix_tokens :]
+        dropped = shapes.extra - self.prefix_tokens
+        return tokens[:, dropped:] if dropped else tokens
 
 
 def _flatten_map(features: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _check_pooling(shapes: Shapes, name: str, pooling: Pooling) -> None:
     """Refuse a pooling that a model does not have."""
-    possible = {"mean": shapes.grid is not None, "class-token": shapes.extra > 0, "timm": True}
+    possible = {"mean": shapes.grid is not None, "class-token": shapes.class_token, "timm": True}
     if possible[pooling]:
         return
     lacks = {

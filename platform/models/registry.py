@@ -162,7 +162,7 @@ def _preset_shapes(preset: Preset, image_size: int) -> Shapes:
     """State the shapes of one of our own, which are plain vision transformers."""
     grid = (image_size // preset.patch_size, image_size // preset.patch_size)
     layers = (Layer(preset.dim, grid),) * preset.depth
-    return Shapes(preset.dim, grid, 1, False, layers, True, preset.dim)
+    return Shapes(preset.dim, grid, 1, True, False, layers, True, preset.dim)
 
 
 def _create_timm(name: str, image_size: int | None, pooling: Pooling) -> Encoder:

@@ -34,6 +34,7 @@ class Shapes:
         dim: channels of the final output.
         grid: rows and columns of the final patch tokens; None where the final output is none.
         extra: final tokens that stand before the patches (the class token and the like).
+        class_token: whether the first of them is a class token.
         channels_last: whether a final feature map has its channels last.
         layers: every intermediate output, first to last.
         prefixed: whether the intermediate outputs can be had with their `extra` tokens.
@@ -43,6 +44,7 @@ class Shapes:
     dim: int
     grid: Grid | None
     extra: int
+    class_token: bool
     channels_last: bool
     layers: tuple[Layer, ...]
     prefixed: bool
@@ -104,7 +106,10 @@ def measure(backbone: nn.Module, name: str, image_size: int) -> Shapes:
     last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
     grid, extra = _final_grid(features, dim, layers[-1].grid, last)
     prefixed = "return_prefix_tokens" in signature(traits.forward_intermediates).parameters
-    return Shapes(dim, grid, extra, last, layers, prefixed, pooled.shape[1])
+    # Registers alone may stand there. Whatever module holds it, timm's name for it is the same.
+    named = {name.rpartition(".")[2] for name, _ in backbone.named_parameters()}
+    token = extra > 0 and "cls_token" in named
+    return Shapes(dim, grid, extra, token, last, layers, prefixed, pooled.shape[1])
 
 
 def run_on_meta(module: nn.Module, image_size: int) -> Any:

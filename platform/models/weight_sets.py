@@ -13,13 +13,10 @@ from torch import Tensor
 
 from echostill.platform.errors import UsageError, nearest
 
-# Words that a wrapper puts in front of every key, taken off in any order and number. The first
-# line is what torch itself adds, which may stand in the middle of a key as well.
+# What torch itself puts in front of a wrapped module's name, also in the middle of a key.
 INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-WRAPPERS = (
-    *INNER_WRAPPERS,
-    *("_forward_module.", "module.", "model.", "encoder.", "backbone.", "net.", "network."),
-)
+# Words that the modules around a network put in front, taken off in any order and number.
+WRAPPERS = ("_forward_module.", "module.", "model.", "encoder.", "backbone.", "net.", "network.")
 # Words that tell several networks of one mapping apart; a file with one of them alone holds it.
 STUDENTS = ("student", "student_backbone", "online_network", "online_encoder", "base_encoder")
 TEACHERS = ("teacher", "teacher_backbone", "target_network", "target_encoder", "momentum_encoder")
@@ -137,11 +134,12 @@ def _split(
     strange = tuple(
         str(key) for key, value in values.items() if not isinstance(value, Tensor | Mapping)
     )
-    common = _common_words(tensors, known)
+    cleaned = {key: _without_inner(key) for key in tensors}
+    common = _common_words(cleaned.values(), known)
     by_role: dict[str, dict[str, str]] = {}  # role: {key without wrappers: key in the file}
     twice: dict[str, tuple[str, str]] = {}
-    for key in tensors:
-        role, name = _strip(key[len(common) :], known)
+    for key, clean in cleaned.items():
+        role, name = _strip(clean[len(common) :], known)
         own = by_role.setdefault(role, {})
         if name in own:
             twice.setdefault(role, (own[name], key))
@@ -164,7 +162,10 @@ def _split(
 
 
 def _common_words(keys: Iterable[str], known: frozenset[str]) -> str:
-    """Return the words that all keys begin with and none of the encoder's does, with their dots."""
+    """Return the words that all keys begin with and none of the encoder's does, with their dots.
+
+    Whatever they are, they say nothing; only a role is left, as it names its set.
+    """
     first_words = {key.partition(".")[0] for key in known}
     rest, common = list(keys), ""
     while True:
@@ -172,16 +173,21 @@ def _common_words(keys: Iterable[str], known: frozenset[str]) -> str:
         if len(words) != 1 or not all("." in key for key in rest):
             return common
         word = f"{words.pop()}."
-        if word[:-1] in first_words or word in WRAPPERS or word in ROLES:
+        if word[:-1] in first_words or word in ROLES:
             return common
         common += word
         rest = [key[len(word) :] for key in rest]
 
 
-def _strip(key: str, known: frozenset[str]) -> tuple[str, str]:
-    """Take the wrappers off a key; return the role among them and what is left."""
+def _without_inner(key: str) -> str:
+    """Take off what torch puts in front of a wrapped module's name, anywhere in a key."""
     for inner in INNER_WRAPPERS:
         key = key.replace(inner, "")
+    return key
+
+
+def _strip(key: str, known: frozenset[str]) -> tuple[str, str]:
+    """Take the wrappers off a key; return the role among them and what is left."""
     role = ""
     while key not in known:
         first, dot, rest = key.partition(".")

@@ -31,6 +31,7 @@ def test_measuring_changes_nothing():
     [
         ("timm:pit_ti_224", "mean", "set pooling to 'class-token' or 'timm'"),
         ("timm:test_resnet", "class-token", "no class token: set pooling to 'mean' or 'timm'"),
+        ("timm:vit_medium_patch16_reg4_gap_256", "class-token", "has no class token"),
         ("timm:crossvit_9_240", "mean", "ends in no grid of patch tokens"),
         ("timm:crossvit_9_240", "class-token", "set pooling to 'timm'"),
     ],

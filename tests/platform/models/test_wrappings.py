@@ -83,6 +83,7 @@ def save(path, content, **options):
 WRAPPERS = [
     *("_orig_mod.", "module.", "model.", "backbone.", "student.", "teacher.", "encoder.", "net."),
     *("_forward_module.", "_fsdp_wrapped_module.", "trunk.", "visual.trunk.", "model_ema.module."),
+    *("module.trunk.", "_orig_mod.module.vit._orig_mod.encoder.", "model.teacher.backbone."),
 ]
 
 
