@@ -170,22 +170,12 @@ class Claim:
             UsageError: It may not, or what is there was made by another stage or by nobody we know.
         """
         if not self.storage.exists(FINGERPRINT):
-            strangers = self.storage.list(recursive=True)
-            if strangers:
-                raise UsageError(
-                    f"'{self.storage.root}' is not empty, and no stage made what is in it "
-                    f"('{strangers[0]}', ...): move it away, or use another store or name."
-                )
+            self._check_unclaimed()
             return False
         old = json.loads(self.storage.read(FINGERPRINT))
         if old["digest"] == self.wanted.digest:
             return False
-        maker = self._maker(old)
-        if maker not in ("", self.stage, self.shared_with):
-            raise UsageError(
-                f"'{self.storage.root}' was made by `echostill {maker}`, and `{self.stage}` does "
-                "not replace it, with --overwrite or without: use another name."
-            )
+        self._check_maker(self._maker(old))
         if not overwrite:
             changes = "; ".join(difference(old, self._written(), self.explained))
             raise UsageError(
@@ -212,6 +202,25 @@ class Claim:
 
     def _written(self) -> dict[str, Any]:
         return {**self.wanted.as_dict(), "stage": self.stage, "about": self.about}
+
+    def _check_unclaimed(self) -> None:
+        """Refuse a folder that nobody has claimed and that holds something."""
+        if self.storage.exists(MANIFEST):  # a table that was brought here without its fingerprint
+            self._check_maker(self._maker({}))
+            return
+        strangers = self.storage.list(recursive=True)
+        if strangers:
+            raise UsageError(
+                f"'{self.storage.root}' is not empty, and no stage made what is in it "
+                f"('{strangers[0]}', ...): move it away, or use another store or name."
+            )
+
+    def _check_maker(self, maker: str) -> None:
+        if maker not in ("", self.stage, self.shared_with):
+            raise UsageError(
+                f"'{self.storage.root}' was made by `echostill {maker}`, and `{self.stage}` does "
+                "not replace it, with --overwrite or without: use another name."
+            )
 
     def _maker(self, old: dict[str, Any]) -> str:
         """Name of the stage that claimed the folder; folders of before say it in the manifest."""

@@ -58,7 +58,7 @@ def test_the_teacher_is_found_and_not_trained_again(pretrained):
     encoder = find_teacher(named).load()
     assert encoder.name == MODEL
     assert not encoder.training
-    assert pretrain(configuration(pretrained)).startswith("already done")
+    assert str(pretrain(configuration(pretrained))).startswith("already done")
     assert "already done  yes" in plan_pretrain(configuration(pretrained)).describe()
     with pytest.raises(UsageError, match="refused: seed 0 -> 1"):
         pretrain(configuration(pretrained, seed=1))

@@ -368,5 +368,5 @@ def test_made_on_ray_in_shards_and_resumed(store, ray_cluster, monkeypatch):
     assert "10 images x 2 views" in said
     assert "1 of 2 shards finished earlier" in said
     assert kept.stat().st_mtime_ns == before
-    assert make_cache(settings).startswith("already done")
+    assert str(make_cache(settings)).startswith("already done")
     verify_cache(settings, views=20)
