@@ -8,6 +8,7 @@ the stage that runs, and ``stage.key=value`` names the stage.
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,14 +27,21 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def execution(default: Any, description: str, **constraints: Any) -> Any:
+def execution(default: Any, description: str, *, rounds: bool = False, **constraints: Any) -> Any:
     """Declare a field that changes how a stage runs but not what it computes.
 
     Such fields stay out of the fingerprint: a run may be resumed with more workers.
+
+    Args:
+        default: Default of the field.
+        description: What it means.
+        rounds: Whether it changes the order of floating-point sums, and with it the last digits. A
+            run may be resumed with another value, but making it again takes the same one, so it is
+            kept beside the result.
+        constraints: Further arguments of the field.
     """
-    return Field(
-        default, description=description, json_schema_extra={"execution": True}, **constraints
-    )
+    extra: dict[str, Any] = {"execution": True, "rounds": rounds}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
 def added(description: str, **constraints: Any) -> Any:
@@ -225,27 +233,32 @@ def load(
     return resolve(config_class, stage, apply_overrides(read_document(path), overrides, stage))
 
 
-def result_relevant(config: BaseModel) -> dict[str, Any]:
+def result_relevant(config: BaseModel, *, rounding: bool = False) -> dict[str, Any]:
     """Return the configuration as plain values without the fields that only steer execution.
 
     Keys that came later are there only where they are set.
+
+    Args:
+        config: The configuration.
+        rounding: Keep those of the fields that change the last digits of floating-point sums.
     """
     result: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
         value = getattr(config, name)
-        if isinstance(extra, dict) and (
-            extra.get("execution") or (extra.get("added") and value is None)
-        ):
-            continue
+        if isinstance(extra, dict):
+            steers = extra.get("execution") and not (rounding and extra.get("rounds"))
+            if steers or (extra.get("added") and value is None):
+                continue
         if isinstance(value, BaseModel):
-            result[name] = result_relevant(value)
+            result[name] = result_relevant(value, rounding=rounding)
         else:
-            result[name] = json.loads(json.dumps(value, default=_plain))
+            plain = partial(_plain, rounding=rounding)
+            result[name] = json.loads(json.dumps(value, default=plain))
     return result
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, rounding: bool) -> Any:
     if isinstance(value, BaseModel):
-        return result_relevant(value)
+        return result_relevant(value, rounding=rounding)
     raise TypeError(f"{type(value).__name__} is not a plain configuration value")

@@ -193,8 +193,8 @@ def selected_ids(coreset: Table) -> tuple[str, ...]:
 
 
 def save_configuration(storage: Storage, config: StageConfig) -> None:
-    """Keep the resolved configuration beside a result."""
-    text = json.dumps(result_relevant(config), indent=1, sort_keys=True)
+    """Keep the resolved configuration beside a result, with what its last digits depend on."""
+    text = json.dumps(result_relevant(config, rounding=True), indent=1, sort_keys=True)
     storage.write(CONFIGURATION, text.encode())
 
 

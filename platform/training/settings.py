@@ -62,7 +62,9 @@ class TrainingSettings(Config):
     log_every: int = execution(10, "Steps between logged metrics.", ge=1)
     keep: int = execution(2, "Checkpoints kept while the run lasts.", ge=1)
     workers: int | tuple[int, int] = execution(
-        1, "Ray Train workers, or [fewest, most] to follow the nodes that come and go."
+        1,
+        "Ray Train workers, or [fewest, most] to follow the nodes that come and go.",
+        rounds=True,
     )
     resize_seconds: float = execution(60.0, "How often an elastic run looks for nodes.", ge=0)
     micro_batch: int | None = execution(
@@ -71,7 +73,9 @@ class TrainingSettings(Config):
     sharding: Literal["none", "full"] = execution(
         "none", "Full shards weights and optimiser over the workers (FSDP), for large models."
     )
-    threads: int | None = execution(None, "Threads per CPU worker; default all CPUs shared out.")
+    threads: int | None = execution(
+        None, "Threads per CPU worker; default all CPUs shared out.", rounds=True
+    )
 
     @model_validator(mode="after")
     def _workers_fit(self) -> "TrainingSettings":

@@ -194,7 +194,7 @@ CHANGED = [
     ("ingest", "quality.dark=0.1", "quality.dark 0.2 -> 0.1"),
     ("ingest", "source={benchmark}", "file"),
     ("score", "proxy.training.steps=4", "proxy.training.steps 3 -> 4"),
-    ("score", "proxy.snapshots=2", "proxy.snapshots 3 -> 2"),
+    ("score", "proxy.sample=10", "proxy.sample"),
     ("score", "mask_draws=3", "mask_draws"),
     ("score", "rows_per_shard=5", "rows_per_shard"),
     ("score", "seed=5", "seed 0 -> 5"),
@@ -246,7 +246,9 @@ def test_every_stage_of_a_run_has_its_start_and_its_end_in_the_event_log(stores)
             for event in map(json.loads, lines):
                 runs.setdefault(event["run"], []).append(event["event"])
             assert all(kinds[0] == "started" for kinds in runs.values())
-            assert list(runs.values())[-1][-1] == "finished"
+            assert any(kinds[-1] == "finished" for kinds in runs.values())
+            if store == stores[0]:  # nothing was killed there
+                assert {kinds[-1] for kinds in runs.values()} <= {"finished", "failed"}
     watched = finish([*CLI, "watch", str(stores[0])])
     assert watched.returncode == 0
     for stage in IN_RUN:
