@@ -208,6 +208,8 @@ def _stream(container: Any) -> Any:
     if not container.streams.video:
         raise DecodeError("holds no video track")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise DecodeError("holds a video track in a coding that is not read")
     stream.codec_context.thread_count = 1
     return stream
 

@@ -53,7 +53,7 @@ def read_codestream(data: bytes) -> Codestream:
     Raises:
         DecodeError: The frame does not begin as a JPEG, JPEG-LS or JPEG 2000 image.
     """
-    start = data[: 2**16 if data.startswith(_FILE_FORMAT) else 2**10].find(_JPEG_2000)
+    start = _start_of_jpeg_2000(data)
     try:
         found = _jpeg_2000(data, start) if start >= 0 else _jpeg(data)
     except (struct.error, IndexError):
@@ -61,6 +61,15 @@ def read_codestream(data: bytes) -> Codestream:
     if found is None:
         raise DecodeError("cannot be decoded: its compressed data has no readable beginning")
     return found
+
+
+def bare_codestream(data: bytes) -> bytes:
+    """Return a JPEG 2000 frame without the file format around it, which does not belong in DICOM.
+
+    Its boxes say nothing that DICOM's header does not, and damaged ones let readers run in circles.
+    """
+    start = _start_of_jpeg_2000(data)
+    return data[start:] if start > 0 else data
 
 
 def check_size_inside(found: Codestream, rows: int, columns: int) -> None:
@@ -87,6 +96,10 @@ def lacks_end(data: bytes) -> bool:
 def with_end(data: bytes, filling: bytes = b"") -> bytes:
     """Return a frame with the marker that it lacks, behind something that is no data of its own."""
     return data + filling + _END
+
+
+def _start_of_jpeg_2000(data: bytes) -> int:
+    return data[: 2**16 if data.startswith(_FILE_FORMAT) else 2**10].find(_JPEG_2000)
 
 
 def _jpeg_2000(data: bytes, start: int) -> Codestream:

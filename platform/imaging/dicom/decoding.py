@@ -12,6 +12,7 @@ from pydicom.uid import RLELossless
 
 from echostill.platform.imaging.dicom.codestream import (
     Codestream,
+    bare_codestream,
     check_size_inside,
     lacks_end,
     read_codestream,
@@ -112,6 +113,7 @@ class FrameDecoder:
             array, photometric = self._plain(data, options)
             held, bits = layout.allocated, layout.stored
             return Values(without_other_bits(array, layout, held), photometric, bits)
+        data = bare_codestream(data)
         inside = read_codestream(data)
         check_size_inside(inside, layout.rows, layout.columns)
         self._check_components(inside)

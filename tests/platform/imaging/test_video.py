@@ -307,6 +307,11 @@ def test_streams_and_other_containers_are_told_by_their_content(container, codec
     assert pictures == list(range(16))
 
 
+def test_a_coding_that_nothing_reads_is_said():
+    with pytest.raises(DecodeError, match="a coding that is not read"):
+        opened(film().replace(b"avc1", b"zzzz"))
+
+
 def test_packets_with_a_time_before_each_are_told_too():
     """Cameras and Blu-ray put four bytes before each packet of 188."""
     data = film("mpegts")

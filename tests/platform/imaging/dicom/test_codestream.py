@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from echostill.platform.imaging.dicom.codestream import (
+    bare_codestream,
     check_size_inside,
     lacks_end,
     read_codestream,
@@ -105,3 +106,12 @@ def test_the_end(data):
     assert with_end(data[:-2]) == data
     thumbnail = segment(data, 0xE1, data) if data[1] == 0xD8 else data
     assert lacks_end(thumbnail[:-2])  # the end of a picture inside is not its own
+
+
+def test_the_file_format_around_a_codestream_is_taken_off():
+    whole, bare = encoded("JPEG2000"), encoded("JPEG2000", no_jp2=True)
+    assert bare_codestream(whole) == bare_codestream(bare) == bare
+    assert bare_codestream(encoded("JPEG")) == encoded("JPEG")
+    # A damaged box: some readers never get past one.
+    broken = whole.replace(b"jp2h", b"\0\0\0\0")
+    assert bare_codestream(broken) == bare

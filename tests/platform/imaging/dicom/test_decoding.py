@@ -503,3 +503,12 @@ def test_run_lengths_that_are_too_long_end_no_worker(dicom):
     assert first.error is None
     assert last.error is None
     assert str(bad.error) == "cannot be decoded: its compressed data is damaged (RLE Lossless)"
+
+
+def test_a_file_format_around_jpeg_2000_is_no_trap(dicom):
+    """In a damaged box of it, readers of its parameters run in circles."""
+    sink = io.BytesIO()
+    Image.fromarray(GREY[0]).save(sink, "JPEG2000", irreversible=False)
+    for frame in (sink.getvalue(), sink.getvalue().replace(b"jp2h", b"\0\0\0\0")):
+        data = dicom(GREY[:1], syntax=JPEG2000Lossless, PixelData=encapsulate([frame]))
+        assert np.array_equal(pixels_of(data), GREY[:1])
