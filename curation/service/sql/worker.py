@@ -121,7 +121,9 @@ class Worker:
             self._fail(error)
         except MemoryError:
             self._send(
-                FAILURE, kind="memory", message="the query exceeded the memory of its process."
+                FAILURE,
+                kind="memory",
+                message="the query needs too much memory: more than its process may take.",
             )
         except RecursionError:
             self._send(FAILURE, kind="sql", message="the query is nested too deeply.")
