@@ -149,7 +149,7 @@ class _Process:
             if ready:
                 piece = os.read(descriptor, READ_BYTES)
                 if not piece:
-                    raise _problem("memory", "the query exceeded the memory of its process.")
+                    raise _problem("memory", "the query needs too much memory.")
                 buffer += piece
             elif time.monotonic() > self._deadline:
                 raise _problem("timeout", "the query was stopped: timeout.")
