@@ -153,9 +153,14 @@ def _add_error_handlers(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
         kinds = {404: "not-found", 405: "method-not-allowed", 400: "bad-request"}
+        details = {
+            404: "this path does not exist: GET /v1/openapi.json lists all paths.",
+            405: "this path does not support this method: see GET /v1/openapi.json.",
+        }
         headers = dict(error.headers or {})
         kind = kinds.get(error.status_code, "failed")
-        return problem_reply(Problem(error.status_code, kind, str(error.detail), headers=headers))
+        detail = details.get(error.status_code, str(error.detail))
+        return problem_reply(Problem(error.status_code, kind, detail, headers=headers))
 
     @api.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> Response:

@@ -58,8 +58,8 @@ def _coreset_views(state: State, name: str | None, catalogue_file: str) -> list[
     file = str(state.coreset_file(shown.entry))
     views = [_view("coreset", {"file": file, "columns": columns})]
     if shown.aligned:
-        beside = {"file": catalogue_file, "columns": list(SAMPLE_ORIGIN)}
-        views.append(_view("samples", {"file": file, "columns": columns, "beside": beside}))
+        joined = {"file": catalogue_file, "columns": list(SAMPLE_ORIGIN)}
+        views.append(_view("samples", {"file": file, "columns": columns, "joined": joined}))
     every = []
     for entry in sorted(state.entries.values(), key=lambda entry: entry.name):
         coreset = state.coreset(entry.name)
@@ -116,9 +116,9 @@ def view_columns(description: dict[str, Any]) -> list[dict[str, Any]]:
         types = {name: schema.field(name).type for name in names}
         if source.get("label"):
             types = {source["label"]["name"]: pa.string(), **types}
-        if source.get("beside"):
-            beside = open_columns(Path(source["beside"]["file"])).schema
-            types |= {name: beside.field(name).type for name in source["beside"]["columns"]}
+        if source.get("joined"):
+            joined = open_columns(Path(source["joined"]["file"])).schema
+            types |= {name: joined.field(name).type for name in source["joined"]["columns"]}
         columns = [{"name": name, "type": _sql_type(kind)} for name, kind in types.items()]
         found.append({"name": view["name"], "columns": columns})
     return found

@@ -63,9 +63,9 @@ class Views:
             table = self._mapped(source["file"])
             columns = source.get("columns") or table.column_names
             table = table.select(columns)
-            if source.get("beside"):
-                other = self._mapped(source["beside"]["file"])
-                for name in source["beside"]["columns"]:
+            if source.get("joined"):
+                other = self._mapped(source["joined"]["file"])
+                for name in source["joined"]["columns"]:
                     table = table.append_column(name, other[name])
             self.connection.register(inner, table)
             label = source.get("label")
@@ -120,11 +120,7 @@ class Worker:
         except (duckdb.Error, UsageError, pa.ArrowException) as error:
             self._fail(error)
         except MemoryError:
-            self._send(
-                FAILURE,
-                kind="memory",
-                message="the query needs too much memory: more than its process may take.",
-            )
+            self._send(FAILURE, kind="memory", message="the query needs too much memory.")
         except RecursionError:
             self._send(FAILURE, kind="sql", message="the query is nested too deeply.")
         finally:

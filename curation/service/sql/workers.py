@@ -149,9 +149,7 @@ class _Process:
             if ready:
                 piece = os.read(descriptor, READ_BYTES)
                 if not piece:
-                    raise _problem(
-                        "memory", "the query needs too much memory: more than its process may take."
-                    )
+                    raise _problem("memory", "the query needs too much memory.")
                 buffer += piece
             elif time.monotonic() > self._deadline:
                 raise _problem("timeout", "the query was stopped: timeout.")
