@@ -18,13 +18,13 @@ def test_who_takes_the_fixture_has_the_mark(request, fixture, mark):
 
 
 def test_without_the_mark_ray_does_not_start():
-    for start in (ray.init, runtime.connect):
+    for start in (ray.init, runtime.connect_ray):
         with pytest.raises(pytest.fail.Exception, match=r"mark it with @pytest.mark.ray"):
             start(address="local")
 
 
 def test_without_the_mark_a_child_process_starts_no_ray():
-    code = "from echostill.platform import runtime; runtime.connect()"
+    code = "from echostill.platform import runtime; runtime.connect_ray()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "cannot reach Ray at 'this-test-is-not-marked-ray'" in done.stderr
