@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := python -m pip --disable-pip-version-check
 FAST := -m "not ray and not slow and not browser"
+# A process per core; Ray and the browser want the machine for themselves.
+PARALLEL := -n logical
 LOWEST ?= build/lowest
 LOWEST_RAY := tests/platform/test_ray_tasks.py tests/platform/shards/test_stage.py tests/platform/training/test_ray.py \
 	tests/curation/ingestion/test_stage.py tests/curation/scoring/test_stage.py
@@ -36,18 +38,19 @@ quickstart: $(STAMP)
 	$(BIN)/echostill run --config examples/quickstart/config.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not browser"
+	$(BIN)/python -m pytest -m "ray or browser"
 
 # The inner loop: no Ray, no browser, nothing that takes seconds.
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest $(FAST)
+	$(BIN)/python -m pytest $(PARALLEL) $(FAST)
 
 # The lowest releases that pyproject.toml allows, in an environment of their own.
 test-lowest:
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/$(PIP) install --quiet --constraint constraints-lowest.txt -e ".[dev]"
-	$(LOWEST)/bin/python -m pytest $(FAST)
+	$(LOWEST)/bin/python -m pytest $(PARALLEL) $(FAST)
 	$(LOWEST)/bin/python -m pytest -m "ray and not slow" $(LOWEST_RAY)
 
 # mypy reads the package as a user gets it: built and installed beside, not the source folders.

@@ -280,6 +280,7 @@ def test_help_has_an_example_that_is_valid(name: str) -> None:
     check_echostill([command, *own])
 
 
+@pytest.mark.slow
 def test_models_command_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "echostill.jobs.cli.main", "models", "--json"],

@@ -29,6 +29,8 @@ from echostill.platform.training.loop import TrainingSettings, TrainingState, tr
 from echostill.platform.training.run import PlannedRun
 from echostill.platform.training.staging import StagedImages, staged_side
 
+pytestmark = pytest.mark.slow
+
 ALONE = TrainingWorker()
 SETTINGS = TrainingSettings(
     steps=6, batch_size=4, learning_rate=0.02, checkpoints=3, log_every=1, warmup=0.2

@@ -56,6 +56,7 @@ def run(code, **environment):
     )
 
 
+@pytest.mark.slow
 def test_no_stage_imports_ray_before_it_connects():
     """Ray reads its environment, which `connect_ray` sets, when it is imported."""
     code = "import sys\n" + "\n".join(f"import echostill.{name}" for name in MODULES)

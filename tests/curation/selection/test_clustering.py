@@ -54,6 +54,7 @@ def test_separate_blobs_are_found():
     assert found.sizes.tolist() == [30, 30, 30]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 80), st.integers(2, 24), st.integers(1, 12), st.integers(0, 10_000))
 def test_against_float64(rows, dimension, clusters, seed):

@@ -11,6 +11,8 @@ from echostill.curation import connect
 from echostill.jobs.cli.main import app
 from echostill.platform.errors import EchostillError, UsageError
 
+pytestmark = pytest.mark.slow
+
 QUERY = "select organ, count(*) as images from pool group by organ order by organ"
 
 

@@ -13,6 +13,8 @@ from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.images import encode_png
 from echostill.platform.tables.store import Store
 
+pytestmark = pytest.mark.slow
+
 QUERY = "select organ, count(*) as images from pool group by organ order by organ"
 
 

@@ -293,6 +293,7 @@ def test_another_teacher_or_coreset_is_refused(store, caches, tmp_path):
         open_cache(settings, find_teacher(settings), ids(store)[1:])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_cached_is_said(store, tmp_path):
     endless = TRAINING.model_copy(update={"views_per_image": None})
     with pytest.raises(UsageError, match="views_per_image"):

@@ -25,6 +25,8 @@ from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA
 from echostill.platform.tables.store import Store, finish_run
 from echostill.platform.tables.table import write_table
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = Path(__file__).resolve().parents[3] / "examples" / "quickstart" / "pool"
 
 

@@ -30,6 +30,8 @@ from echostill.platform.tables.schemas import (
 from echostill.platform.tables.store import Store, finish_run, save_configuration
 from echostill.platform.tables.table import write_table
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 60
 HOSTILE = "<script>alert('x')</script>&\"$x$"
 VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}

@@ -113,6 +113,7 @@ def _nested(store, names):
     assert all(run.info.status == "FINISHED" for run in runs)
 
 
+@pytest.mark.slow
 def test_failed_runs_are_named_and_the_rest_is_compared(store, monkeypatch):
     """What fails is said at the end; here every run does, without a cluster."""
     settings = config(store, name="fails")

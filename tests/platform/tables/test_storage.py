@@ -77,6 +77,7 @@ def test_an_upload_is_nothing_until_it_ends(bucket):
     assert storage.size("part") == 11_000_000
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reached_is_said(bucket, object_store):
     with pytest.raises(UsageError, match="cannot write 's3://no-such-bucket/x/a'"):
         Storage("s3://no-such-bucket/x").write("a", b"data")

@@ -17,6 +17,8 @@ from echostill.curation.selection.explain.explain import explain
 from echostill.platform.imaging.images import decode_image
 from echostill.platform.tables.store import Store
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "api.md"
 PROBLEM = "application/problem+json"
 

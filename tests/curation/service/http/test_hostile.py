@@ -12,6 +12,8 @@ import zlib
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 SECRET = "the-secret-of-this-machine"
 SQL = [
     "select * from read_csv('{secret}')",

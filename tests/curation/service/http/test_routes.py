@@ -16,6 +16,8 @@ from echostill.curation.service.http.openapi import openapi_text
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import encode_png
 
+pytestmark = pytest.mark.slow
+
 EXPLORER = Path(__file__).resolve().parents[4] / "explorer"
 GENERATE = "run .venv/bin/python explorer/make_openapi.py"
 SIGNED = {"author": "anna", "reason": "a test"}
