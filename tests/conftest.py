@@ -16,6 +16,9 @@ from pathlib import Path
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
+# What is derived from the stores of the tests ends with them, and stores of equal content share it.
+_cache = tempfile.TemporaryDirectory(prefix="echostill-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import pytest
 import ray

@@ -19,6 +19,11 @@ from echostill.platform.errors import UsageError
 from echostill.platform.models import Encoder
 from echostill.platform.tables.fingerprint import flatten
 from echostill.platform.tables.storage import Storage
+from echostill.platform.training.mlflow_files import (
+    artifact_location,
+    database_uri,
+    repair_locations,
+)
 
 RUN_FILE = "mlflow.json"
 EXPERIMENT = "echostill"
@@ -35,7 +40,7 @@ def default_uri(store: str) -> str:
             "give tracking=http://SERVER:5000 (an MLflow server)."
         )
     os.makedirs(storage.local_path(), exist_ok=True)
-    return f"sqlite:///{storage.local_path('mlflow.db')}"
+    return database_uri(storage.local_path())
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,12 @@ class Tracker:
             parameters: Nested configuration; flattened to dotted keys.
         """
         resolved = uri or default_uri(store)
+        if uri is None:  # the store may have been copied or moved since
+            repair_locations(Storage(store).local_path(), EXPERIMENT)
         client = _client(resolved)
         if storage.exists(RUN_FILE):
             known = json.loads(storage.read(RUN_FILE))
-            if known["uri"] == resolved:
+            if uri is None or known["uri"] == resolved:
                 with suppress(Exception):  # a deleted record is made anew below
                     client.get_run(known["run_id"])
                     client.update_run(known["run_id"], status="RUNNING")
@@ -71,7 +78,7 @@ class Tracker:
         if experiment is None:
             location = None
             if resolved.startswith("sqlite"):
-                location = f"file://{Storage(store).local_path('mlartifacts')}"
+                location = artifact_location(Storage(store).local_path())
             experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
