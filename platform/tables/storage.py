@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, cast
+from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
@@ -29,17 +30,23 @@ class Storage:
         """Open the folder ``root``; it need not exist yet.
 
         Raises:
-            UsageError: The URI's scheme is not supported.
+            UsageError: The URI's scheme is not supported, or the path is not text.
         """
-        location, _, self._options = root.partition("?") if "://" in root else (root, "", "")
-        self.root = location.rstrip("/") if "://" in location else os.path.abspath(location)
+        self._options = ""
+        self._filesystem: pafs.FileSystem = pafs.LocalFileSystem()
+        local = root if "://" not in root else _of_file_uri(root)
+        self.is_local = local is not None
+        if local is not None:
+            self.root = self._path = local_folder(local)
+            return
+        location, _, self._options = root.partition("?")
+        self.root = location.rstrip("/")
         try:
             self._filesystem, self._path = _open(self.root, self._options)
         except (ValueError, OSError) as error:
             raise UsageError(
                 f"cannot open '{root}': {error}. Use a local folder, s3:// or gs://."
             ) from None
-        self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         return Storage, (self.uri,)
@@ -52,7 +59,7 @@ class Storage:
     def at(self, name: str) -> "Storage":
         """Return the folder ``name`` inside this one."""
         options = f"?{self._options}" if self._options else ""
-        return Storage(f"{self.root}/{name}{options}")
+        return Storage(f"{self.root.rstrip('/')}/{name}{options}")
 
     def locate(self, name: str) -> str:
         """Return the full path or URI of ``name``, for messages and for other libraries."""
@@ -174,12 +181,43 @@ class Storage:
             raise kind(f"cannot {action} '{self.locate(name)}': {error}") from None
 
 
+def local_folder(path: str) -> str:
+    """Return a local folder's absolute path; whatever else its name holds stands for itself.
+
+    Only ``~/`` is the home folder, as shells and configuration files mean it.
+
+    Raises:
+        UsageError: The path is empty, or is not text: Arrow and MLflow take paths as UTF-8.
+    """
+    if not path or "\0" in path:
+        raise UsageError(f"{path!r} is not the path of a folder.")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the path {os.fsencode(path)!r} is not UTF-8 text: rename the folder, or reach it "
+            "through a symbolic link."
+        ) from None
+    return os.path.abspath(os.path.expanduser(path) if path.split("/")[0] == "~" else path)
+
+
+def _of_file_uri(root: str) -> str | None:
+    """Return the path that a ``file://`` URI means; None for another URI."""
+    if not root.startswith("file://"):
+        return None
+    parts = urlsplit(root)
+    whole = parts.path == root.removeprefix(f"file://{parts.netloc}")  # it leaves out line ends
+    if parts.netloc not in ("", "localhost") or not whole:
+        raise UsageError(
+            f"'{root}' is not the URI of a local folder: write `?` as %3F and `#` as %23, or give "
+            "the path without file://."
+        )
+    return unquote(parts.path, errors="surrogateescape")
+
+
 def _open(root: str, options: str) -> tuple[pafs.FileSystem, str]:
-    """Open a folder; an object store's bucket is connected to once, which takes a round trip."""
-    scheme, separator, rest = root.partition("://")
-    if not separator or scheme == "file":
-        filesystem, path = pafs.FileSystem.from_uri(root)
-        return filesystem, str(path)
+    """Open a bucket's folder; a bucket is connected to once, which takes a round trip."""
+    scheme, _, rest = root.partition("://")
     bucket, _, folder = rest.partition("/")
     query = f"?{options}" if options else ""
     return _bucket(f"{scheme}://{bucket}{query}"), f"{bucket}/{folder}" if folder else bucket

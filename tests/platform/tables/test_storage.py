@@ -5,10 +5,15 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from echostill.curation import IngestConfig, SelectConfig, select
 from echostill.curation.ingestion.stage import _prepare
@@ -18,10 +23,14 @@ from echostill.platform.shards.events import read_events
 from echostill.platform.tables.schemas import scores_schema
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
-from echostill.platform.tables.table import encode_parquet, write_table
+from echostill.platform.tables.table import Table, encode_parquet, write_table
 from echostill.platform.tables.verify import verify_store
 
 FILES, PER_SHARD = 20, 2
+# Whatever a file system takes for a name: all characters but the separator and NUL.
+NAMES = st.text(
+    st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=40
+).filter(lambda name: name not in (".", ".."))
 
 
 @pytest.fixture
@@ -67,6 +76,56 @@ def test_a_folder_and_a_bucket_answer_alike(remote, request, tmp_path):
         assert storage.read("log") == b"line\nline\n"
 
 
+@settings(max_examples=30)  # each one waits for the disk
+@given(NAMES)
+@example("a b#c?d=e&f;g%20h'\"*[x]{y}=:\\")
+@example("line\nbreak")
+@example("dot.")
+@example("-dash")
+@example("~tilde")
+@example("e\u0301")  # decomposed, as macOS writes it
+def test_a_folder_may_have_any_name(name):
+    with tempfile.TemporaryDirectory() as outer:
+        beside = Path(outer) / "beside"
+        beside.write_bytes(b"untouched")
+        storage = Storage(f"{outer}/{name}")
+        table = pa.table({"number": [1, 2]})
+        write_table(storage.at("pool"), table, stage="ingest", fingerprint={})
+        again = pickle.loads(pickle.dumps(Storage(storage.uri).at("pool")))
+        assert Table.open(again, "ingest").read() == table
+        assert Storage(Path(outer, name).as_uri()).list(recursive=True) == storage.list(
+            recursive=True
+        )
+        assert [entry.name for entry in Path(outer).iterdir() if entry != beside] == [name]
+        storage.delete("")
+        assert list(Path(outer).iterdir()) == [beside]
+
+
+@pytest.mark.parametrize(
+    ("root", "match"),
+    [
+        (os.fsdecode(b"/tmp/\xff\xfe"), "is not UTF-8 text: rename the folder"),
+        ("a\0b", "is not the path of a folder"),
+        ("", "is not the path of a folder"),
+        ("file:///tmp/a#b", "write `[?]` as %3F"),
+        ("file:///tmp/a\nb", "write `[?]` as %3F"),
+        ("file://server/share", "is not the URI of a local folder"),
+    ],
+)
+def test_what_names_no_folder_is_refused_in_one_line(root, match):
+    with pytest.raises(UsageError, match=match) as caught:
+        Storage(root)
+    assert "\n" not in str(caught.value).replace(root, "")
+
+
+def test_only_a_tilde_alone_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert Storage("~/runs/a").root == f"{tmp_path}/runs/a"
+    assert Storage("~runs").root == f"{tmp_path}/~runs"
+    assert Storage("x/~/y").root == f"{tmp_path}/x/~/y"
+
+
 def test_an_upload_is_nothing_until_it_ends(bucket):
     storage = Storage(f"{bucket}/partial")
     stream = storage.filesystem.open_output_stream(storage.arrow_path("part"))
@@ -102,9 +161,9 @@ def test_a_bucket_is_ingested_into_a_bucket_through_a_kill(bucket, tmp_path):
     for number in range(FILES):
         data = encode_png(rng.integers(0, 255, (700, 900), dtype=np.uint8))
         incoming.write(f"ward/{number:02d}.png", data[:500] if number == 13 else data)
-    settings = [f"store={store.root}", f"source={incoming.root}", f"files_per_shard={PER_SHARD}"]
-    settings.append("deidentify.pixels=off")
-    ingest = command("ingest", *settings, "workers=1", "max_error_rate=0.5")
+    keys = [f"store={store.root}", f"source={incoming.root}", f"files_per_shard={PER_SHARD}"]
+    keys.append("deidentify.pixels=off")
+    ingest = command("ingest", *keys, "workers=1", "max_error_rate=0.5")
     with subprocess.Popen(ingest, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         deadline = time.monotonic() + 300
         while not store.pool().list("done") and time.monotonic() < deadline:
