@@ -6,7 +6,6 @@ is one replica: the queue of picks and the writer of pins belong to one process.
 
 from typing import Any
 
-from echostill.curation.service.data.derived import derived_folder
 from echostill.curation.service.http.app import Options, create_app
 from echostill.curation.service.http.security import SecurityMiddleware
 from echostill.curation.service.http.token import find_token, token_path
@@ -35,8 +34,7 @@ class ServeArguments(Config):
 def application(arguments: ServeArguments) -> SecurityMiddleware:
     """Build the application on the replica."""
     store = Store(arguments.store)
-    folder = derived_folder(store, arguments.index_folder)
-    token, _ = find_token(token_path(store, arguments.token_file, folder))
+    token, _ = find_token(token_path(store, arguments.token_file))
     hosts = tuple(arguments.hosts)
     return create_app(Options(store.root, token, hosts, arguments.index_folder, arguments.address))
 

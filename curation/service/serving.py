@@ -41,7 +41,7 @@ def serve(
         port: of TCP; 0 takes a free one.
         token_file: of the token, created if missing; default ``<store>.token``.
         allowed_hosts: further names under which the service may be reached.
-        index_folder: of derived files; default inside the store.
+        index_folder: of derived files; default in the user's cache.
         address: of a Ray cluster that picks.
         ssl_keyfile, ssl_certfile: for TLS; both or none.
         access_log: whether to log requests.
@@ -61,7 +61,7 @@ def serve(
         )
     store = Store(root)
     store.open_pool()
-    path = token_path(store, token_file, derived_folder(store, index_folder))
+    path = token_path(store, token_file)
     token, made = find_token(path)
     hosts = (*allowed_hosts, *(() if host in EVERYWHERE else (host,)))
     app = create_app(Options(store.root, token, hosts, index_folder, address, log=access_log))

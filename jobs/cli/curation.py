@@ -57,7 +57,9 @@ def serve_command(
     ] = None,
     index_folder: Annotated[
         str | None,
-        typer.Option("--index-folder", help="Folder for derived files; default with the scores."),
+        typer.Option(
+            "--index-folder", help="Folder for derived files; default ~/.cache/echostill."
+        ),
     ] = None,
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster that selects coresets.")

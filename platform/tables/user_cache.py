@@ -6,14 +6,15 @@ from pathlib import Path
 
 from echostill.platform.errors import UsageError
 
+VARIABLE = "ECHOSTILL_CACHE"
 OWNER_ONLY = 0o700  # what is derived from images is as confidential as they are
 
 
 def user_cache(*names: str) -> Path:
     """Return a folder of the user's cache, making it.
 
-    It is ``$XDG_CACHE_HOME/echostill`` or ``~/.cache/echostill``; where the home folder cannot be
-    written, as in many containers, a folder of the user's own among the temporary files.
+    It is ``$ECHOSTILL_CACHE``, ``$XDG_CACHE_HOME/echostill`` or ``~/.cache/echostill``; where that
+    cannot be written, as in many containers, a folder of the user's among the temporary files.
 
     Args:
         names: Folders inside.
@@ -21,11 +22,8 @@ def user_cache(*names: str) -> Path:
     Raises:
         UsageError: None of these can be written.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification ignores a relative path, which would mean another folder in every shell.
-    wanted = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     problem = ""
-    for folder in (wanted / "echostill", Path(tempfile.gettempdir()) / f"echostill-{os.getuid()}"):
+    for folder in (_wanted(), Path(tempfile.gettempdir()) / f"echostill-{os.getuid()}"):
         inside = folder.joinpath(*names)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=OWNER_ONLY)
@@ -40,4 +38,12 @@ def user_cache(*names: str) -> Path:
         if os.access(inside, os.W_OK):
             return inside
         problem = problem or f"cannot write '{inside}'"
-    raise UsageError(f"{problem}: set XDG_CACHE_HOME to a folder that can be written.")
+    raise UsageError(f"{problem}: set ECHOSTILL_CACHE to a folder that can be written.")
+
+
+def _wanted() -> Path:
+    if own := os.environ.get(VARIABLE):
+        return Path(own).absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification ignores a relative path, which would mean another folder in every shell.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "echostill"

@@ -33,7 +33,7 @@ def database_uri(folder: str) -> str:
     A folder whose name cannot stand in such a URI is reached through a link in the user's cache.
     """
     if not _PLAIN.fullmatch(folder):
-        link = user_cache("stores") / hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
+        link = user_cache("links") / hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
         with suppress(FileExistsError):  # the name stands for this folder and no other
             link.symlink_to(folder, target_is_directory=True)
         folder = str(link)

@@ -1,12 +1,12 @@
-"""Files that the service derives from the store's tables and keeps beside the scores.
+"""Files that questions need and that are derived from a store's tables, in the user's cache.
 
-The name of each file or folder contains the digest of the tables that it was built from, and it is
-set only when the file is complete: files of replaced tables are never read. All of them may be
-deleted at any time; the next start builds them again.
+Reading a store does not write into it. The folder's name, and that of each file in it, contains
+the digest of the tables that they were built from, and it is set only when the file is complete:
+files of replaced tables are never read, and a store that was moved or copied finds its own again.
+All of them may be deleted at any time; the next question builds them again.
 """
 
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,13 +19,14 @@ from echostill.curation.service.data.columns import open_columns, write_columns
 from echostill.curation.service.data.neighbours import Report, build_neighbours
 from echostill.curation.service.data.projection import build_map
 from echostill.platform.errors import UsageError
-from echostill.platform.tables.atomic import UNFINISHED, atomic_write, locked
+from echostill.platform.tables.atomic import UNFINISHED, atomic_write, atomic_write_bytes, locked
 from echostill.platform.tables.ids import pool_rows
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
+from echostill.platform.tables.user_cache import user_cache
 
 FORMAT = "1"  # part of every name; a new layout needs a new number
-FOLDER = "service"  # inside scores/
+FOLDER, STORES = "derived", "stores"  # in the user's cache: files by key, and the key by store
 LOCK = "lock"
 KINDS = ("catalogue", "neighbours", "map")
 
@@ -38,11 +39,13 @@ class Derived:
         folder: local.
         key: of pool and scores.
         scored: whether there are scores, and rows in them.
+        store: key of the store: several may share the folder, each with coresets of its own.
     """
 
     folder: Path
     key: str
     scored: bool
+    store: str
 
     @property
     def catalogue(self) -> Path:
@@ -61,7 +64,14 @@ class Derived:
 
     def coreset(self, name: str, digest: str) -> Path:
         """An Arrow file (``coresets``)."""
-        return self.folder / f"coreset-{name}-{digest[:16]}-{self.key}.arrow"
+        return self.folder / f"coreset-{name}-{self.store}-{digest[:16]}-{self.key}.arrow"
+
+    def replaced_coresets(self, name: str, digest: str) -> list[Path]:
+        """Files of what had a coreset's name in this store before."""
+        kept, before = self.coreset(name, digest), f"coreset-{name}-{self.store}-"
+        return [
+            path for path in self.folder.iterdir() if path.name.startswith(before) and path != kept
+        ]
 
     def missing(self) -> list[str]:
         """Kinds that are still to be built."""
@@ -70,15 +80,14 @@ class Derived:
 
 
 def derived_folder(store: Store, folder: str | None = None) -> Path:
-    """Return the folder of derived files: in ``scores/``; the user's cache for a remote store."""
+    """Return the folder of derived files: the given one, or the tables' own in the user's cache.
+
+    Raises:
+        UsageError: The store has no pool, or the cache cannot be written.
+    """
     if folder is not None:
         return Path(folder).absolute()
-    if store.storage.is_local:
-        inside = store.scores().exists()
-        return Path((store.scores() if inside else store.storage).local_path(FOLDER))
-    name = hashlib.sha256(store.root.encode()).hexdigest()[:16]
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "echostill" / name
+    return user_cache(FOLDER, _key(store))
 
 
 def derived_of(store: Store, folder: Path) -> Derived:
@@ -87,10 +96,20 @@ def derived_of(store: Store, folder: Path) -> Derived:
     Raises:
         UsageError: The store has no pool.
     """
+    scores = open_scores(store)
+    return Derived(folder, _key(store), scores is not None and scores.rows > 0, store_key(store))
+
+
+def _key(store: Store) -> str:
+    """The key of the store's current tables."""
     pool, scores = store.open_pool(), open_scores(store)
     text = "\n".join([FORMAT, pool.digest, scores.digest if scores else ""])
-    scored = scores is not None and scores.rows > 0
-    return Derived(folder, hashlib.sha256(text.encode()).hexdigest()[:16], scored)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def store_key(store: Store) -> str:
+    """A key of where the store is."""
+    return hashlib.sha256(store.root.encode()).hexdigest()[:16]
 
 
 def open_scores(store: Store) -> Table | None:
@@ -123,6 +142,7 @@ def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = K
     with locked(folder / LOCK):
         derived = derived_of(store, folder)
         _sweep(derived)
+        _sweep_replaced(store, derived)
         if not derived.catalogue.exists():
             report("catalogue", 0.0)
             write_columns(derived.catalogue, build_catalogue(store.open_pool(), open_scores(store)))
@@ -156,6 +176,20 @@ def _sweep(derived: Derived) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+def _sweep_replaced(store: Store, derived: Derived) -> None:
+    """Delete the folder of tables that the store no longer holds, unless another store does."""
+    if derived.folder != derived_folder(store):
+        return  # a folder that was asked for, which its own sweep keeps clean
+    mark = user_cache(STORES) / derived.store
+    former = mark.read_text() if mark.exists() else ""
+    if former == derived.key:
+        return
+    atomic_write_bytes(mark, derived.key.encode())
+    used = {other.read_text() for other in mark.parent.iterdir() if other.suffix != UNFINISHED}
+    if former and former not in used:
+        shutil.rmtree(derived.folder.with_name(former), ignore_errors=True)
 
 
 def print_progress(stage: str, fraction: float) -> None:

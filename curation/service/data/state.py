@@ -215,10 +215,8 @@ class State:
         path = self._derived.coreset(entry.name, entry.table.digest)
         if not path.exists():
             write_coreset(path, entry.table, self.catalogue)
-            for old in self.folder.glob(f"coreset-{entry.name}-*-{self._derived.key}.arrow"):
-                # Names may contain each other; what follows the name is sixteen digits and the key.
-                if old != path and len(old.name) == len(path.name):
-                    old.unlink(missing_ok=True)
+            for old in self._derived.replaced_coresets(entry.name, entry.table.digest):
+                old.unlink(missing_ok=True)
         return path
 
     @property

@@ -5,19 +5,27 @@ import secrets
 import stat
 from pathlib import Path
 
+from echostill.curation.service.data.derived import store_key
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
+from echostill.platform.tables.user_cache import user_cache
 
 SHORTEST = 16  # characters
 
 
-def token_path(store: Store, given: str | None, folder: Path) -> Path:
-    """Return the token's file: the given one, or beside a local store, or with derived files."""
+def token_path(store: Store, given: str | None) -> Path:
+    """Return the token's file: the given one, or beside a local store, or in the user's cache.
+
+    Raises:
+        UsageError: It would be in the cache, and that cannot be written.
+    """
     if given is not None:
         return Path(given).absolute()
     if store.storage.is_local:
-        return Path(f"{store.root}.token")
-    return folder / "token"
+        path = Path(f"{store.root}.token")
+        if path.exists() or os.access(path.parent, os.W_OK):
+            return path
+    return user_cache("tokens") / store_key(store)
 
 
 def find_token(path: Path) -> tuple[str, bool]:

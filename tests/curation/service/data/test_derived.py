@@ -8,17 +8,23 @@ import pytest
 from echostill.curation.service.data.derived import derived_folder, derived_of, prepare
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
-from echostill.platform.tables.verify import verify_store
 
 
 def silent(stage, fraction):
     pass
 
 
-def test_what_is_there_is_not_made_again(own_store):
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache that a test may change: stores of equal content share theirs."""
+    monkeypatch.setenv("ECHOSTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_is_there_is_not_made_again_in_a_copy_of_the_store_neither(built, own_store):
     store = Store(str(own_store))
     folder = derived_folder(store)
-    assert folder == own_store / "scores" / "service"
+    assert folder == derived_folder(Store(str(built)))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     told = []
     derived = prepare(store, folder, lambda *step: told.append(step))
@@ -32,10 +38,9 @@ def test_what_is_there_is_not_made_again(own_store):
 @pytest.mark.parametrize(
     "stage", ["neighbours: training", "neighbours: writing", "map: interpolating"]
 )
-def test_a_killed_preparation_leaves_nothing_half_made(own_store, stage):
-    store = Store(str(own_store))
+def test_a_killed_preparation_leaves_nothing_half_made(built, own_cache, stage):
+    store = Store(str(built))
     folder = derived_folder(store)
-    shutil.rmtree(folder)
     code = (
         "import os, sys\n"
         "from echostill.curation.service.data.derived import derived_folder, prepare\n"
@@ -56,22 +61,35 @@ def test_a_killed_preparation_leaves_nothing_half_made(own_store, stage):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_files_of_replaced_tables_are_swept_away(own_store, make):
-    store = Store(str(own_store))
-    folder = derived_folder(store)
-    old = derived_of(store, folder)
+@pytest.mark.parametrize("given", [False, True])
+def test_files_of_replaced_tables_are_swept_away(own_store, own_cache, make, tmp_path, given):
+    store, asked = Store(str(own_store)), str(tmp_path / "asked") if given else None
+    old = prepare(store, derived_folder(store, asked), silent, ("catalogue",))
     make["write_store"](own_store, quarantined=6)
+    folder = derived_folder(store, asked)
     new = derived_of(store, folder)
     assert new.key != old.key
     assert set(new.missing()) == {"catalogue", "neighbours", "map"}
     prepare(store, folder, silent, ("catalogue",))
     assert new.missing() == ["neighbours", "map"]
     assert not old.catalogue.exists()
-    assert not old.neighbours.exists()
 
 
-def test_a_store_with_derived_files_is_sound(own_store):
-    assert verify_store(str(own_store)).sound
+def test_files_that_another_store_needs_stay(built, own_store, own_cache, make):
+    kept = prepare(Store(str(built)), derived_folder(Store(str(built))), silent, ("catalogue",))
+    store = Store(str(own_store))
+    prepare(store, derived_folder(store), silent, ("catalogue",))
+    make["write_store"](own_store, quarantined=6)
+    prepare(store, derived_folder(store), silent, ("catalogue",))
+    assert kept.catalogue.exists()
+
+
+def test_each_of_two_stores_has_files_for_its_own_coresets(built, own_store):
+    one, other = (
+        derived_of(s, derived_folder(s)) for s in (Store(str(built)), Store(str(own_store)))
+    )
+    assert one.key == other.key
+    assert one.coreset("default", "0" * 64) != other.coreset("default", "0" * 64)
 
 
 def test_a_pool_alone_has_a_catalogue(own_store):
@@ -79,7 +97,6 @@ def test_a_pool_alone_has_a_catalogue(own_store):
     store = Store(str(own_store))
     derived = prepare(store, derived_folder(store), silent)
     assert derived.missing() == []
-    assert derived.folder == own_store / "service"
 
 
 def test_scores_of_another_pool_are_refused(own_store, make):
@@ -94,13 +111,3 @@ def test_scores_of_another_pool_are_refused(own_store, make):
     write_table(store.pool(), table, stage="ingest", fingerprint={}, extra={"rows_in": 10})
     with pytest.raises(UsageError, match="226 scored images are not in the pool"):
         prepare(store, derived_folder(store), silent)
-
-
-def test_a_remote_store_is_derived_into_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = derived_folder(Store("gs://anonymous@bucket/store"))
-    assert folder.parent == tmp_path / "echostill"
-    assert derived_folder(Store("gs://anonymous@bucket/other")) != folder
-    assert (
-        derived_folder(Store("gs://anonymous@bucket/store"), str(tmp_path / "x")) == tmp_path / "x"
-    )

@@ -10,7 +10,7 @@ from echostill.platform.tables.store import Store
 
 def test_a_token_is_made_once_and_kept_from_others(tmp_path):
     store = Store(str(tmp_path / "store"))
-    path = token_path(store, None, tmp_path)
+    path = token_path(store, None)
     assert path == tmp_path / "store.token"
     old = os.umask(0)
     try:
@@ -22,6 +22,14 @@ def test_a_token_is_made_once_and_kept_from_others(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert find_token(path) == (token, False)
     assert find_token(tmp_path / "other.token")[0] != token
+
+
+def test_a_remote_store_has_its_token_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("ECHOSTILL_CACHE", str(tmp_path))
+    path = token_path(Store("gs://anonymous@bucket/store"), None)
+    assert path.parent == tmp_path / "tokens"
+    assert token_path(Store("gs://anonymous@bucket/other"), None) != path
+    assert token_path(Store("gs://anonymous@bucket/store"), str(tmp_path / "x")) == tmp_path / "x"
 
 
 def test_a_file_that_others_can_read_is_refused(tmp_path):
