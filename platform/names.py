@@ -36,6 +36,14 @@ def check_name(name: str) -> str:
     return composed
 
 
+def is_name(name: str) -> bool:
+    """Whether a folder has a name that :func:`check_name` gives."""
+    try:
+        return check_name(name) == name
+    except UsageError:
+        return False
+
+
 def _validate(name: str) -> str:
     try:
         return check_name(name)

@@ -16,6 +16,7 @@ import yaml
 from echostill.platform.config import SHARED_KEYS
 from echostill.platform.stages import STAGES
 from echostill.platform.tables.store import Store, read_manifest
+from echostill.platform.tables.table_folder import RECORDS
 
 FILE = "recipe.yaml"
 NEW_STORE = "runs/reproduced"
@@ -66,7 +67,9 @@ def make_recipe(
     for stage in written:
         for table in STAGES[stage].reads:
             if table not in made and _is_copied(store, table):
-                commands.append(f"cp -R $STORE/{table} {NEW_STORE}/{table}")
+                commands += [
+                    f"cp -R $STORE/{part} {NEW_STORE}/{part}" for part in _parts(store, table)
+                ]
                 made.add(table)
         commands.append(f"echostill {stage} --config {folder}/{FILE}")
         if stage == "distill":
@@ -77,11 +80,16 @@ def make_recipe(
     return Recipe(files, tuple(commands), tuple(_notes(written)))
 
 
+def _parts(store: Store, table: str) -> list[str]:
+    """Folders of the store that make up a table."""
+    return [name for name in (table, f"{RECORDS}/{table}") if store.storage.exists(name)]
+
+
 def _is_copied(store: Store, table: str) -> bool:
     """Whether a table is there that no stage writes."""
     if any(info.writes == table for info in STAGES.values()):
         return False
-    return read_manifest(store.storage.at(table)) is not None
+    return read_manifest(store.table(table)) is not None
 
 
 def _trainings(configurations: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ import pyarrow.compute as pc
 
 from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.names import check_name
+from echostill.platform.names import check_name, is_name
 from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table
+from echostill.platform.tables.table_folder import RECORDS, TableFolder
 
 CONFIGURATION = "configuration.json"
 
@@ -40,27 +41,31 @@ class Store:
 
     def pool(self) -> Storage:
         """The pool table."""
-        return self.storage.at("pool")
+        return self.table("pool")
 
     def sources(self) -> Storage:
         """The list of files that the pool was made from."""
-        return self.storage.at("sources")
+        return self.table("sources")
 
     def scores(self) -> Storage:
         """The scores table."""
-        return self.storage.at("scores")
+        return self.table("scores")
 
     def duplicates(self) -> Storage:
         """The table of copies inside the pool."""
-        return self.storage.at("duplicates")
+        return self.table("duplicates")
 
     def leaks(self) -> Storage:
         """The table of pool images that are copies of benchmark images."""
-        return self.storage.at("leaks")
+        return self.table("leaks")
+
+    def pins(self) -> Storage:
+        """The table of pins and bans."""
+        return self.table("pins")
 
     def coreset(self, name: str) -> Storage:
-        """A coreset table."""
-        return self._named("coresets", name)
+        """A coreset table; a UsageError where the name would be a path."""
+        return self.table(f"coresets/{check_name(name)}")
 
     def run(self, name: str) -> Storage:
         """A training run."""
@@ -84,7 +89,11 @@ class Store:
 
     def quarantine(self, stage: str) -> Storage:
         """The quarantine of a stage."""
-        return self.storage.at(f"quarantine/{stage}")
+        return self.table(f"quarantine/{stage}")
+
+    def table(self, name: str) -> Storage:
+        """A table by its place in the store, such as ``pool`` or ``coresets/default``."""
+        return TableFolder(self.root, name)
 
     def events(self) -> Storage:
         """The event logs, one per stage."""
@@ -102,7 +111,7 @@ class Store:
         """Open a coreset; a UsageError names the nearest existing one."""
         storage = self.coreset(name)
         if not storage.exists(MANIFEST):
-            known = sorted({entry.split("/")[1] for entry in self._manifests("coresets")})
+            known = self.coreset_names()
             if known:
                 raise UsageError(
                     f"no coreset '{name}' in '{self.root}'.{nearest(name, known)} "
@@ -117,16 +126,30 @@ class Store:
             folder, _, file = name.rpartition("/")
             if file == FINGERPRINT:
                 inputs = json.loads(self.storage.read(name)).get("inputs", {})
-                names += [folder] if digest in inputs.values() else []
+                names += [table_of(folder)] if digest in inputs.values() else []
         return names
+
+    def coreset_names(self) -> list[str]:
+        """Names of the finished coresets."""
+        return sorted({*self._finished("coresets"), *self._finished(f"{RECORDS}/coresets")})
 
     def run_names(self) -> list[str]:
         """Names of the finished training runs."""
-        return sorted({entry.split("/")[1] for entry in self._manifests("runs")})
+        return self._finished("runs")
 
-    def _manifests(self, folder: str) -> list[str]:
-        names = self.storage.list(folder, recursive=True)
-        return [name for name in names if name.count("/") == 2 and name.endswith(f"/{MANIFEST}")]
+    def _finished(self, folder: str) -> list[str]:
+        """Names in a folder that have a manifest and can be names."""
+        names = [
+            entry.removeprefix(f"{folder}/").removesuffix(f"/{MANIFEST}")
+            for entry in self.storage.list(folder, recursive=True)
+            if entry.endswith(f"/{MANIFEST}")
+        ]
+        return sorted(name for name in names if is_name(name))
+
+
+def table_of(folder: str) -> str:
+    """Return the table or run whose manifest and fingerprint are in a folder of the store."""
+    return folder.removeprefix(f"{RECORDS}/")
 
 
 def finish_run(
@@ -172,7 +195,7 @@ def check_origin(store: Store, coreset: Table) -> None:
     made, kept = coreset.manifest["fingerprint"].get("inputs", {}), coreset.storage
     about = json.loads(kept.read(FINGERPRINT)).get("about", {}) if kept.exists(FINGERPRINT) else {}
     for name, made_by in (("pool", "ingest"), ("scores", "score")):
-        storage = store.storage.at(name)
+        storage = store.table(name)
         if name not in made or not storage.exists(MANIFEST):
             continue
         table = Table.open(storage, made_by)

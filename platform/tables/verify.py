@@ -1,16 +1,24 @@
 """Re-reading a store: is everything that claims to be finished what its manifest says?"""
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from echostill.platform.errors import UsageError, nearest
+from echostill.platform.names import is_name
 from echostill.platform.tables.fingerprint import FINGERPRINT, difference
 from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.store import Store
+from echostill.platform.tables.store import Store, table_of
 from echostill.platform.tables.table import MANIFEST, decode_parquet
+
+# Where the commands write tables, runs and reports with a manifest.
+_PLACE = re.compile(
+    "pool|sources|scores|duplicates|leaks|pins|review|quarantine/[^/]+"
+    "|(coresets|runs|reports|teacher-cache|sweeps)/[^/]+"
+)
 
 
 @dataclass
@@ -60,10 +68,25 @@ def verify_store(root: str) -> Verification:
             f"no finished table in '{root}': is it a store?{nearest(last, siblings)} "
             "`echostill run` makes one."
         )
-    for name in manifests:
-        folder = name.rpartition("/")[0]
-        _verify_folder(store.storage.at(folder) if folder else store.storage, folder, result)
-    _verify_links(store, result)
+    sound: set[str] = set()
+    for manifest in manifests:
+        folder = manifest.rpartition("/")[0]
+        name = table_of(folder)
+        found = len(result.problems)
+        if not _PLACE.fullmatch(name) or not is_name(name.rpartition("/")[2]):
+            result.problems.append(
+                f"{folder or MANIFEST}: is no place of a store's table or run, and no command "
+                "reads it: move it out of the store"
+            )
+            continue
+        storage = store.storage.at(name) if folder == name else store.table(name)
+        try:
+            _verify_folder(storage, name, result)
+        except (KeyError, TypeError, AttributeError):
+            result.problems.append(f"{folder}: the manifest is not one that echostill wrote")
+        if len(result.problems) == found:
+            sound.add(name)
+    _verify_links(store, sound, result)
     return result
 
 
@@ -83,6 +106,8 @@ def _verify_folder(storage: Storage, folder: str, result: Verification) -> None:
     except ValueError:
         result.problems.append(f"{folder}: the manifest is not JSON")
         return
+    if not {"parts", "files"} & manifest.keys():
+        raise KeyError("parts")  # as where an entry of it lacks something
     entries = manifest.get("parts", []) + manifest.get("files", [])
     for entry in entries:
         where = f"{folder}/{entry['file']}"
@@ -99,7 +124,11 @@ def _verify_folder(storage: Storage, folder: str, result: Verification) -> None:
         if rows != manifest["rows"]:
             result.problems.append(f"{folder}: parts hold {rows} rows, not {manifest['rows']}")
     if storage.exists(FINGERPRINT):
-        claimed = json.loads(storage.read(FINGERPRINT))
+        try:
+            claimed = json.loads(storage.read(FINGERPRINT))
+        except ValueError:
+            result.problems.append(f"{folder}: the fingerprint is not JSON")
+            return
         if claimed["digest"] != manifest["fingerprint"]["digest"]:
             changes = "; ".join(difference(claimed, manifest["fingerprint"]))
             result.problems.append(f"{folder}: fingerprint and manifest differ ({changes})")
@@ -123,11 +152,11 @@ def _verify_part(
         result.problems.append(f"{where}: the columns are not the manifest's")
 
 
-def _verify_links(store: Store, result: Verification) -> None:
-    """Check what holds between tables: accounting, unique ids, the same rows in each."""
+def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
+    """Check what holds between sound tables: accounting, unique ids, the same rows in each."""
     ids: dict[str, list[str]] = {}
     for name, storage in (("pool", store.pool()), ("scores", store.scores())):
-        if not storage.exists(MANIFEST):
+        if name not in sound:
             continue
         manifest = json.loads(storage.read(MANIFEST))
         held = _rows(store.quarantine(manifest["stage"]))
@@ -146,10 +175,9 @@ def _verify_links(store: Store, result: Verification) -> None:
         held_ids = _quarantined_ids(store.quarantine("score"))
         if sorted(ids["pool"]) != sorted([*ids["scores"], *held_ids]):
             result.problems.append("scores: its rows are not the pool's")
-    for entry in store.storage.list("coresets", recursive=True):
-        if not entry.endswith(f"/{MANIFEST}"):
+    for name in store.coreset_names():
+        if f"coresets/{name}" not in sound:
             continue
-        name = entry.split("/")[1]
         storage = store.coreset(name)
         manifest = json.loads(storage.read(MANIFEST))
         if "scores" in ids and sorted(_ids(storage, manifest)) != sorted(ids["scores"]):

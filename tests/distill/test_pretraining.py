@@ -70,7 +70,8 @@ def test_the_teacher_is_found_and_not_trained_again(pretrained):
 
 def test_two_workers_train_what_one_trains(pretrained, tmp_path):
     other = tmp_path / "other"
-    shutil.copytree(pretrained / "pool", other / "pool")
+    for folder in ("pool", "records/pool"):
+        shutil.copytree(pretrained / folder, other / folder)
     pretrain(configuration(other, workers=2))
     one, two = weights_in(pretrained), weights_in(other)
     assert one.keys() == two.keys()

@@ -21,8 +21,8 @@ from echostill.jobs.stages import run_stage
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder, save_weights
 from echostill.platform.stages import IN_RUN
-from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.table import Table
+from echostill.platform.tables.storage import sha256
+from echostill.platform.tables.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAMPLE = ROOT / "examples" / "quickstart"
@@ -122,8 +122,8 @@ def stores(configuration, tmp_path_factory):
     done = finish(command(configuration, calm))
     assert done.returncode == 0, done.stderr
     for pattern, sent in (
-        ("pool/done/*.json", signal.SIGKILL),
-        ("scores/done/*.json", signal.SIGTERM),
+        ("records/pool/done/*.json", signal.SIGKILL),
+        ("records/scores/done/*.json", signal.SIGTERM),
         ("runs/distilled-0/train/*/checkpoint_*/state.pt", signal.SIGKILL),
         ("reports/default/units/*.json", signal.SIGKILL),
     ):
@@ -219,7 +219,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     stores, configuration, tmp_path, stage, change, words
 ):
     banned = tmp_path / "banned.csv"
-    row = Table.open(Storage(str(stores[0] / "pool")), "ingest").read(["image_id"]).slice(0, 1)
+    row = Store(str(stores[0])).open_pool().read(["image_id"]).slice(0, 1)
     banned.write_text(f"image_id\n{row['image_id'][0].as_py()}\n")
     benchmark = configuration.parent / "liver.csv"
     overrides = [f"store={stores[0]}", change.format(banned=banned, benchmark=benchmark)]

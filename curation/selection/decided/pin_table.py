@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.tables.atomic import locked
-from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import (
     MANIFEST,
@@ -74,14 +73,9 @@ class Pin:
     removed: dict[str, str] | None = None
 
 
-def pins_storage(store: Store) -> Storage:
-    """The table's folder."""
-    return store.storage.at("pins")
-
-
 def read_pins(store: Store) -> list[Pin]:
     """Read every pin and ban in the order of time, including removed ones."""
-    storage = pins_storage(store)
+    storage = store.pins()
     if not storage.exists(MANIFEST):
         return []
     rows = [row for part in Table.open(storage, "pin").parts() for row in part.to_pylist()]
@@ -210,7 +204,7 @@ def _signed(author: str, reason: str) -> dict[str, str]:
 
 
 def _append(store: Store, values: dict[str, Any]) -> dict[str, Any]:
-    storage = pins_storage(store)
+    storage = store.pins()
     parts: list[dict[str, Any]] = []
     if storage.exists(MANIFEST):
         parts = json.loads(storage.read(MANIFEST))["parts"]
@@ -231,11 +225,12 @@ def _append(store: Store, values: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _alone(store: Store) -> Iterator[None]:
     """Allow one writer at a time among the threads and, on a local store, the processes."""
-    storage = pins_storage(store)
+    storage = store.pins()
     with _writing:
         if not storage.is_local:
             yield
             return
-        os.makedirs(storage.local_path(), exist_ok=True)
-        with locked(storage.local_path("lock")):
+        lock = storage.local_path("lock")
+        os.makedirs(os.path.dirname(lock), exist_ok=True)
+        with locked(lock):
             yield

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from echostill.curation.selection.decided.pin_table import Pin, in_force, pins_storage, read_pins
+from echostill.curation.selection.decided.pin_table import Pin, in_force, read_pins
 from echostill.curation.service import children
 from echostill.curation.service.data.catalogue import Catalogue
 from echostill.curation.service.data.coresets import Coreset, Entry, read_entry, write_coreset
@@ -253,16 +253,9 @@ class State:
         )
 
     def _read_entries(self) -> None:
-        storage = self.store.storage.at("coresets")
-        selector = pafs.FileSelector(storage.arrow_path(""), allow_not_found=True)
-        folders = storage.filesystem.get_file_info(selector)
         found: dict[str, Entry] = {}
-        for folder in folders:
-            if folder.type != pafs.FileType.Directory:
-                continue
-            name = folder.base_name
-            path = f"{folder.path}/{MANIFEST}"
-            mark = self._mark(path)
+        for name in self.store.coreset_names():
+            mark = self._mark(self.store.coreset(name).arrow_path(MANIFEST))
             if mark is None:
                 continue
             known = self.entries.get(name)
@@ -281,7 +274,7 @@ class State:
     def _read_pins(self) -> None:
         if self._catalogue is None:
             return
-        if not self._changed("pins", pins_storage(self.store).arrow_path(MANIFEST)):
+        if not self._changed("pins", self.store.pins().arrow_path(MANIFEST)):
             return
         every = read_pins(self.store)
         active = in_force(every)

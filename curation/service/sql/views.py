@@ -9,7 +9,6 @@ from echostill.curation.service.data.columns import open_columns, write_columns
 from echostill.curation.service.data.state import State
 from echostill.platform.errors import EchostillError
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
-from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST, Table
 
 STAGES = ("ingest", "score")
@@ -91,7 +90,7 @@ def _quarantine(state: State) -> Path:
 
 def _other(state: State, name: str) -> Path | None:
     """Map a table by name, if the store has it and its columns can be mapped."""
-    storage: Storage = state.store.storage.at(name)
+    storage = state.store.table(name)
     if not storage.exists(MANIFEST):
         return None
     table = Table.open(storage, name)

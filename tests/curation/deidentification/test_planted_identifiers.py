@@ -228,8 +228,9 @@ def test_without_a_key_patients_are_grouped_and_a_run_cut_short_goes_on(
     assert len(groups) == 1  # three files of one patient
     assert told(str(groups)) == []
     assert told(str([row["image_id"] for row in rows])) == []
-    (pool / "manifest.json").unlink()
-    (pool / "done" / "00001.json").unlink()
+    records = tmp_path / "store" / "records" / "pool"
+    (records / "manifest.json").unlink()
+    (records / "done" / "00001.json").unlink()
     ingest(configured(folder, tmp_path / "store"))
     assert {path.name: path.read_bytes() for path in pool.glob("*.parquet")} == whole
 

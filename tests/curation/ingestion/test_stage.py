@@ -119,8 +119,9 @@ def test_one_uid_over_many_pictures_is_many_images(ray_cluster, dicom, tmp_path,
     # Cut short and finished, and with a file that comes in later: the same ids.
     pool = tmp_path / "store" / "pool"
     whole = {path.name: path.read_bytes() for path in pool.glob("part-*")}
-    (pool / "manifest.json").unlink()
-    (pool / "done" / "00001.json").unlink()
+    records = tmp_path / "store" / "records" / "pool"
+    (records / "manifest.json").unlink()
+    (records / "done" / "00001.json").unlink()
     run(folder, store.root, **options)
     assert {path.name: path.read_bytes() for path in pool.glob("part-*")} == whole
     mended = folder / "IM0"
@@ -208,14 +209,17 @@ def test_a_run_cut_short_ends_as_an_undisturbed_one(ray_cluster, folder, tmp_pat
     pool = tmp_path / "store" / "pool"
     whole = {path.name: path.read_bytes() for path in pool.iterdir() if path.is_file()}
     held = held_in(tmp_path / "store")
-    (pool / "manifest.json").unlink()  # cut after the repeated ids were moved
+    records = tmp_path / "store" / "records" / "pool"
+    said = {path.name: path.read_bytes() for path in records.iterdir() if path.is_file()}
+    (records / "manifest.json").unlink()  # cut after the repeated ids were moved
     assert "(3 finished earlier)" in run(folder, tmp_path / "store")
-    (pool / "manifest.json").unlink()
-    (pool / "done" / "00001.json").unlink()  # cut while shards were written
+    (records / "manifest.json").unlink()
+    (records / "done" / "00001.json").unlink()  # cut while shards were written
     cut = pool / "part-00002.parquet"
     cut.write_bytes(cut.read_bytes()[:-5])
     assert "(1 finished earlier)" in run(folder, tmp_path / "store")
     assert {path.name: path.read_bytes() for path in pool.iterdir() if path.is_file()} == whole
+    assert {path.name: path.read_bytes() for path in records.iterdir() if path.is_file()} == said
     assert held_in(tmp_path / "store") == held
     assert "already done" in run(folder, tmp_path / "store")
     assert verify_store(str(tmp_path / "store")).sound
@@ -245,7 +249,8 @@ def test_mended_files_take_their_places(ray_cluster, folder, tmp_path):
     said = str(retry_ingest(config))
     # The cine is two frames now; its copy, which stood in for it, is read already.
     assert "4 quarantined before, 4 now; 14 rows in = 10 rows out + 4 quarantined" in said
-    for table in ("pool", "quarantine/ingest"):
+    tables = ("pool", "quarantine/ingest")
+    for table in (*tables, *(f"records/{table}" for table in tables)):
         rough, calm = (tmp_path / name / table for name in ("store", "calm"))
         found = {path.name: path.read_bytes() for path in rough.iterdir() if path.is_file()}
         assert found == {path.name: path.read_bytes() for path in calm.iterdir() if path.is_file()}

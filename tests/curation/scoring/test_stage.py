@@ -83,8 +83,9 @@ def scored(ray_cluster, pictures, weights, tmp_path_factory):
 
 def with_pool(scored, root):
     """Return a store at ``root`` that has the same pool and nothing else."""
-    shutil.copytree(scored / "pool", root / "pool")
-    shutil.copytree(scored / "quarantine" / "ingest", root / "quarantine" / "ingest")
+    for table in ("pool", "quarantine/ingest"):
+        for folder in (table, f"records/{table}"):
+            shutil.copytree(scored / folder, root / folder)
     return root
 
 
@@ -109,14 +110,16 @@ def payloads(store):
     return shards(Store(str(store)).open_pool(), 2048)
 
 
-def files(folder):
+def files(root, table):
     """What a table is: its parts and its manifest."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    folders = (root / table, root / "records" / table)
+    paths = [path for folder in folders for path in folder.iterdir() if path.is_file()]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def choose(root):
     select(SelectConfig(store=str(root), budget=11, clusters=3))
-    return files(root / "coresets" / "default")
+    return files(root, "coresets/default")
 
 
 def test_the_scores_are_what_they_say(scored):
@@ -140,8 +143,8 @@ def test_two_workers_give_the_files_of_one(scored, weights, tmp_path):
     """Everything anew, the proxy too: scores and coreset are the same, byte for byte."""
     other = with_pool(scored, tmp_path / "other")
     score(configuration(other, weights, workers=2))
-    assert files(other / "scores").keys() >= {f"part-{k:05d}.parquet" for k in range(SHARDS)}
-    assert files(other / "scores") == files(scored / "scores")
+    assert files(other, "scores").keys() >= {f"part-{k:05d}.parquet" for k in range(SHARDS)}
+    assert files(other, "scores") == files(scored, "scores")
     assert choose(other) == choose(scored)
 
 
@@ -172,7 +175,7 @@ def test_decoding_apart_gives_the_same_files(scored, weights, tmp_path):
     other = with_pool(scored, tmp_path / "other")
     shutil.copytree(scored / "runs", other / "runs")
     score(configuration(other, weights, decoders=1))
-    assert files(other / "scores") == files(scored / "scores")
+    assert files(other, "scores") == files(scored, "scores")
     seconds = [
         event["seconds"]
         for event in read_events(Store(str(other)).events(), "score")
@@ -199,7 +202,7 @@ def test_mended_rows_are_scored_as_if_they_had_always_been_whole(scored, weights
     said = str(retry_score(config))
     assert "2 quarantined before, 0 now; 30 rows in = 30 rows out + 0 quarantined" in said
     assert "as it was before: coresets/default. " in said
-    assert files(other / "scores") == files(scored / "scores")
+    assert files(other, "scores") == files(scored, "scores")
     assert verify_store(str(other)).problems == ["coresets/default: its rows are not the scores'"]
     with pytest.raises(UsageError, match="scores: 28 images -> 30 images"):
         select(SelectConfig(store=str(other), budget=11, clusters=3))
@@ -217,13 +220,13 @@ def test_a_plan_says_how_many_cores_a_gpu_needs(scored, weights):
 def test_lost_shards_are_computed_again_and_the_rest_is_not(scored, weights, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(scored, other, ignore=shutil.ignore_patterns("cache", "coresets"))
-    (other / "scores" / "manifest.json").unlink()
-    (other / "scores" / "done" / "00001.json").unlink()  # killed before it was declared
+    (other / "records" / "scores" / "manifest.json").unlink()
+    (other / "records" / "scores" / "done" / "00001.json").unlink()  # killed before it was declared
     cut = other / "scores" / "part-00002.parquet"
     cut.write_bytes(cut.read_bytes()[:-9])
     said = str(score(configuration(other, weights, workers=2)))
     assert "(2 finished earlier)" in said
-    assert files(other / "scores") == files(scored / "scores")
+    assert files(other, "scores") == files(scored, "scores")
     assert "already done" in str(score(configuration(other, weights)))
     with pytest.raises(UsageError, match="refused: mask_draws 2 -> 3"):
         score(configuration(other, weights, mask_draws=3))

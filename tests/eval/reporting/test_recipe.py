@@ -61,8 +61,8 @@ def test_a_grid_with_holes_is_not_filled(tmp_path):
 
 def test_what_no_stage_writes_is_copied_before_it_is_read(tmp_path):
     store = Store(str(tmp_path))
-    store.storage.at("pins").write("manifest.json", b"{}")
-    store.storage.at("duplicates").write("manifest.json", b"{}")
+    store.pins().write("manifest.json", b"{}")
+    store.duplicates().write("manifest.json", b"{}")
     lines = [line.split()[:2] for line in recipe(store).commands]
     assert lines.index(["cp", "-R"]) == lines.index(["echostill", "select"]) - 1
     assert sum(line[0] == "cp" for line in lines) == 1

@@ -8,7 +8,6 @@ import pytest
 from echostill.curation.selection.decided.pin_table import (
     add_pin,
     in_force,
-    pins_storage,
     read_pins,
     remove_pin,
     selection_tables,
@@ -61,7 +60,7 @@ def test_the_last_act_on_an_image_counts(store):
 def test_a_pin_says_who_and_why(store, action, ids, author, reason, words):
     with pytest.raises(UsageError, match=words):
         add_pin(store, action, ids, author=author, reason=reason)
-    assert not pins_storage(store).exists(MANIFEST)
+    assert not store.pins().exists(MANIFEST)
 
 
 def test_what_is_not_pinned_cannot_be_taken_back(store):
@@ -86,7 +85,7 @@ def test_nothing_is_lost_when_the_process_is_killed_between_part_and_manifest(st
     )
     done = subprocess.run([sys.executable, "-c", code, store.root], env=os.environ)
     assert done.returncode == -9
-    assert len(pins_storage(store).list()) >= 3  # a part that no manifest names lies there
+    assert len(store.pins().list()) >= 3  # a part that no manifest names lies there
     assert [pin.reason for pin in read_pins(store)] == ["first"]
     add_pin(store, "ban", ["c"], author="x", reason="second")
     assert [pin.reason for pin in read_pins(store)] == ["first", "second"]

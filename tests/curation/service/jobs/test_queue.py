@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +48,8 @@ def test_a_pick_is_the_commands_coreset_byte_for_byte(web, live, own_store, make
     command = [sys.executable, "-m", "echostill.jobs.cli.main", "select", *arguments]
     subprocess.run([*command, f"store={own_store}"], check=True, capture_output=True)
     assert bytes_of(live.root / "coresets/picked") == bytes_of(own_store / "coresets/picked")
+    records = "records/coresets/picked"
+    assert bytes_of(live.root / records) == bytes_of(own_store / records)
     assert web.get("/v1/coresets/picked").json()["budget"] == 59
     assert web.get("/v1/coresets/picked/samples").json()["total"] == 59
     # The same request again is done at once; another of that name is refused.
@@ -76,7 +77,7 @@ def test_a_failed_pick_says_why_and_leaves_nothing(web, live):
     job = finished(web, web.post("/v1/coresets", json=body).json()["id"])
     assert job["state"] == "failed"
     assert "largest feasible budget is 40" in job["message"]
-    assert not (live.root / "coresets/failing").exists()
+    assert not list(live.root.rglob("failing"))
     assert "failing" not in [item["name"] for item in web.get("/v1/coresets").json()["items"]]
 
 
@@ -87,7 +88,7 @@ def test_a_cancelled_pick_leaves_nothing(web, live):
     for job in reversed(jobs):
         gone = web.delete(f"/v1/jobs/{job['id']}").json()
         assert gone["state"] == "cancelled"
-        assert not (live.root / "coresets" / job["name"]).exists()
+        assert not list(live.root.rglob(job["name"]))
         assert web.delete(f"/v1/jobs/{job['id']}").status_code == 409
     listed = web.get("/v1/jobs").json()["items"]
     assert [job["id"] for job in jobs][::-1] == [
@@ -149,8 +150,8 @@ def gone(pids, seconds=30):
 
 
 @pytest.mark.slow
-def test_kill_9_while_indexing_and_picking_loses_nothing(built, own_store, make):
-    shutil.rmtree(own_store / "scores" / "service")
+def test_kill_9_while_indexing_and_picking_loses_nothing(own_store, make, tmp_path, monkeypatch):
+    monkeypatch.setenv("ECHOSTILL_CACHE", str(tmp_path / "cache"))  # where there is no index yet
     service = Command(own_store)
     assert "shown once" in service.said
     assert os.stat(f"{own_store}.token").st_mode & 0o077 == 0
@@ -169,7 +170,7 @@ def test_kill_9_while_indexing_and_picking_loses_nothing(built, own_store, make)
     finally:
         service.kill()
     assert gone(helpers), "a child outlived its service"
-    assert not (own_store / "coresets/two").exists()
+    assert not (own_store / "records/coresets/two/manifest.json").exists()
     service = Command(own_store)
     try:
         assert "shown once" not in service.said
@@ -190,7 +191,7 @@ def test_kill_9_while_indexing_and_picking_loses_nothing(built, own_store, make)
         ]
         assert parts[0] == parts[1]
     assert verify_store(str(own_store)).sound
-    names = [path.name for path in (own_store / "scores" / "service").iterdir()]
+    names = [path.name for path in (tmp_path / "cache").rglob("*")]
     assert not [name for name in names if name.endswith(".tmp")]
 
 
