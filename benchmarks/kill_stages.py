@@ -186,7 +186,7 @@ def disturb(
     stage: str, kinds: list[str], setting: Setting, store: Path, rng: random.Random, tally: Tally
 ) -> None:
     """Run a stage to its end through the given kills."""
-    table = store / ("pool" if stage == "ingest" else "scores")
+    table = store / "records" / ("pool" if stage == "ingest" else "scores")
     waiting, late = list(kinds), 0
     while True:
         driver = start(stage, setting, store)
@@ -227,7 +227,8 @@ def contents(store: Path) -> dict[str, bytes]:
     """Return all that must be equal: tables, quarantines, manifests, records of shards."""
     return {
         path.relative_to(store).as_posix(): path.read_bytes()
-        for folder in ("pool", "scores", "quarantine")
+        for part in ("pool", "scores", "quarantine")
+        for folder in (part, f"records/{part}")
         for path in sorted((store / folder).rglob("*"))
         if path.is_file()
     }

@@ -36,7 +36,7 @@ def timed(setting: Setting, store: Path, kill_at: int | None) -> tuple[float, fl
     started = time.time()
     driver = start("ingest", setting, store)
     while kill_at is not None and driver.poll() is None:
-        if done_shards(store / "pool") >= kill_at:
+        if done_shards(store / "records" / "pool") >= kill_at:
             os.kill(driver.pid, signal.SIGKILL)
             break
         time.sleep(0.01)

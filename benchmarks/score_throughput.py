@@ -13,7 +13,6 @@ less; it does not see what Ray's own processes take.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -146,7 +145,7 @@ def main() -> None:
         loop = BareLoop(store, weights, options.teacher, options.student, options.batch)
         for number in range(options.rounds):
             bare_paces.append(loop.pace(options.images))
-            shutil.rmtree(Path(store.root) / "scores")
+            store.scores().delete("")
             paces.append(run_stage("score", Path(store.root), settings))
             print(
                 f"round {number}: bare {bare_paces[-1][0]:.3f} images/s, "

@@ -39,7 +39,7 @@ NAME = "benchmark"
 def make_store(folder: Path, rows: int, dim: int, seed: int) -> Store:
     """Write the synthetic pool and scores, or find them written."""
     store = Store(str(folder / f"scale-{rows}x{dim}-{seed}"))
-    if store.storage.exists("scores/manifest.json"):
+    if store.scores().exists("manifest.json"):
         return store
     centres = np.random.default_rng([seed, 0]).normal(size=(CENTRES, dim)).astype(np.float32)
     # A few kinds are common and most are rare, as in a hospital's export.

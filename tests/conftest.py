@@ -19,13 +19,13 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
 # What is derived from the stores of the tests ends with them, and stores of equal content share it.
-os.environ["ECHOSTILL_CACHE"] = tempfile.mkdtemp(prefix="echostill-tests-")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="echostill-tests-")
 
 import pytest
 import ray
 from hypothesis import HealthCheck, settings
 
-atexit.register(shutil.rmtree, os.environ["ECHOSTILL_CACHE"], ignore_errors=True)
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # No test depends on how fast the machine is.
 settings.register_profile(

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from echostill.platform.errors import UsageError
 
-VARIABLE = "ECHOSTILL_CACHE"
 OWNER_ONLY = 0o700  # what is derived from images is as confidential as they are
 
 
 def user_cache(*names: str) -> Path:
     """Return a folder of the user's cache, making it.
 
-    It is ``$ECHOSTILL_CACHE``, ``$XDG_CACHE_HOME/echostill`` or ``~/.cache/echostill``; where that
-    cannot be written, as in many containers, a folder of the user's among the temporary files.
+    It is ``$XDG_CACHE_HOME/echostill`` or ``~/.cache/echostill``; where that cannot be written, as
+    in many containers, it is a folder of the user's own among the temporary files.
 
     Args:
         names: Folders inside.
@@ -38,12 +37,10 @@ def user_cache(*names: str) -> Path:
         if os.access(inside, os.W_OK):
             return inside
         problem = problem or f"cannot write '{inside}'"
-    raise UsageError(f"{problem}: set ECHOSTILL_CACHE to a folder that can be written.")
+    raise UsageError(f"{problem}: set XDG_CACHE_HOME to a folder that can be written.")
 
 
 def _wanted() -> Path:
-    if own := os.environ.get(VARIABLE):
-        return Path(own).absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification ignores a relative path, which would mean another folder in every shell.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "echostill"

@@ -17,7 +17,7 @@ def silent(stage, fraction):
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """A cache that a test may change: stores of equal content share theirs."""
-    monkeypatch.setenv("ECHOSTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

@@ -25,9 +25,9 @@ def test_a_token_is_made_once_and_kept_from_others(tmp_path):
 
 
 def test_a_remote_store_has_its_token_in_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("ECHOSTILL_CACHE", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = token_path(Store("gs://anonymous@bucket/store"), None)
-    assert path.parent == tmp_path / "tokens"
+    assert path.parent == tmp_path / "echostill" / "tokens"
     assert token_path(Store("gs://anonymous@bucket/other"), None) != path
     assert token_path(Store("gs://anonymous@bucket/store"), str(tmp_path / "x")) == tmp_path / "x"
 

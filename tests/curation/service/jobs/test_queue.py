@@ -151,7 +151,7 @@ def gone(pids, seconds=30):
 
 @pytest.mark.slow
 def test_kill_9_while_indexing_and_picking_loses_nothing(own_store, make, tmp_path, monkeypatch):
-    monkeypatch.setenv("ECHOSTILL_CACHE", str(tmp_path / "cache"))  # where there is no index yet
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where there is no index yet
     service = Command(own_store)
     assert "shown once" in service.said
     assert os.stat(f"{own_store}.token").st_mode & 0o077 == 0
