@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,7 +227,7 @@ def atlas_command(
         rows = opened.export_atlas(to, coreset=coreset, side=side)
     image = " --image image" if side else ""
     print(f"{to}: {rows} images. To view them:")
-    print(f"  embedding-atlas {to} --x x --y y{image} --disable-projection")
+    print(f"  embedding-atlas {shlex.quote(to)} --x x --y y{image} --disable-projection")
 
 
 def pin_command(

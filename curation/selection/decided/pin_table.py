@@ -231,6 +231,13 @@ def _alone(store: Store) -> Iterator[None]:
             yield
             return
         lock = storage.local_path("lock")
-        os.makedirs(os.path.dirname(lock), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(lock), exist_ok=True)
+            open(lock, "a").close()
+        except OSError as error:
+            raise UsageError(
+                f"pins and bans are kept in the store, and '{store.root}' cannot be written "
+                f"({error.strerror})."
+            ) from None
         with locked(lock):
             yield

@@ -107,7 +107,8 @@ class Jobs:
         """Queue a pick.
 
         Raises:
-            Problem: Another job of that name is unfinished, or the queue is full.
+            Problem: Another job of that name is unfinished, the queue is full, or the store cannot
+                be written.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         job = Job(
@@ -123,7 +124,10 @@ class Jobs:
                 raise conflict(f"a job for the coreset '{job.name}' is already waiting or running.")
             if len(waiting) >= WAITING_MAX:
                 raise conflict(f"{len(waiting)} jobs are waiting: wait until some have finished.")
-            self._save(job)
+            try:
+                self._save(job)
+            except OSError as error:
+                raise conflict(f"the store cannot be written ({error.strerror}).") from None
             self._changed.notify_all()
         return job
 
@@ -238,5 +242,5 @@ class Jobs:
                 storage.delete("")
 
     def _save(self, job: Job) -> None:
-        self._jobs[job.id] = job
         self._storage.write(f"{job.id}.json", json.dumps(asdict(job), indent=1).encode())
+        self._jobs[job.id] = job
