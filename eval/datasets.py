@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from echostill.platform.config import Config
 from echostill.platform.errors import UsageError, nearest
-from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.storage import Storage, file_in
 
 SPLITS = ("train", "test")
 BINARY_THRESHOLD = 127  # grey / 255 > 0.5, as published
@@ -154,8 +154,7 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
 def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
     """Read a task's manifest: its folder and its rows; checks every needed column."""
     path = task.manifest
-    folder_name, _, name = path.rpartition("/")
-    folder = Storage(folder_name or ("/" if path.startswith("/") else "."))
+    folder, name = file_in(path)
     if folder.size(name) is None:
         names = [entry for entry in folder.list() if entry.endswith(".csv")]
         raise UsageError(f"task '{task.name}': no manifest '{path}'.{nearest(name, names)}")
@@ -295,8 +294,7 @@ def _decode(folder: Storage, file: str, task: TaskSettings) -> Image.Image:
     """Read an image; the only place that knows how images are decoded."""
     place, name = folder, file
     if file.startswith("/") or "://" in file:
-        parent, _, name = file.rpartition("/")
-        place = Storage(parent or "/")
+        place, name = file_in(file)
     if place.size(name) is None:
         parent, _, last = name.rpartition("/")
         hint = nearest(last, [entry.rpartition("/")[2] for entry in place.list(parent)])

@@ -26,7 +26,7 @@ from echostill.platform.models.registry import TIMM_PREFIX
 from echostill.platform.models.trained import TrainedModel, open_run, open_zoo
 from echostill.platform.progress import Progress
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
-from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.storage import file_in
 from echostill.platform.tables.store import Store
 from echostill.platform.training.staging import staged_side
 
@@ -246,18 +246,13 @@ def _write_quarantine(to: str, failures: Sequence[Failure]) -> str:
     if rows:
         _write(name, pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
     else:
-        folder, file = _split(name)
-        Storage(folder).delete(file)
+        folder, file = file_in(name)
+        folder.delete(file)
     return name
 
 
 def _write(target: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=8192)
-    folder, file = _split(target)
-    Storage(folder).write(file, sink.getvalue().to_pybytes())
-
-
-def _split(target: str) -> tuple[str, str]:
-    folder, _, file = target.rpartition("/")
-    return folder or ("/" if target.startswith("/") else "."), file
+    folder, file = file_in(target)
+    folder.write(file, sink.getvalue().to_pybytes())

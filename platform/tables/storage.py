@@ -201,6 +201,13 @@ def local_folder(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path) if path.split("/")[0] == "~" else path)
 
 
+def file_in(path: str) -> tuple[Storage, str]:
+    """Return a file's folder and its name in it, given its path or URI."""
+    local = _of_file_uri(path) if "://" in path else path
+    folder, slash, name = (path if local is None else local).rpartition("/")
+    return Storage(folder or slash or os.curdir), name
+
+
 def _of_file_uri(root: str) -> str | None:
     """Return the path that a ``file://`` URI means; None for another URI."""
     if not root.startswith("file://"):

@@ -20,7 +20,7 @@ import yaml
 from echostill.jobs.stages import run_stage
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder, save_weights
-from echostill.platform.stages import IN_RUN
+from echostill.platform.stages import IN_RUN, STAGES
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store
 
@@ -236,6 +236,22 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     before = digests(stores[0])
     assert stage in run_stage(stage, str(configuration), overrides, dry_run=True, overwrite=True)
     assert digests(stores[0]) == before
+
+
+def test_dry_runs_write_nothing(stores, configuration):
+    """Of every stage, on a store that holds what each of them reads and makes."""
+    store = stores[0]
+
+    def everything():
+        return {
+            path.relative_to(store): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+            for path in store.rglob("*")
+        }
+
+    before = everything()
+    for stage in (*STAGES, "cache"):
+        run_stage(stage, str(configuration), [f"store={store}"], dry_run=True, overwrite=True)
+    assert everything() == before
 
 
 def test_every_stage_of_a_run_has_its_start_and_its_end_in_the_event_log(stores):

@@ -1,13 +1,11 @@
 """Lists of images that people keep in files: read, checked against the pool, joined."""
 
-import os
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from echostill.platform.errors import UsageError
-from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.storage import file_in
 from echostill.platform.tables.table import Table, decode_parquet
 
 NAMED = 3  # ids that a message names
@@ -23,8 +21,7 @@ def read_images(path: str, key: str) -> pa.Table:
     Raises:
         UsageError: There is no such file, or it is neither CSV nor Parquet.
     """
-    folder, _, name = path.rpartition("/")
-    storage = Storage(folder or os.curdir)
+    storage, name = file_in(path)
     if not storage.exists(name):
         raise UsageError(f"{key}: no file '{path}'.")
     data = storage.read(name)

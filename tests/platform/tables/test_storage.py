@@ -21,7 +21,7 @@ from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.images import encode_png
 from echostill.platform.shards.events import read_events
 from echostill.platform.tables.schemas import scores_schema
-from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.storage import Storage, file_in
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import Table, encode_parquet, write_table
 from echostill.platform.tables.verify import verify_store
@@ -124,6 +124,19 @@ def test_only_a_tilde_alone_is_the_home_folder(monkeypatch, tmp_path):
     assert Storage("~/runs/a").root == f"{tmp_path}/runs/a"
     assert Storage("~runs").root == f"{tmp_path}/~runs"
     assert Storage("x/~/y").root == f"{tmp_path}/x/~/y"
+
+
+def test_a_file_is_split_into_its_folder_and_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, root, name in (
+        ("a.csv", str(tmp_path), "a.csv"),
+        ("/a.csv", "/", "a.csv"),
+        ("week #3?/50%20.csv", f"{tmp_path}/week #3?", "50%20.csv"),
+        ("file:///a%20b/50%25.csv", "/a b", "50%.csv"),
+        ("gs://anonymous@bucket/a/b.csv", "gs://anonymous@bucket/a", "b.csv"),
+    ):
+        folder, file = file_in(path)
+        assert (folder.root, file) == (root, name)
 
 
 def test_an_upload_is_nothing_until_it_ends(bucket):
