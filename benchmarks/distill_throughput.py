@@ -374,9 +374,10 @@ class TimedJob:
 
 def on_ray(setting, steps, workers, threads, folder):
     """Images per second of a Ray Train run after its first steps."""
+    from echostill.platform.cluster.waiting import cluster_nodes
     from echostill.platform.progress import Progress
     from echostill.platform.tables.storage import Storage
-    from echostill.platform.training.ray import Logged, run_training
+    from echostill.platform.training.ray import Logged, plan, run_training
     from echostill.platform.training.tracking import Tracker
 
     name = f"workers-{workers}-{time.time_ns()}"
@@ -386,7 +387,8 @@ def on_ray(setting, steps, workers, threads, folder):
     settings = setting.training(steps, workers=workers, threads=threads)
     job = TimedJob(setting, settings, str(clock))
     with Progress("train", steps, enabled=False) as bar:
-        run_training(job, storage, "0" * 64, [Logged(list, tracker)], bar)
+        where = plan(settings, cluster_nodes())
+        run_training(job, storage, "0" * 64, [Logged(list, tracker)], bar, where)
     first = {}
     for line in clock.read_text().splitlines():
         step, moment = line.split()

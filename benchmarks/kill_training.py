@@ -123,9 +123,10 @@ def drive(folder, steps):
     import ray
     from ray.cluster_utils import Cluster
 
+    from echostill.platform.cluster.waiting import cluster_nodes
     from echostill.platform.progress import Progress
     from echostill.platform.tables.storage import Storage
-    from echostill.platform.training.ray import Logged, run_training
+    from echostill.platform.training.ray import Logged, plan, run_training
     from echostill.platform.training.tracking import Tracker
 
     storage = Storage(str(folder / "store" / "runs" / "killed"))
@@ -141,7 +142,8 @@ def drive(folder, steps):
     def train():
         try:
             with Progress("train", steps, enabled=False) as bar:
-                run = run_training(job, storage, "0" * 64, [Logged(list, tracker)], bar)
+                where = plan(job.settings, cluster_nodes())
+                run = run_training(job, storage, "0" * 64, [Logged(list, tracker)], bar, where)
             tracker.finish()
             (folder / "history.json").write_text(json.dumps(run.history))
         except Exception as error:  # told by the main thread

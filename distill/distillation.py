@@ -17,6 +17,12 @@ from echostill.distill.objective.reconstructions import draw_reconstructions
 from echostill.distill.settings import DistillConfig, StudentRun
 from echostill.distill.task import DistillationTask
 from echostill.platform import runtime, stages
+from echostill.platform.cluster.waiting import (
+    cluster_nodes,
+    describe_plan,
+    dry_nodes,
+    plan_on_cluster,
+)
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder, save_weights
@@ -27,7 +33,7 @@ from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.store import Store, check_origin, selected_ids
 from echostill.platform.tables.table import Table
 from echostill.platform.training.loop import TrainingState, TrainingTask
-from echostill.platform.training.ray import plan, runs_at_once
+from echostill.platform.training.ray import plan, side_by_side
 from echostill.platform.training.run import (
     WEIGHTS,
     PlannedRun,
@@ -140,10 +146,11 @@ def _side_by_side(calls: list[Callable[[], Results]], at_once: int) -> list[Resu
 
 
 def _at_once(config: DistillConfig, runs: int, *, connect: bool) -> int:
+    """How many runs to train side by side; where they are to start, once one finds room."""
     if connect:
-        runtime.connect_ray(config.address)
-    resources = runtime.cluster_resources() if connect else runtime.local_resources()
-    return config.at_once or runs_at_once(config.training, max(runs, 1), *resources)
+        plan_on_cluster(config, lambda nodes: plan(config.training, nodes, config.compute_on))
+    nodes = cluster_nodes() if connect else dry_nodes(config)
+    return config.at_once or side_by_side(config.training, max(runs, 1), nodes, config.compute_on)
 
 
 def _prepare(config: DistillConfig) -> "_Stage":
@@ -195,8 +202,10 @@ def plan_distill(config: DistillConfig, *, overwrite: bool = False) -> Plan:
     out.add("steps", config.training.describe(len(ids)))
     groups = run_groups(runs, store, share=config.share_teacher)
     at_once = _at_once(config, len(groups), connect=False)
-    where = plan(config.training, *runtime.local_resources(), at_once)
-    out.add("resources", f"{at_once} run(s) at once, each {where.describe()}")
+    where = describe_plan(
+        config, lambda nodes: plan(config.training, nodes, config.compute_on, at_once)
+    )
+    out.add("resources", f"{at_once} run(s) at once, each {where}")
     for group in groups:
         shared = f", with {len(group) - 1} more on one teacher pass" if len(group) > 1 else ""
         for run in group:

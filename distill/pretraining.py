@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from echostill.platform import runtime, stages
-from echostill.platform.config import StageConfig, added
+from echostill.platform import stages
+from echostill.platform.cluster.waiting import describe_plan
+from echostill.platform.config import ComputeConfig, added
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import (
     DecoderSettings,
@@ -27,7 +28,7 @@ from echostill.platform.training.run import WEIGHTS, is_finished, train_run
 from echostill.platform.training.settings import TrainingSettings
 
 
-class PretrainConfig(StageConfig):
+class PretrainConfig(ComputeConfig):
     """Pretraining of a teacher on the pool."""
 
     name: Name = Field("teacher", description="Name of the run; stages look for 'teacher'.")
@@ -96,7 +97,10 @@ def plan_pretrain(config: PretrainConfig, *, overwrite: bool = False) -> Plan:
     out.add("images", f"{pool.rows} in {pool.storage.root}")
     out.add("model", config.model)
     out.add("steps", config.training.describe(pool.rows))
-    out.add("resources", plan(config.training, *runtime.local_resources()).describe())
+    out.add(
+        "resources",
+        describe_plan(config, lambda nodes: plan(config.training, nodes, config.compute_on)),
+    )
     storage = store.run(config.name)
     out.add("result", storage.locate(WEIGHTS))
     out.add("already done", "yes" if is_finished(storage) and not replaces else "no")

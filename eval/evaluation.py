@@ -6,6 +6,7 @@ same split, the same order and the same number of steps.
 """
 
 import json
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,11 @@ from echostill.eval.probes import (
     token_features,
 )
 from echostill.eval.splits import split_dataset
-from echostill.platform import runtime, stages
+from echostill.platform import stages
+from echostill.platform.cluster.devices import compute_device
+from echostill.platform.cluster.nodes import Nodes
+from echostill.platform.cluster.plans import WorkerPlan, plan_workers
+from echostill.platform.cluster.waiting import describe_plan, plan_on_cluster
 from echostill.platform.config import ModelsConfig, execution
 from echostill.platform.names import Name
 from echostill.platform.progress import Progress
@@ -57,7 +62,9 @@ class EvaluateConfig(ModelsConfig):
     candidates: tuple[Candidate, ...] = Field(
         (), description="Default: the teacher, every distilled student, the untrained student."
     )
-    workers: int | None = execution(None, "Concurrent evaluations; default one per CPU.", ge=1)
+    workers: int | None = execution(
+        None, "Concurrent evaluations; default one per GPU, without GPUs one per CPU.", ge=1
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -86,7 +93,6 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     save_configuration(storage, config)
     todo = [unit for unit in units if not storage.exists(unit.file)]
     if todo:
-        runtime.connect_ray(config.address)
         _run_units(config, storage, todo, sizes, datasets)
     results = [row for unit in units for row in json.loads(storage.read(unit.file))]
     evaluation = {
@@ -167,12 +173,11 @@ def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     storage = store.report(config.name)
     units = _units(config, store)
     replaces = _claim(config, storage, units, _datasets(config, units)[1]).check(overwrite)
-    cpus, _ = runtime.local_resources()
     out = Plan("evaluate")
     out.add("candidates", ", ".join(dict.fromkeys(unit.candidate for unit in units)))
     out.add("tasks", ", ".join(f"{task.name} ({task.kind})" for task in config.tasks))
     out.add("seeds", ", ".join(str(seed) for seed in config.seeds))
-    out.add("workers", runtime.plan_workers(config.workers, len(units), cpus).describe())
+    out.add("workers", describe_plan(config, partial(_plan, config, len(units))))
     done = 0 if replaces else sum(storage.exists(unit.file) for unit in units)
     out.add("already done", f"{done} of {len(units)} evaluations")
     out.add("result", storage.locate(RESULT))
@@ -188,7 +193,7 @@ def evaluate_unit(
     unit: Unit, dataset: LabelledDataset, config: EvaluateConfig
 ) -> list[dict[str, Any]]:
     """Run the probes and the fine-tuning of one unit; a row of metrics per method."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     encoder = unit.load()
     split = split_dataset(dataset, unit.seed, config.test_share)
     measured: dict[str, dict[str, float]] = {}
@@ -216,6 +221,10 @@ def evaluate_unit(
     ]
 
 
+def _plan(config: EvaluateConfig, units: int, nodes: Nodes) -> WorkerPlan:
+    return plan_workers(config.workers, units, nodes, device=config.compute_on)
+
+
 def _run_units(
     config: EvaluateConfig,
     storage: Storage,
@@ -223,8 +232,7 @@ def _run_units(
     sizes: dict[Model, int],
     datasets: dict[tuple[str, int], LabelledDataset],
 ) -> None:
-    cpus, gpus = runtime.cluster_resources()
-    where = runtime.plan_workers(config.workers, len(todo), cpus, gpus)
+    where = plan_on_cluster(config, partial(_plan, config, len(todo)))
     tasks = TaskPool(
         where.workers,
         address=config.address,

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from echostill.platform.cluster.plans import Device
 from echostill.platform.complaints import describe_errors
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.stages import STAGES
@@ -85,9 +86,26 @@ class StageConfig(Config):
         None, "MLflow tracking URI; default an sqlite file in the store."
     )
     progress: bool = execution(True, "Show progress bars.")
+    wait_for_nodes: float = execution(
+        600.0,
+        "Seconds to wait on a cluster that has no node a stage could run on, as one that scales "
+        "from zero.",
+        ge=0,
+    )
 
 
-class ModelsConfig(StageConfig):
+class ComputeConfig(StageConfig):
+    """What the stages that compute with a model share."""
+
+    compute_on: Device = execution(
+        "auto",
+        "Where models compute: gpu, cpu, or GPUs where the cluster has any. torch must be able to "
+        "use the GPUs that Ray counts.",
+        rounds=True,
+    )
+
+
+class ModelsConfig(ComputeConfig):
     """What the stages that use teacher and student share."""
 
     teacher: TeacherSettings = TeacherSettings()

@@ -1,7 +1,4 @@
-"""Connecting to Ray and planning what runs where.
-
-Ray Data waits forever when an actor pool takes every CPU and no reader can start. So workers are
-planned before a stage begins: a share of the CPUs is always left for readers and the driver.
+"""Connecting to Ray.
 
 A local Ray whose own processes die takes its driver along without a word, or lets it wait. They are
 watched: the run ends with a message instead.
@@ -14,37 +11,15 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from echostill.platform.errors import EchostillError, UsageError
 
-READER_SHARE = 0.5  # CPUs left to Ray Data's readers, whatever the pool's size
 ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothing goes on
 # A message of Ray's, as a regex: training starts more processes than CPUs, and most only wait.
 MANY_WORKERS = r"worker processes have been started on node: .* the maximum expected startup"
 LAST_WORDS_SECONDS = 10.0  # for a driver to end by itself once one of them is dead
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """How many workers run a stage and what each reserves."""
-
-    workers: int
-    cpus_per_worker: float
-    threads: int
-    gpus_per_worker: float = 0.0
-    decoders: int = 0  # tasks of one CPU each that decode ahead of the workers
-
-    def describe(self) -> str:
-        """Say the plan in words."""
-        gpu = f", {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
-        decoders = f"; {self.decoders} decoder(s) x 1 CPU beside them" if self.decoders else ""
-        return (
-            f"{self.workers} worker(s) x {self.cpus_per_worker:g} CPU{gpu}, "
-            f"{self.threads} thread(s) each{decoders}"
-        )
 
 
 def connect_ray(address: str | None = None) -> None:
@@ -78,6 +53,7 @@ def connect_ray(address: str | None = None) -> None:
             f"Ray did not start: {error} The machine may be busy or out of memory: try again."
         ) from None
     if target == "local":
+        _started.append(target)
         _watch_processes()
     _spend_warning()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -114,11 +90,20 @@ def _spend_warning() -> None:
     ray.kill(actor)
 
 
+_started: list[str] = []
+
+
+def is_local() -> bool:
+    """Return whether this process has started its Ray: one node, to which none is added."""
+    return bool(_started)
+
+
 def disconnect() -> None:
     """Leave Ray; a local one ends with its workers."""
     import ray
 
     _watch.clear()
+    _started.clear()
     if ray.is_initialized():
         ray.shutdown()
 
@@ -185,22 +170,6 @@ def _object_store_bytes() -> int:
     return int(min(max(total // 10, 256 * 2**20), 8 * 2**30))
 
 
-def cluster_resources() -> tuple[float, float]:
-    """Return the CPUs and GPUs of the connected cluster."""
-    import ray
-
-    resources = ray.cluster_resources()
-    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
-
-
-def local_resources() -> tuple[float, float]:
-    """Return the CPUs and GPUs this process may use, for plans made without starting Ray."""
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return float(len(os.sched_getaffinity(0))), float(gpus)
-
-
 def process_usage() -> dict[str, float]:
     """Return what this process has used: CPU seconds, and the peak of memory in megabytes."""
     import resource
@@ -215,45 +184,3 @@ def process_usage() -> dict[str, float]:
     if torch.cuda.is_available():
         usage["gpu_peak_memory_megabytes"] = torch.cuda.max_memory_allocated() / 2**20
     return usage
-
-
-def plan_workers(
-    requested: int | None,
-    units: int,
-    cpus: float,
-    gpus: float = 0.0,
-    threads: int = 1,
-    decoders: int | None = 0,
-) -> WorkerPlan:
-    """Plan an actor pool that leaves the readers room.
-
-    Args:
-        requested: Number of workers, or None for as many as fit.
-        units: Units of work (shards); more workers than units would idle.
-        cpus: CPUs of the cluster.
-        gpus: GPUs to spread over the workers; with any, one worker per GPU by default.
-        threads: Threads a worker computes with.
-        decoders: Tasks that decode ahead of the workers; None for all CPUs that GPU workers leave,
-            and for none without GPUs, where workers decode for themselves.
-
-    Raises:
-        UsageError: The request does not fit the cluster.
-    """
-    fitting = max(int(gpus) if gpus else int(cpus // threads), 1)
-    workers = min(requested or fitting, max(units, 1))
-    if workers > max(cpus, 1) * 4:
-        raise UsageError(
-            f"{workers} workers on {cpus:g} CPUs would only wait for each other: ask for at most "
-            f"{int(max(cpus, 1) * 4)}."
-        )
-    apart = bool(gpus) if decoders is None else decoders > 0
-    spare = max(cpus - READER_SHARE - (1 if apart else 0), 0.25)
-    share = max(min(float(threads), int(spare / workers * 100) / 100), 0.01)
-    if apart and cpus < 1 + workers * share:
-        raise UsageError(
-            f"decoding beside the workers needs a CPU more than the {cpus:g} there are: set "
-            "decoders=0."
-        )
-    left = int(cpus - READER_SHARE - workers * share) if apart else 0
-    ahead = max(min(left if decoders is None else decoders, max(units, 1)), 1) if apart else 0
-    return WorkerPlan(workers, share, threads, gpus / workers if gpus else 0.0, ahead)

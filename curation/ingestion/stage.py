@@ -5,10 +5,11 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser, key_check, spread
 from echostill.curation.deidentification.review import (
@@ -27,7 +28,10 @@ from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.repeats import settle_repeated_ids
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
-from echostill.platform import runtime, stages
+from echostill.platform import stages
+from echostill.platform.cluster.nodes import Nodes
+from echostill.platform.cluster.plans import WorkerCount, WorkerPlan, check_workers, plan_workers
+from echostill.platform.cluster.waiting import describe_plan, plan_on_cluster
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
@@ -51,8 +55,14 @@ class IngestConfig(StageConfig, IngestSettings):
         ge=1,
         description="Bytes of cines, volumes and archives after which a part of the pool is full.",
     )
-    workers: int | None = execution(None, "Ingest workers; default as many as fit.", ge=1)
+    workers: WorkerCount | None = execution(
+        None,
+        "Ingest workers, or [fewest, most] of a pool that follows the nodes; default as many as "
+        "fit.",
+    )
     max_error_rate: float = execution(0.05, "Largest share of quarantined rows.", ge=0, le=1)
+
+    _workers_fit = field_validator("workers")(check_workers)
 
 
 @dataclass(frozen=True)
@@ -269,11 +279,13 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
     return IngestSetup(store, stage, plain, request.pseudonymiser, approved_pixels(store))
 
 
-def _connected_plan(config: IngestConfig, shards: int) -> runtime.WorkerPlan:
-    runtime.connect_ray(config.address)
+def _connected_plan(config: IngestConfig, shards: int) -> WorkerPlan:
+    return plan_on_cluster(config, partial(_plan, config, shards))
+
+
+def _plan(config: IngestConfig, shards: int, nodes: Nodes) -> WorkerPlan:
     # Decoding runs on CPUs: the GPUs of the cluster are left to the models.
-    cpus, _ = runtime.cluster_resources()
-    return runtime.plan_workers(config.workers, shards, cpus)
+    return plan_workers(config.workers, shards, nodes)
 
 
 def _settings(config: IngestConfig, pseudonymiser: Pseudonymiser) -> IngestSettings:
@@ -315,11 +327,10 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     replaces = request.claim.check(overwrite)
     shards = request.shards
     files = sum(len(shard) for shard in shards)
-    cpus, _ = runtime.local_resources()
     out = Plan("ingest")
     out.add("sources", f"{files} files (a cine is one file and gives a row per frame)")
     out.add("shards", f"{len(shards)} of up to {config.files_per_shard} files")
-    out.add("workers", runtime.plan_workers(config.workers, len(shards), cpus).describe())
+    out.add("workers", describe_plan(config, partial(_plan, config, len(shards))))
     out.add("size", estimate([source for shard in shards for source in shard], config).describe())
     done = 0 if replaces else len(store.pool().list("done"))
     names = "as keyed hashes" if config.hides_names else "unchanged"

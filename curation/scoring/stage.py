@@ -6,16 +6,20 @@ teacher's feature and, for each stored proxy, the norm of the last layer's gradi
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from echostill.curation.scoring.balance import plan_balance
 from echostill.curation.scoring.decoding import PartDecoder, shards
 from echostill.curation.scoring.gradient import GradientLoss
 from echostill.curation.scoring.worker import ProxySettings, ScoreWorker
-from echostill.platform import runtime, stages
+from echostill.platform import stages
+from echostill.platform.cluster.nodes import Nodes, total
+from echostill.platform.cluster.plans import WorkerCount, WorkerPlan, check_workers, plan_workers
+from echostill.platform.cluster.waiting import describe_plan, dry_nodes, plan_on_cluster
 from echostill.platform.config import ModelsConfig, execution
 from echostill.platform.masking.mim import MaskedImageModel
 from echostill.platform.masking.mim_training import MaskedImageJob, snapshot_name
@@ -47,8 +51,10 @@ class ScoreConfig(ModelsConfig):
     rows_per_shard: int = Field(
         2048, ge=1, description="Images that one part of the scores holds, at most."
     )
-    workers: int | None = execution(
-        None, "Scoring workers; default one per GPU, without GPUs as many as fit.", ge=1
+    workers: WorkerCount | None = execution(
+        None,
+        "Scoring workers, or [fewest, most] of a pool that follows the nodes; default one per GPU, "
+        "without GPUs as many as fit.",
     )
     threads: int = execution(1, "Threads per CPU worker.", ge=1)
     decoders: int | None = execution(
@@ -63,6 +69,8 @@ class ScoreConfig(ModelsConfig):
         None, "Images a GPU scores per second, for the plan; default estimated.", gt=0
     )
     max_error_rate: float = execution(0.05, "Largest share of quarantined rows.", ge=0, le=1)
+
+    _workers_fit = field_validator("workers")(check_workers)
 
 
 @dataclass(frozen=True)
@@ -169,13 +177,19 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> ScoreSetup:
     return ScoreSetup(stage, shards(pool, config.rows_per_shard), worker, proxy)
 
 
-def _connected_plan(config: ScoreConfig, count: int) -> runtime.WorkerPlan:
-    runtime.connect_ray(config.address)
-    return _plan(config, count, *runtime.cluster_resources())
+def _connected_plan(config: ScoreConfig, count: int) -> WorkerPlan:
+    return plan_on_cluster(config, partial(_plan, config, count))
 
 
-def _plan(config: ScoreConfig, count: int, cpus: float, gpus: float) -> runtime.WorkerPlan:
-    return runtime.plan_workers(config.workers, count, cpus, gpus, config.threads, config.decoders)
+def _plan(config: ScoreConfig, count: int, nodes: Nodes) -> WorkerPlan:
+    return plan_workers(
+        config.workers,
+        count,
+        nodes,
+        device=config.compute_on,
+        threads=config.threads,
+        decoders=config.decoders,
+    )
 
 
 def _claim(
@@ -224,9 +238,8 @@ def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
     pool = store.open_pool()
     teacher = find_teacher(config)
     replaces = _check_claims(config, store, pool, teacher, overwrite)
-    training = config.proxy.training
+    training = config.proxy.paced
     encoder, student = teacher.build(), _proxy_model(config).encoder
-    cpus, gpus = runtime.local_resources()
     count = len(shards(pool, config.rows_per_shard))
     per_row = encoder.feature_dim * 2 + len(config.proxy.snapshot_steps()) * 4 + 48
     out = Plan("score")
@@ -234,8 +247,11 @@ def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
     out.add("teacher", teacher.describe())
     out.add("proxy", f"{config.student}, {training.describe(min(config.proxy.sample, pool.rows))}")
     out.add("proxy done", "yes" if is_finished(store.run(PROXY)) else "no")
-    out.add("proxy workers", plan_training(training, cpus, gpus).describe())
-    out.add("scoring", _plan(config, count, cpus, gpus).describe())
+    out.add(
+        "proxy workers",
+        describe_plan(config, lambda nodes: plan_training(training, nodes, config.compute_on)),
+    )
+    out.add("scoring", describe_plan(config, partial(_plan, config, count)))
     forwards = config.mask_draws * len(config.proxy.snapshot_steps())
     views = 2 if config.gradient_loss == "separated" else 1
     sizes = tuple(sorted({encoder.image_size, student.image_size}))
@@ -246,7 +262,7 @@ def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
         decode_rate=config.decode_rate,
         gpu_rate=config.gpu_rate,
     )
-    out.add("CPU:GPU", balance.describe(cpus, gpus))
+    out.add("CPU:GPU", balance.describe(*total(dry_nodes(config))))
     out.add("size", f"{describe_bytes(per_row * pool.rows)} of scores")
     done = 0 if replaces else len(store.scores().list("done"))
     out.add("already done", f"{done} of {count} shards")

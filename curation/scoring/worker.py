@@ -14,6 +14,7 @@ from torch import Tensor
 
 from echostill.curation.scoring.decoding import Batch, PartDecoder, ahead, unpack
 from echostill.curation.scoring.gradient import GradientLoss, prediction_gradient_norms
+from echostill.platform.cluster.devices import compute_device
 from echostill.platform.config import Config
 from echostill.platform.masking.masks import Masks, MaskSettings, frequency_mask, spatial_mask
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel, ReconstructionSettings
@@ -25,6 +26,8 @@ from echostill.platform.shards.outcome import Outcome
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA, scores_schema
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training.settings import TrainingSettings
+
+PROXY_THREADS = 2  # of all its workers together, where none are set
 
 
 class ProxySettings(Config):
@@ -48,8 +51,12 @@ class ProxySettings(Config):
 
     @property
     def paced(self) -> TrainingSettings:
-        """The training settings, with a checkpoint at each snapshot."""
-        return self.training.model_copy(update={"checkpoints": self.snapshots})
+        """The training settings, with a checkpoint at each snapshot, and threads on any machine.
+
+        The coreset depends on the proxy's last digits, and they on the threads that share a sum.
+        """
+        threads = self.training.threads or max(PROXY_THREADS // self.training.worker_range[1], 1)
+        return self.training.model_copy(update={"checkpoints": self.snapshots, "threads": threads})
 
     def snapshot_steps(self) -> tuple[int, ...]:
         """Steps whose weights are stored, evenly spaced up to the last."""
@@ -77,7 +84,7 @@ class ScoreWorker:
 
     def loaded(self) -> "ScoreWorker":
         """Load teacher and proxies; called in each worker process."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = compute_device()
         self._teacher = self.teacher.load().to(device)
         self._proxies = []
         for step in self.proxy.snapshot_steps():

@@ -20,6 +20,8 @@ from echostill.curation.selection.settings import (
     resolve_budget,
 )
 from echostill.platform import stages
+from echostill.platform.cluster.nodes import Nodes, capacity
+from echostill.platform.cluster.plans import WorkerPlan, plan_replicas
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.memory import available_memory
@@ -253,14 +255,15 @@ def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False
         return config.workers
     if rows * dimension * 2 <= available_memory():
         return 0
-    from echostill.platform import runtime
+    from echostill.platform.cluster.waiting import dry_nodes, plan_on_cluster
 
     if plan:
-        cpus, _ = runtime.local_resources()
-    else:
-        runtime.connect_ray(config.address)
-        cpus, _ = runtime.cluster_resources()
-    return max(int(cpus), 1)
+        return max(capacity(dry_nodes(config), 1.0), 1)
+    return plan_on_cluster(config, _one_per_cpu).workers
+
+
+def _one_per_cpu(nodes: Nodes) -> WorkerPlan:
+    return plan_replicas(1, max(capacity(nodes, 1.0), 1), nodes, device="cpu", threads=1)
 
 
 STAGE = Stage(stages.SELECT, SelectConfig, select, plan_select)

@@ -19,6 +19,7 @@ from echostill.distill.cache.teacher_cache import (
 )
 from echostill.distill.objective.outputs import ask_teacher
 from echostill.distill.objective.views import make_views
+from echostill.platform.cluster.devices import compute_device
 from echostill.platform.config import result_relevant
 from echostill.platform.masking.masks import MaskSettings, draw_masks
 from echostill.platform.models import Encoder
@@ -70,7 +71,7 @@ class CacheWorker:
 
     def __init__(self, job: CacheJob) -> None:
         self.job = job
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(compute_device())
         self.teacher: Encoder = job.teacher.load().to(self.device)
         pool = Store(job.store).open_pool()
         self.images: StagedImages = stage_images(pool, job.store, job.image_size, job.image_ids)

@@ -23,7 +23,9 @@ from echostill.distill.cache.teacher_cache import (
 from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.outputs import Needs, TeacherRequest, all_needs
 from echostill.distill.settings import DistillConfig, StudentRun
-from echostill.platform import runtime, stages
+from echostill.platform import stages
+from echostill.platform.cluster.plans import plan_workers, threads_each
+from echostill.platform.cluster.waiting import cluster_nodes, plan_on_cluster
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder
@@ -330,11 +332,12 @@ def _build(
         return
     # Staged once, before every worker asks for them.
     stage_images(Store(job.store).open_pool(), job.store, job.image_size, job.image_ids)
-    runtime.connect_ray(config.address)
-    cpus, gpus = runtime.cluster_resources()
-    where = runtime.plan_workers(config.training.worker_range[1], len(todo), cpus, gpus)
-
-    threads = config.training.threads or max(int(cpus // where.workers), 1)
+    workers = config.training.worker_range[1]
+    where = plan_on_cluster(
+        config,
+        lambda nodes: plan_workers(workers, len(todo), nodes, device=config.compute_on),
+    )
+    threads = config.training.threads or threads_each(cluster_nodes(), where.workers)
     tasks = TaskPool(
         where.workers,
         address=config.address,

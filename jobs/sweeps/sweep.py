@@ -32,7 +32,9 @@ from echostill.eval.splits import split_dataset
 from echostill.jobs.sweeps.comparison import compare, render
 from echostill.jobs.sweeps.grid import Trial, TrialRun, expand
 from echostill.jobs.sweeps.settings import SweepConfig
-from echostill.platform import runtime, stages
+from echostill.platform import stages
+from echostill.platform.cluster.nodes import Nodes
+from echostill.platform.cluster.waiting import cluster_nodes, dry_nodes, plan_on_cluster
 from echostill.platform.config import (
     SHARED_KEYS,
     read_document,
@@ -46,7 +48,8 @@ from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Fingerprint, code_version
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store, finish_run, read_manifest
-from echostill.platform.training.ray import runs_at_once
+from echostill.platform.training.ray import plan as plan_training
+from echostill.platform.training.ray import side_by_side
 from echostill.platform.training.run import is_finished, read_history
 from echostill.platform.training.tracking import PARENT_VARIABLE, Tracker
 
@@ -118,7 +121,7 @@ def plan_sweep(config: SweepConfig, *, overwrite: bool = False) -> Plan:
         done = sum(is_finished(store.run(run.name)) for run in trial.runs)
         out.add(trial.digest, f"{trial.label}; {done} of {len(trial.runs)} run(s) done")
     runs = [run for trial in trials for run in trial.runs]
-    at_once = _at_once(config, runs, *runtime.local_resources())
+    at_once = _at_once(config, runs, dry_nodes(config))
     out.add("runs", f"{len(runs)}, {at_once} at once")
     out.add("task", "none" if config.task is None else f"{config.task.name}, k-NN and linear probe")
     out.add("result", store.sweep(config.name).locate(PAGE))
@@ -235,8 +238,9 @@ def _probe_key(config: SweepConfig) -> str:
     return sha256(json.dumps(settings, sort_keys=True).encode())[:16]
 
 
-def _at_once(config: SweepConfig, runs: list[TrialRun], cpus: float, gpus: float) -> int:
-    return config.at_once or runs_at_once(runs[0].config.training, len(runs), cpus, gpus)
+def _at_once(config: SweepConfig, runs: list[TrialRun], nodes: Nodes) -> int:
+    first = runs[0].config
+    return config.at_once or side_by_side(first.training, len(runs), nodes, first.compute_on)
 
 
 def _train(
@@ -252,11 +256,12 @@ def _train(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends a sweep as it ends any stage
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean here what they mean there
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    runtime.connect_ray(config.address)
+    first = runs[0].config
+    plan_on_cluster(first, lambda nodes: plan_training(first.training, nodes, first.compute_on))
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    at_once = _at_once(config, runs, *runtime.cluster_resources())
+    at_once = _at_once(config, runs, cluster_nodes())
 
     def trainable(choice: dict[str, Any]) -> dict[str, Any]:
         os.environ[PARENT_VARIABLE] = tracker.run_id

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from echostill.platform.cluster.plans import WorkerPlan
 from echostill.platform.progress import Progress
-from echostill.platform.runtime import WorkerPlan
 from echostill.platform.shards.events import StageRun, stage_run
 from echostill.platform.tables.storage import Storage
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from echostill.platform import runtime
+from echostill.platform.cluster.plans import WorkerPlan
 from echostill.platform.ray_errors import worker_errors
 from echostill.platform.shards.files import ShardFiles, ShardWorker
 from echostill.platform.shards.outcome import Outcome
@@ -24,7 +24,7 @@ def stream(
     stage: ShardFiles,
     todo: dict[int, Any],
     make_worker: Callable[[], ShardWorker],
-    plan: runtime.WorkerPlan,
+    plan: WorkerPlan,
     decode: Callable[[Any], bytes] | None,
     retry: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -62,9 +62,7 @@ def stream(
         ShardActor,
         fn_constructor_args=(stage, make_worker, plan.threads, retry),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            size=min(plan.workers, len(items)), max_tasks_in_flight_per_actor=AHEAD
-        ),
+        compute=_pool(plan, len(items)),
         num_cpus=plan.cpus_per_worker,
         num_gpus=plan.gpus_per_worker or None,
     )
@@ -72,6 +70,21 @@ def stream(
         for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
             for text in batch["finished"]:
                 yield json.loads(str(text))
+
+
+def _pool(plan: WorkerPlan, shards: int) -> Any:
+    """The pool of a plan: of fixed size, or between its bounds, as Ray Data finds it busy."""
+    from ray.data import ActorPoolStrategy
+
+    workers = min(plan.workers, shards)
+    if plan.fewest is None or plan.most is None:
+        return ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=AHEAD)
+    return ActorPoolStrategy(
+        min_size=min(plan.fewest, workers),
+        max_size=min(plan.most, shards),
+        initial_size=workers,
+        max_tasks_in_flight_per_actor=AHEAD,
+    )
 
 
 def _decode(batch: dict[str, Any], decode: Callable[[Any], bytes]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from echostill.platform import runtime
+from echostill.platform.cluster.plans import WorkerPlan
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import Progress
 from echostill.platform.shards.files import ShardFiles, ShardWorker
@@ -76,7 +76,7 @@ class ShardedStage(ShardFiles):
         self,
         payloads: Sequence[Any],
         make_worker: Callable[[], ShardWorker],
-        plan: runtime.WorkerPlan,
+        plan: WorkerPlan,
         *,
         decode: Callable[[Any], bytes] | None = None,
         progress: bool = True,
@@ -118,7 +118,7 @@ class ShardedStage(ShardFiles):
         self,
         payloads: Sequence[Any],
         make_worker: Callable[[], ShardWorker],
-        plan: runtime.WorkerPlan,
+        plan: WorkerPlan,
         *,
         progress: bool = True,
         finish: Callable[["ShardedStage", dict[int, Record]], None] | None = None,
@@ -209,7 +209,7 @@ class ShardedStage(ShardFiles):
         return sorted(int(name.removeprefix("running/").partition("-")[0]) for name in names)
 
     def _log(
-        self, mode: str, shards: int, plan: runtime.WorkerPlan, progress: bool
+        self, mode: str, shards: int, plan: WorkerPlan, progress: bool
     ) -> AbstractContextManager[ShardLog]:
         bar = Progress(self.name, shards, enabled=progress)
         return ShardLog.open(self.events, bar, self.name, mode, plan)
@@ -218,7 +218,7 @@ class ShardedStage(ShardFiles):
         self,
         todo: dict[int, Any],
         make_worker: Callable[[], ShardWorker],
-        plan: runtime.WorkerPlan,
+        plan: WorkerPlan,
         decode: Callable[[Any], bytes] | None,
         retry: bool = False,
     ) -> Iterable[dict[str, Any]]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from echostill.platform import runtime
+from echostill.platform.cluster.nodes import Nodes
+from echostill.platform.cluster.plans import Device, WorkerPlan, plan_replicas, runs_at_once
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import Progress
 from echostill.platform.ray_errors import cause_of
@@ -83,32 +85,32 @@ class Logged:
 
 
 def plan(
-    settings: TrainingSettings, cpus: float, gpus: float, at_once: int = 1
-) -> runtime.WorkerPlan:
+    settings: TrainingSettings, nodes: Nodes, device: Device = "auto", at_once: int = 1
+) -> WorkerPlan:
     """Plan the workers of a training run: one GPU each where there are any, else shared CPUs.
 
     Args:
         settings: Names the workers, and the threads where they are fixed.
-        cpus: CPUs of the cluster.
-        gpus: GPUs of the cluster.
+        nodes: Of the cluster.
+        device: Where to compute.
         at_once: Runs that share the cluster.
+
+    Raises:
+        UsageError: The workers do not fit the nodes.
     """
     fewest, most = settings.worker_range
-    workers = most * at_once
-    threads = settings.threads or max(int(cpus // workers), 1)
-    # An elastic run may start before the nodes that it hopes for: its fewest workers must fit.
-    gpu = 1.0 if gpus >= fewest * at_once else 0.0
-    share = 1.0 if gpu else float(min(threads, max(int(cpus // workers), 1)))
-    if cpus < workers and fewest == most:
-        share = int(cpus / workers * 100) / 100
-    return runtime.WorkerPlan(most, share, threads, gpu)
+    return plan_replicas(
+        fewest, most, nodes, device=device, threads=settings.threads, at_once=at_once
+    )
 
 
-def runs_at_once(settings: TrainingSettings, runs: int, cpus: float, gpus: float) -> int:
-    """How many runs to train side by side: small models gain more from that than from threads."""
-    most = settings.worker_range[1]
-    units = gpus if gpus >= most else cpus
-    return max(min(runs, int(units // (most * (settings.threads or 1)))), 1)
+def side_by_side(
+    settings: TrainingSettings, runs: int, nodes: Nodes, device: Device = "auto"
+) -> int:
+    """Return how many of so many runs to train side by side."""
+    return runs_at_once(
+        runs, settings.worker_range[1], nodes, device=device, threads=settings.threads
+    )
 
 
 def run_training(
@@ -117,7 +119,7 @@ def run_training(
     digest: str,
     logged: Sequence[Logged],
     bar: Progress,
-    at_once: int = 1,
+    where: WorkerPlan,
 ) -> TrainedRun:
     """Train on the connected Ray, continuing from the last checkpoint where there is one.
 
@@ -127,7 +129,7 @@ def run_training(
         digest: Of what the training depends on.
         logged: Where metrics are recorded.
         bar: Progress of this run, or of several.
-        at_once: Runs that share the cluster.
+        where: Workers and what each reserves, as planned by :func:`plan`.
 
     Raises:
         EchostillError: Training failed; checkpoints are kept and the same command continues.
@@ -139,7 +141,6 @@ def run_training(
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     settings = job.settings
-    where = plan(settings, *runtime.cluster_resources(), at_once)
     if settings.sharding == "full" and settings.worker_range[1] == 1:
         raise UsageError("sharding 'full' spreads a model over workers: give training.workers.")
     resources = {"CPU": where.cpus_per_worker}

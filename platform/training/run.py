@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from echostill.platform import runtime
-from echostill.platform.config import StageConfig
+from echostill.platform.cluster.plans import WorkerPlan
+from echostill.platform.cluster.waiting import plan_on_cluster
+from echostill.platform.config import ComputeConfig
 from echostill.platform.errors import EchostillError
 from echostill.platform.models import Encoder
 from echostill.platform.progress import Progress
@@ -15,7 +16,7 @@ from echostill.platform.tables.fingerprint import Claim, Fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import finish_run, read_manifest, save_configuration
 from echostill.platform.training.loop import TrainingTask
-from echostill.platform.training.ray import BAD_BATCH, Logged, TrainingJob, run_training
+from echostill.platform.training.ray import BAD_BATCH, Logged, TrainingJob, plan, run_training
 from echostill.platform.training.tracking import Tracker
 
 WEIGHTS = "model.safetensors"
@@ -33,7 +34,7 @@ class PlannedRun:
 
     prefix: str  # of the names of its logged values
     claim: Claim  # on its folder, whose last part is its name
-    config: StageConfig
+    config: ComputeConfig
     export: Export
 
     @property
@@ -89,7 +90,7 @@ def read_history(storage: Storage) -> list[dict[str, float]]:
 
 
 def train_run(
-    job: TrainingJob, claim: Claim, config: StageConfig, *, export: Export, overwrite: bool
+    job: TrainingJob, claim: Claim, config: ComputeConfig, *, export: Export, overwrite: bool
 ) -> RunResult:
     """Train a job, continuing where an earlier attempt stopped, and export the result.
 
@@ -146,13 +147,15 @@ def _train(
     at_once: int,
 ) -> None:
     config = members[0].config
+    job.build()  # stages the images once, before workers ask for them
+    where = plan_on_cluster(
+        config, lambda nodes: plan(job.settings, nodes, config.compute_on, at_once)
+    )
     for member in members:
-        save_configuration(member.storage, member.config)
+        save_configuration(member.storage, _resolved(member.config, where))
         if len(members) > 1:
             names = json.dumps([one.name for one in members])
             member.storage.write(GROUP, names.encode())
-    job.build()  # stages the images once, before workers ask for them
-    runtime.connect_ray(config.address)
     open_members = [m for m, done in zip(members, finished, strict=True) if not done]
     trackers = [
         Tracker.start(
@@ -167,9 +170,9 @@ def _train(
     try:
         if bar is None:
             with Progress(stage, job.settings.steps, enabled=config.progress) as own:
-                run = run_training(job, owner, digest, logged, own, at_once)
+                run = run_training(job, owner, digest, logged, own, where)
         else:
-            run = run_training(job, owner, digest, logged, bar, at_once)
+            run = run_training(job, owner, digest, logged, bar, where)
     except EchostillError:
         for tracker in trackers:
             tracker.finish("FAILED")
@@ -180,6 +183,18 @@ def _train(
     for member, tracker in zip(open_members, trackers, strict=True):
         _export(member, tracker, task, run.history, stage)
     owner.delete("train")  # checkpoints serve resuming alone
+
+
+def _resolved(config: ComputeConfig, where: WorkerPlan) -> ComputeConfig:
+    """Return the configuration with the threads that a run of its own computes with.
+
+    They follow the nodes, and the last digits of the weights follow them.
+    """
+    training = getattr(config, "training", None)
+    if training is None:  # the proxy's are fixed (ProxySettings.paced)
+        return config
+    threads = training.model_copy(update={"threads": where.threads})
+    return config.model_copy(update={"training": threads})
 
 
 def _export(

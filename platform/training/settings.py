@@ -74,7 +74,10 @@ class TrainingSettings(Config):
         "none", "Full shards weights and optimiser over the workers (FSDP), for large models."
     )
     threads: int | None = execution(
-        None, "Threads per CPU worker; default all CPUs shared out.", rounds=True
+        None,
+        "Threads of a worker; default the CPUs of its node shared out, as kept with the run. The "
+        "proxy, on which the coreset depends, has 2 over all its workers on any machine.",
+        rounds=True,
     )
 
     @model_validator(mode="after")

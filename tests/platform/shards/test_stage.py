@@ -6,8 +6,9 @@ import urllib.request
 import pyarrow as pa
 import pytest
 
+from echostill.platform.cluster.nodes import Node
+from echostill.platform.cluster.plans import plan_workers
 from echostill.platform.errors import EchostillError, UsageError
-from echostill.platform.runtime import plan_workers
 from echostill.platform.shards.events import read_events
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.shards.stage import ShardedStage
@@ -66,13 +67,15 @@ PAYLOADS = [[1, 2], [3, -4], [5], [-6, 7, 8]]
 def run(folder, workers=1, fail_on=None, max_error_rate=1.0, payloads=PAYLOADS):
     worker = Worker(str(folder / "log"), fail_on)
     stage = make_stage(folder, max_error_rate)
-    return stage.run(payloads, worker, plan_workers(workers, len(payloads), 2), progress=False)
+    return stage.run(
+        payloads, worker, plan_workers(workers, len(payloads), [Node(2)]), progress=False
+    )
 
 
 def retry(folder, payloads=PAYLOADS, max_error_rate=1.0):
     stage = make_stage(folder, max_error_rate)
     worker = Worker(str(folder / "log"))
-    return stage.retry(payloads, worker, plan_workers(1, len(payloads), 2), progress=False)
+    return stage.retry(payloads, worker, plan_workers(1, len(payloads), [Node(2)]), progress=False)
 
 
 def events(folder):
@@ -236,23 +239,24 @@ def test_a_rotten_run_ends_and_keeps_what_it_finished(ray_cluster, tmp_path):
 def test_plans_leave_the_readers_room():
     for cpus in (1, 2, 4, 64):
         for workers in (None, 1, 2):
-            plan = plan_workers(workers, 100, cpus)
+            plan = plan_workers(workers, 100, [Node(cpus)])
             assert plan.workers * plan.cpus_per_worker < cpus
-    assert plan_workers(None, 3, 64).workers == 3
-    assert plan_workers(None, 100, 8, gpus=2).gpus_per_worker == 1
+    assert plan_workers(None, 3, [Node(64)]).workers == 3
+    assert plan_workers(None, 100, [Node(8, 2)], device="auto").gpus_per_worker == 1
     with pytest.raises(UsageError, match="at most 8"):
-        plan_workers(50, 100, 2)
+        plan_workers(50, 100, [Node(2)])
 
 
 def test_plans_leave_decoders_their_cpus():
     """A decoder takes a whole CPU: with none left, the actors would wait for it for ever."""
     for cpus, gpus, workers in ((2, 0, 1), (2, 1, None), (16, 1, None), (64, 8, None), (4, 4, 4)):
-        plan = plan_workers(workers, 100, cpus, gpus, decoders=2 if not gpus else None)
+        nodes = [Node(cpus, gpus)]
+        plan = plan_workers(workers, 100, nodes, device="auto", decoders=2 if not gpus else None)
         assert plan.decoders >= 1
         assert plan.workers * plan.cpus_per_worker + 1 <= cpus
-    plan = plan_workers(None, 100, 16, gpus=1, decoders=None)
+    plan = plan_workers(None, 100, [Node(16, 1)], device="auto", decoders=None)
     assert (plan.workers, plan.decoders, plan.gpus_per_worker) == (1, 14, 1)
-    assert plan_workers(None, 100, 16, decoders=None).decoders == 0
-    assert plan_workers(None, 3, 64, gpus=1, decoders=None).decoders == 3
+    assert plan_workers(None, 100, [Node(16)], device="auto", decoders=None).decoders == 0
+    assert plan_workers(None, 3, [Node(64, 1)], device="auto", decoders=None).decoders == 3
     with pytest.raises(UsageError, match="decoders=0"):
-        plan_workers(1, 100, 1, decoders=1)
+        plan_workers(1, 100, [Node(1)], decoders=1)

@@ -12,8 +12,10 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from echostill.platform import runtime
-from echostill.platform.errors import EchostillError
+from echostill.platform.cluster.nodes import Node
+from echostill.platform.cluster.plans import WorkerPlan
+from echostill.platform.cluster.waiting import cluster_nodes
+from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel, ReconstructionSettings
 from echostill.platform.masking.mim_training import MaskedImageTask
@@ -116,7 +118,8 @@ def run(job, folder):
     storage = Storage(str(folder / "store" / "runs" / "run"))
     tracker = Tracker.start(None, str(folder / "store"), storage, "run", {"a": 1})
     with Progress("train", job.settings.steps, enabled=False) as bar:
-        return run_training(job, storage, "0" * 64, [Logged(list, tracker)], bar), tracker
+        where = plan(job.settings, cluster_nodes())
+        return run_training(job, storage, "0" * 64, [Logged(list, tracker)], bar, where), tracker
 
 
 def same(trained, calm):
@@ -179,6 +182,7 @@ def test_weights_spread_over_workers_end_as_whole_ones(ray_cluster, calm, tmp_pa
 
 def test_elastic_runs_are_planned_for_the_fewest_workers():
     settings = TrainingSettings(workers=(1, 4))
-    assert plan(settings, 2, 0) == runtime.WorkerPlan(4, 1.0, 1, 0.0)
-    assert plan(settings, 8, 1).gpus_per_worker == 1.0
-    assert plan(TrainingSettings(workers=2), 8, 1).gpus_per_worker == 0.0
+    assert plan(settings, [Node(2)]) == WorkerPlan(4, 1.0, 1, 0.0)
+    assert plan(settings, [Node(8, 1)]).gpus_per_worker == 1.0
+    with pytest.raises(UsageError, match=r"2 training workers need a GPU each, and there are 1"):
+        plan(TrainingSettings(workers=2), [Node(8, 1)])  # not on CPUs without a word
