@@ -18,6 +18,8 @@ from echostill.platform.errors import UsageError
 SHORTEST_KEY = 16  # bytes; a store has hashes of guessable names, which reveal short keys
 _SAMPLED_FILES = 16
 _PRIME = 2**521 - 1  # larger than any key, for its shares
+_KEYS = frozenset(("root", "source", "exclude", "recursive", "group_pattern"))
+_OWN_WORDS = "NoImageError"  # class of quarantined rows whose messages quote nothing of the user's
 _SHORTEST_PART = 3  # characters; shorter parts of a name do not identify and occur everywhere
 
 
@@ -154,12 +156,20 @@ class Pseudonymiser:
             return row
         message = row["message"]
         if row["error_class"] == "ListingError":  # these quote other files' names
-            message = re.sub(r"'([^']*)'", lambda quoted: f"'{self.name(quoted[1])}'", message)
+            message = re.sub(r"'([^']*)'", self._quoted, message)
+        if row["error_class"] == _OWN_WORDS:
+            return {**row, "source": self.name(row["source"]), "id": self._identity(row)}
         for part in _parts(row["source"], group):
             message = re.sub(re.escape(part), "...", message, flags=re.IGNORECASE)
         source = self.name(row["source"])
-        identity = source if row["id"] == row["source"] else row["id"]
-        return {**row, "source": source, "id": identity, "message": message}
+        return {**row, "source": source, "id": self._identity(row), "message": message}
+
+    def _identity(self, row: dict[str, str]) -> str:
+        return self.name(row["id"]) if row["id"] == row["source"] else row["id"]
+
+    def _quoted(self, found: "re.Match[str]") -> str:
+        """Hash what a message quotes, unless it is a key of the configuration."""
+        return f"'{found[1] if found[1] in _KEYS else self.name(found[1])}'"
 
     def values(self, values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         """Pseudonymise some of a configuration's values, for the copy stored with a result."""

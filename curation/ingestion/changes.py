@@ -1,4 +1,4 @@
-"""Which files an ingest was asked to read, and how another listing differs from it."""
+"""Which files an ingest was asked to read, in shards, and how another listing differs."""
 
 import json
 from collections.abc import Sequence
@@ -15,6 +15,27 @@ FILE = "files.parquet"
 NAMED = 3  # files that a message names
 # What may change while the pool stays the same: where the files lie, and what mending changes.
 _PASSING = {"file", "size", "problem"}
+_LATER = {"study"}  # what earlier releases did not know is left out where it is empty
+
+
+def divided(sources: Sequence[Source], files: int, size: int) -> list[list[Source]]:
+    """Divide the sources into shards, so that cines do not fill the memory.
+
+    Args:
+        sources: In their order.
+        files: Files of a shard at most.
+        size: Bytes of cines, volumes and archives after which a shard is full.
+    """
+    shards: list[list[Source]] = []
+    filled = 0
+    for source in sources:
+        full = bool(shards) and (len(shards[-1]) >= files or filled + source.size > size)
+        if not shards or full:
+            shards.append([])
+            filled = 0
+        shards[-1].append(source)
+        filled += source.size
+    return shards
 
 
 def entries(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> list[dict[str, str]]:
@@ -23,7 +44,7 @@ def entries(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> list[dic
         {
             key: pseudonymiser.name(str(value))
             for key, value in asdict(one).items()
-            if key not in _PASSING
+            if key not in _PASSING and (value or key not in _LATER)
         }
         for one in sources
     ]

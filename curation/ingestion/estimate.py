@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from echostill.curation.ingestion.archives import read_archive
+from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, Row, stream_source
 from echostill.platform.errors import EchostillError
 from echostill.platform.imaging.containers import ARCHIVE, container_of, open_clip
 from echostill.platform.imaging.files import SourceFile
+from echostill.platform.imaging.images import NoImageError
 from echostill.platform.tables.store import describe_bytes
 
 FILES, ROWS = 16, 8  # files in the sample, evenly spread, and rows read from each
@@ -51,7 +53,9 @@ class Estimate:
         )
 
 
-def estimate(sources: Sequence[Source], settings: IngestSettings) -> Estimate:
+def estimate(
+    sources: Sequence[Source], settings: IngestSettings, findings: Findings | None = None
+) -> Estimate:
     """Read a sample as ingest would, and estimate the size of all sources.
 
     The frames of a cine are counted and the first ones staged. The first members of an archive are
@@ -62,9 +66,9 @@ def estimate(sources: Sequence[Source], settings: IngestSettings) -> Estimate:
     images, sizes = 0.0, []
     failures: list[str] = []
     for source in sample:
-        read = list(itertools.islice(stream_source(source, settings), ROWS))
+        read = list(itertools.islice(stream_source(source, settings, findings=findings), ROWS))
         rows = [item for item in read if not isinstance(item, Failure)]
-        if not rows:
+        if not rows and not all(_is_company(item) for item in read):
             failures.append(_reason(read, settings))
         sizes += [len(row["image"]) for row in rows]
         if rows:
@@ -79,6 +83,11 @@ def estimate(sources: Sequence[Source], settings: IngestSettings) -> Estimate:
         codec=settings.stage_codec,
         first_failure=failures[0] if failures else "",
     )
+
+
+def _is_company(item: Row | Failure) -> bool:
+    """Return whether an entry is of a file that was not meant to be a picture: no failure."""
+    return isinstance(item, Failure) and item.error_class == NoImageError.__name__
 
 
 def _reason(read: Sequence[Row | Failure], settings: IngestSettings) -> str:

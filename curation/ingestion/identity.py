@@ -5,10 +5,11 @@ a bare hash of few values is found by trying them.
 """
 
 import hashlib
-import hmac
 import re
+from dataclasses import dataclass
 
 from echostill.curation.deidentification.pseudonyms import keyed_hash
+from echostill.curation.ingestion.patients.spelling import is_missing, is_placeholder, patient_group
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.header import DicomHeader
@@ -54,14 +55,38 @@ class Identity:
         return digest("frame", self.file_id, str(index)) if self._frames > 1 else self.file_id
 
 
-def group_of(
+@dataclass(frozen=True)
+class Belonging:
+    """Whose a file's images are.
+
+    Attributes:
+        group: Patient, study or clip; ``""`` where nothing says.
+        study: The study under the key where the group is its patient, else ``""``.
+        nobody: Whether the patient's id is a placeholder, so that the group is another.
+    """
+
+    group: str
+    study: str = ""
+    nobody: bool = False
+
+
+def belonging(
     source: Source, header: DicomHeader | None, settings: IngestSettings, key: bytes | None
-) -> str:
-    """Return the group of a file's images, ``""`` where nothing says: the user comes first."""
-    group = source.group or patient_group(source.patient, key) or _pattern_group(source, settings)
-    if not group and header is not None:
-        group = _dicom_group(header, key)
-    return group
+) -> Belonging:
+    """Find the group of a file's images: the user comes first, then patients, then studies."""
+    study = study_group(source.study, key)
+    group = source.group or patient_group(source.patient, key)
+    if group:
+        return Belonging(group, study)
+    if pattern := _pattern_group(source, settings):
+        return Belonging(pattern)
+    nobody = bool(source.patient) and is_placeholder(source.patient)
+    if header is not None:
+        study = study or study_group(header.study_instance_uid, key)
+        if patient := patient_group(header.patient_id, key, header.issuer):
+            return Belonging(patient, study)
+        nobody = nobody or (bool(header.patient_id) and is_placeholder(header.patient_id))
+    return Belonging(study, nobody=nobody)
 
 
 def _pattern_group(source: Source, settings: IngestSettings) -> str:
@@ -71,23 +96,12 @@ def _pattern_group(source: Source, settings: IngestSettings) -> str:
     return (match.group(1) if match.re.groups else match.group(0)) or ""
 
 
-def _dicom_group(header: DicomHeader, key: bytes | None) -> str:
-    """Return the patient under the key, or else the study."""
-    patient = patient_group(header.patient_id, key)
-    if patient or not header.study_instance_uid:
-        return patient
-    study = digest("study", header.study_instance_uid)
-    return study if key is None else keyed_hash(key, "study", study)
-
-
-def patient_group(patient: str, key: bytes | None) -> str:
-    """Return a patient's group under the key; ``""`` without a patient, or without a key.
-
-    A plain hash does not protect: patient ids are few and can be tried one by one.
-    """
-    if not patient or key is None:
+def study_group(study: str, key: bytes | None) -> str:
+    """Return a study's group, under the key where there is one; ``""`` without a study."""
+    if is_missing(study):
         return ""
-    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:32]
+    plain = digest("study", study)
+    return plain if key is None else keyed_hash(key, "study", plain)
 
 
 def digest(*parts: str) -> str:

@@ -14,8 +14,9 @@ from echostill.curation.deidentification.pseudonyms import (
     spread,
 )
 from echostill.curation.ingestion.archives import read_archive
-from echostill.curation.ingestion.identity import patient_group
+from echostill.curation.ingestion.identity import study_group
 from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.patients.spelling import patient_group
 from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.curation.ingestion.sources import member_name
 from echostill.platform.imaging.containers import ARCHIVE_SUFFIXES
@@ -70,8 +71,16 @@ def _beginning(file: str) -> bytes:
 
 
 def under_key(source: Source, key: bytes) -> Source:
-    """Replace a patient by a group, so that workers and fingerprints never see the name."""
-    return replace(source, group=source.group or patient_group(source.patient, key), patient="")
+    """Replace a patient by a group, so that workers and fingerprints never see the name.
+
+    Where the user gives the group, a study says nothing.
+    """
+    return replace(
+        source,
+        group=source.group or patient_group(source.patient, key),
+        patient="",
+        study="" if source.group else study_group(source.study, key),
+    )
 
 
 def reveal(settings: IngestSettings, pool: Storage, hashes: Sequence[str]) -> dict[str, str]:

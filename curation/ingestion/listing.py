@@ -1,8 +1,8 @@
 """List what there is to read: folders, lists, manifests, archives and files, local or in a bucket.
 
 Files that cannot or must not be read are listed too, with their problem. They become rows of the
-quarantine, so that no file is lost silently. Hidden files, and files that are no image, cine,
-volume or archive by name or content, are ignored.
+quarantine. Files that are no image, cine, volume or archive by name or content, hidden files and
+masks beside their image are passed over and counted, so that no file is lost silently.
 """
 
 import contextlib
@@ -10,37 +10,61 @@ import os
 import posixpath
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from echostill.curation.ingestion.archives import read_archive
-from echostill.curation.ingestion.manifests import (
-    MANIFEST_SUFFIXES,
-    absolute_path,
-    common_folder,
-    is_inside,
-    leads_out,
-    manifest_rows,
-    portable_name,
-)
+from echostill.curation.ingestion.archives import kind_of_name, read_archive
+from echostill.curation.ingestion.findings import describe_counts
+from echostill.curation.ingestion.manifests.listed import list_manifest, size_of
+from echostill.curation.ingestion.manifests.paths import portable_name
+from echostill.curation.ingestion.manifests.rows import MANIFEST_SUFFIXES, SPREADSHEETS
+from echostill.curation.ingestion.patients.spelling import Spellings
 from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.containers import (
+    ARCHIVE,
     ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
+    PACKED,
     SUFFIXES,
     container_of,
+    has_known_suffix,
 )
 from echostill.platform.imaging.files import SourceFile, bucket_of, with_options_first
 from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
+from echostill.platform.imaging.labels import MASK, pictured
+from echostill.platform.imaging.packed import inner_name
 from echostill.platform.tables.storage import sha256
 
 _INDEX = "DICOMDIR"  # the table of contents of a DICOM disc
 
 
+@dataclass
+class Listing:
+    """What there is to read, and what of it is not.
+
+    Attributes:
+        sources: The files to read, in order.
+        passed_over: Files of folders that are not read, by kind.
+        tables: What the columns of each manifest are used for, a sentence each.
+        warnings: What is doubtful about them, a sentence each.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    tables: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
 def list_sources(settings: IngestSettings) -> list[Source]:
+    """List every file to read: the sources of :func:`list_files`."""
+    return list_files(settings).sources
+
+
+def list_files(settings: IngestSettings) -> Listing:
     """List every file to read, in the order given; the files of a folder are sorted by name.
 
     A file that is listed twice appears twice, the second time with its ``problem``; the same holds
@@ -52,30 +76,44 @@ def list_sources(settings: IngestSettings) -> list[Source]:
     """
     read_key(settings)  # a missing key file is an error before the work starts
     given = (settings.source,) if isinstance(settings.source, str) else settings.source
-    sources = [source for location in given for source in _list_one(location, settings)]
-    if not sources:
+    found = Listing()
+    for location in given:
+        _list_one(location, settings, found)
+    if not found.sources:
         raise UsageError(
             "nothing to ingest: set 'source' to a folder, list, manifest, archive or file."
         )
-    _check_pattern(settings, sources)
-    listed = list(_without_repeats(sources))
+    _check_pattern(settings, found.sources)
+    listed = list(_without_repeats(found))
     excluded = _contents(settings)
-    return [kept for source in listed for kept in _without(source, excluded)]
+    return replace(found, sources=[kept for one in listed for kept in _without(one, excluded)])
 
 
-def _without_repeats(sources: list[Source]) -> Iterator[Source]:
-    first_file: dict[str, str] = {}
+_SAID = ("id", "group", "patient", "study", "organ", "device", "label")
+
+
+def _without_repeats(listing: Listing) -> Iterator[Source]:
+    """Yield the sources, repeated ones with their problem, and devices in one spelling."""
+    first_file: dict[str, Source] = {}
     first_id: dict[str, str] = {}
-    for source in sources:
+    devices = Spellings()
+    contradicting = 0
+    for listed in listing.sources:
+        source = replace(listed, device=devices.of(listed.device)) if listed.device else listed
         if source.problem:
             yield source
             continue
         if source.file in first_file:
             first = first_file[source.file]
-            message = f"listed more than once (first as '{first}'); it is read once"
-            yield replace(source, problem=message)
+            other = [name for name in _SAID if getattr(first, name) != getattr(source, name)]
+            contradicting += bool(other)
+            end = f"and says otherwise of {', '.join(other)}; the first row counts"
+            message = f"listed more than once (first as '{first.name}')"
+            yield replace(
+                source, problem=f"{message} {end}" if other else f"{message}; it is read once"
+            )
             continue
-        first_file[source.file] = source.name
+        first_file[source.file] = source
         if source.id and source.id in first_id:
             # The id is not repeated in the message: it may name a person.
             yield replace(source, problem=f"has the same id as '{first_id[source.id]}'")
@@ -83,26 +121,63 @@ def _without_repeats(sources: list[Source]) -> Iterator[Source]:
         if source.id:
             first_id[source.id] = source.name
         yield source
+    if contradicting:
+        listing.warnings.append(
+            f"{contradicting} row(s) contradict an earlier row of the same file, which counts"
+        )
 
 
-def _list_one(location: str, settings: IngestSettings) -> list[Source]:
+def _list_one(location: str, settings: IngestSettings, into: Listing) -> None:
     location = with_options_first(location) if "://" in location else location
     suffix = posixpath.splitext(location.lower())[1]
     kind = _kind_of_remote(location) if "://" in location else _kind_of_local(location)
     if "://" not in location:
         location = os.path.abspath(os.path.expanduser(location))
     if kind == "file":
+        if suffix in SPREADSHEETS:
+            raise UsageError(
+                f"'{location}' is a spreadsheet, which is not read: save it as CSV (UTF-8)."
+            )
         if suffix in MANIFEST_SUFFIXES:
-            return _list_table(location, settings)
+            listed = list_manifest(location, settings)
+            into.sources += listed.sources
+            into.tables += [listed.columns] if listed.columns else []
+            into.warnings += listed.warnings
+            return
         name = portable_name(posixpath.basename(location))
-        return [Source(location, name, size=_size(location))]
-    listed = _remote_folder(location) if "://" in location else _local_folder(location, settings)
-    if not listed:
+        into.sources.append(Source(location, name, size=size_of(location)))
+        return
+    passed: Counter[str] = Counter()
+    walk = _remote_folder if "://" in location else _local_folder
+    found = _without_masks(walk(location, settings, passed), passed)
+    into.passed_over += passed
+    if not found:
         hint = "" if settings.recursive else " Its sub-folders are not read: recursive is false."
+        there = f" There are: {describe_counts(passed)}." if passed else ""
         raise UsageError(
-            f"'{location}' contains no images: expected {', '.join(SUFFIXES)} or DICOM files.{hint}"
+            f"'{location}' contains no images: expected {', '.join(SUFFIXES)} or DICOM files."
+            f"{hint}{there}"
         )
-    return listed
+    into.sources += found
+
+
+def _without_masks(sources: list[Source], passed: Counter[str]) -> list[Source]:
+    """Leave out masks that lie beside their picture and are named after it; count them."""
+    stems = {_stem(source.name) for source in sources}
+    masks = {
+        source.name
+        for source in sources
+        if not source.problem
+        and (of := pictured(posixpath.basename(_stem(source.name))))
+        and posixpath.join(posixpath.dirname(source.name), of) in stems
+    }
+    passed[MASK] += len(masks)
+    return [source for source in sources if source.name not in masks]
+
+
+def _stem(name: str) -> str:
+    """Return a name without the suffix of its format, also of one that was packed."""
+    return posixpath.splitext(inner_name(name))[0]
 
 
 def _kind_of_local(location: str) -> str:
@@ -128,7 +203,7 @@ def _kind_of_remote(location: str) -> str:
     raise UsageError(f"source '{location}' does not exist.")
 
 
-def _local_folder(root: str, settings: IngestSettings) -> list[Source]:
+def _local_folder(root: str, settings: IngestSettings, passed: Counter[str]) -> list[Source]:
     inside = os.path.realpath(root) + os.sep
     sources = []
 
@@ -138,6 +213,7 @@ def _local_folder(root: str, settings: IngestSettings) -> list[Source]:
         sources.append(Source("", portable_name(Path(name).as_posix()), problem=message))
 
     for folder, folders, files in os.walk(root, onerror=unreadable):
+        passed["hidden folders"] += sum(name.startswith(".") for name in folders)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if settings.recursive and os.path.islink(os.path.join(folder, name)):
@@ -149,15 +225,16 @@ def _local_folder(root: str, settings: IngestSettings) -> list[Source]:
             folders.clear()
         for name in files:
             path = os.path.join(folder, name)
-            if name.startswith(".") or name == _INDEX:
+            if name.startswith("."):
+                passed["hidden files"] += 1
                 continue
-            problem = _problem(path, inside)
-            if problem is not None:
-                file = "" if problem else path
-                size = 0 if problem else _size(path)
-                sources.append(
-                    Source(file, _relative(folder, name, root), problem=problem, size=size)
-                )
+            problem = None if name.upper() == _INDEX else _problem(path, inside)
+            if problem is None:
+                passed[_INDEX if name.upper() == _INDEX else kind_of_name(name)] += 1
+                continue
+            file = "" if problem else path
+            size = 0 if problem else size_of(path)
+            sources.append(Source(file, _relative(folder, name, root), problem=problem, size=size))
     return sorted(sources, key=lambda source: source.name)
 
 
@@ -167,7 +244,7 @@ def _relative(folder: str, name: str, root: str) -> str:
 
 def _problem(path: str, inside: str) -> str | None:
     """Return why a file must not be read, ``""`` if it may be, None to ignore it."""
-    known = path.lower().endswith(SUFFIXES)
+    known = has_known_suffix(path)
     try:
         if os.path.islink(path) and not os.path.realpath(path).startswith(inside):
             # The target is outside the user's folder; even opening it would follow the link.
@@ -177,14 +254,25 @@ def _problem(path: str, inside: str) -> str | None:
         if known:
             return ""
         with open(path, "rb") as file:
-            return "" if container_of(file.read(4096), "") else None
+            return "" if _is_of_use(path, file.read(4096)) else None
     except FileNotFoundError:
         return "is a link that leads nowhere" if known else None
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
 
-def _remote_folder(root: str) -> list[Source]:
+def _is_of_use(name: str, head: bytes) -> bool:
+    """Return whether content alone tells that a file of an unknown suffix is to be read.
+
+    Documents and arrays of numpy are zip files too, and anything may be packed.
+    """
+    found = container_of(head, "")
+    return bool(found) and not (
+        found in (ARCHIVE.name, PACKED.name) and posixpath.splitext(name)[1]
+    )
+
+
+def _remote_folder(root: str, settings: IngestSettings, passed: Counter[str]) -> list[Source]:
     storage, key = bucket_of(root.rstrip("/"))
     prefix = f"{key}/" if key else ""
     sources = []
@@ -192,12 +280,18 @@ def _remote_folder(root: str) -> list[Source]:
         for full, size in sorted(storage.sizes(key).items()):
             name = full.removeprefix(prefix)
             base = posixpath.basename(name)
-            if any(part.startswith(".") for part in name.split("/")) or base == _INDEX:
+            if any(part.startswith(".") for part in name.split("/")):
+                passed["hidden files"] += 1
+                continue
+            if base.upper() == _INDEX:
+                passed[_INDEX] += 1
                 continue
             location = f"{root.rstrip('/')}/{name}"
-            if name.lower().endswith(SUFFIXES) or (_is_plain(base) and _recognised(location)):
+            if has_known_suffix(name) or (_is_plain(base) and _recognised(location)):
                 large = not name.lower().endswith(IMAGE_SUFFIXES)
                 sources.append(Source(location, portable_name(name), size=size if large else 0))
+            else:
+                passed[kind_of_name(base)] += 1
     except OSError as error:
         raise UsageError(f"cannot list '{root}': {error}") from None
     return sources
@@ -215,68 +309,6 @@ def _recognised(location: str) -> bool:
         return True  # reading it later puts the reason into the quarantine
 
 
-def _list_table(location: str, settings: IngestSettings) -> list[Source]:
-    """List the files of a text file or manifest; names of absolute paths stay distinct."""
-    rows = list(manifest_rows(location, SourceFile(location, location).read()))
-    root = settings.root or posixpath.dirname(location)
-    if "://" not in root:
-        root = os.path.abspath(os.path.expanduser(root))
-    files = [absolute_path(row["file"], root) if row.get("file") else "" for row in rows]
-    base = common_folder([file for file in files if file and not is_inside(file, root)])
-    sources = []
-    for number, (row, file) in enumerate(zip(rows, files, strict=True), start=1):
-        problem = _row_problem(row, file, root, settings)
-        where = f"row {number} of '{posixpath.basename(location)}'"
-        if problem:
-            name = portable_name(row.get("file") or f"row {number}")
-            sources.append(Source("", name, problem=f"{where} {problem}"))
-            continue
-        name = os.path.relpath(file, root) if is_inside(file, root) else file[len(base) :]
-        name = portable_name(Path(name).as_posix().lstrip("/"))
-        sources.append(
-            Source(
-                file,
-                name,
-                id=row.get("id", ""),
-                group=row.get("group", ""),
-                patient=row.get("patient", ""),
-                organ=row.get("organ", ""),
-                device=row.get("device", ""),
-                label=row.get("label", ""),
-                size=_size(file),
-            )
-        )
-    if not sources:
-        raise UsageError(f"'{location}' lists no files.")
-    return sources
-
-
-def _row_problem(row: dict[str, str], file: str, root: str, settings: IngestSettings) -> str:
-    if row.get("problem"):
-        return row["problem"]
-    if not file:
-        return "names no file"
-    if "\0" in file:
-        return "names a file with a NUL in its name"
-    if "id" in row and not row["id"]:
-        return "has no id"
-    if leads_out(row["file"], root):
-        return "names a file outside of its folder: give an absolute path, or set 'root'"
-    if settings.root is not None and not is_inside(file, root):
-        return "names a file outside of 'root'"
-    return ""
-
-
-def _size(location: str) -> int:
-    """Return the bytes of a file that may have many frames; 0 for a single image or if unknown."""
-    if "://" in location or location.lower().endswith(IMAGE_SUFFIXES):
-        return 0
-    try:
-        return os.stat(location).st_size
-    except OSError:
-        return 0  # reading it later gives the reason
-
-
 def _check_pattern(settings: IngestSettings, sources: list[Source]) -> None:
     pattern = settings.group_pattern
     if pattern is not None and not any(re.search(pattern, source.name) for source in sources):
@@ -290,10 +322,12 @@ def _check_pattern(settings: IngestSettings, sources: list[Source]) -> None:
 def _contents(settings: IngestSettings) -> set[str]:
     """Return the digests of the files to leave out, because a copy may have another name."""
     plain = settings.model_copy(update={"root": None})
+    excluded = Listing()
+    for manifest in settings.exclude:
+        _list_one(manifest, plain, excluded)
     return {
         digest
-        for manifest in settings.exclude
-        for source in _list_one(manifest, plain)
+        for source in excluded.sources
         for digest in (*_digest(source), *_digests_inside(source).values())
     }
 

@@ -96,6 +96,7 @@ class Source:
     problem: str = ""  # why it must not be read; it then becomes a failure
     size: int = 0  # in bytes, where it tells how many frames to expect
     skip: tuple[str, ...] = ()  # members of an archive that are left out
+    study: str = field(default="", repr=False)  # the group, where nobody names a patient
 
 
 def read_key(settings: IngestSettings) -> bytes | None:

@@ -15,25 +15,35 @@ import numpy as np
 from echostill.curation.deidentification.brightness import Brightness
 from echostill.curation.deidentification.frames import Scanner, deidentify
 from echostill.curation.deidentification.review import NEEDS_REVIEW, ReviewGate
-from echostill.curation.ingestion.archives import Member, read_archive
+from echostill.curation.ingestion.archives import Member, Passed, read_archive
 from echostill.curation.ingestion.blanks import BLANK, why_blank
-from echostill.curation.ingestion.identity import Identity, group_of
-from echostill.curation.ingestion.manifests import portable_name
+from echostill.curation.ingestion.findings import Findings
+from echostill.curation.ingestion.identity import Identity, belonging, digest
+from echostill.curation.ingestion.manifests.paths import portable_name
+from echostill.curation.ingestion.patients.spelling import same_device, same_group, same_organ
 from echostill.curation.ingestion.perceptual import perceptual_columns
 from echostill.curation.ingestion.quality import quality_columns
 from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.platform.errors import EchostillError
-from echostill.platform.imaging.containers import ARCHIVE, ARCHIVE_SUFFIXES, container_of, open_clip
+from echostill.platform.imaging.containers import (
+    ARCHIVE,
+    ARCHIVE_SUFFIXES,
+    PACKED,
+    container_of,
+    open_clip,
+)
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.header import DicomHeader
 from echostill.platform.imaging.images import (
     DecodeError,
+    NoImageError,
     content_hash,
     drop_equal_channels,
     encode,
     resize_longest,
 )
 from echostill.platform.imaging.modality import modality
+from echostill.platform.imaging.packed import unpacked
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class Failure:
 
 
 Row = dict[str, Any]
+_NESTED = 3  # archives inside each other that are read
 
 
 def read_source(
@@ -64,6 +75,7 @@ def read_source(
     settings: IngestSettings,
     key: bytes | None = None,
     gate: ReviewGate | None = None,
+    findings: Findings | None = None,
 ) -> list[Row | Failure]:
     """Read one source: its pool rows, and a failure for each frame (or the file) without one.
 
@@ -73,6 +85,7 @@ def read_source(
         key: For identifiers; default the user's. Without one DICOM identifiers are plain hashes and
             patients make no groups, which is for readers that store none of it.
         gate: Knows the frames that have been approved, and keeps pictures for review.
+        findings: Is told what is noticed beside the entries.
 
     Returns:
         The entries in the order of the frames; none only where an archive holds nothing but what is
@@ -81,7 +94,7 @@ def read_source(
     Raises:
         UsageError: The key file is missing or empty: that concerns every file.
     """
-    return list(stream_source(source, settings, key, gate))
+    return list(stream_source(source, settings, key, gate, findings))
 
 
 def stream_source(
@@ -89,10 +102,13 @@ def stream_source(
     settings: IngestSettings,
     key: bytes | None = None,
     gate: ReviewGate | None = None,
+    findings: Findings | None = None,
 ) -> Iterator[Row | Failure]:
     """Do as :func:`read_source` does, one entry at a time."""
     key = key or read_key(settings)
-    reading = _Reading(settings, key, gate or ReviewGate(), settings.hides_names)
+    reading = _Reading(
+        settings, key, gate or ReviewGate(), settings.hides_names, findings or Findings()
+    )
     if source.problem:
         yield Failure(source.name, source.name, "ListingError", source.problem)
         return
@@ -100,13 +116,9 @@ def stream_source(
     try:
         if not source.name.lower().endswith(ARCHIVE_SUFFIXES):
             file = file.loaded()
-        head = file.head()
-        if head and container_of(head, source.name) == ARCHIVE.name:
-            yield from _archive_rows(source, file, reading)
-        else:
-            yield from _file_rows(source, file, reading)
+        yield from _content_rows(source, file, reading)
     except Exception as error:
-        yield _failure(source.name, source.name, error)
+        yield reading.failure(source.name, error)
 
 
 @dataclass(frozen=True)
@@ -115,19 +127,54 @@ class _Reading:
     key: bytes | None
     gate: ReviewGate
     hides_names: bool
+    findings: Findings
+    depth: int = 0  # how many archives around
+
+    def failure(self, name: str, error: Exception) -> Failure:
+        """Return what becomes of a file that cannot be read."""
+        if isinstance(error, NoImageError):
+            self.findings.company(digest("file", name), error)
+        return _failure(name, name, error)
+
+
+def _content_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
+    """Read what a file is by its content: one picture or cine, an archive, or one of them packed.
+
+    The name of an unpacked file stays that of the file.
+    """
+    head = file.head()
+    kind = container_of(head, file.name) if head else ""
+    if kind == PACKED.name:
+        inside = unpacked(file, reading.settings.limits)
+        if container_of(inside.head(), inside.name) == ARCHIVE.name:
+            yield from _archive_rows(source, inside, reading)
+        else:
+            yield from _file_rows(source, inside, reading)
+    elif kind == ARCHIVE.name:
+        yield from _archive_rows(source, file, reading)
+    else:
+        yield from _file_rows(source, file, reading)
 
 
 def _archive_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
+    if reading.depth >= _NESTED:
+        raise DecodeError(f"is an archive inside {_NESTED} others, which is not read")
+    inner = replace(reading, depth=reading.depth + 1)
+    passed = Passed()
     found = False
-    for member in read_archive(file, reading.settings.limits):
-        found = True
-        if member.name in source.skip:
-            continue
-        inner = replace(source, file="", name=member_name(source, member))
-        try:
-            yield from _member_rows(inner, member, reading)
-        except Exception as error:
-            yield _failure(inner.name, inner.name, error)
+    try:
+        for member in read_archive(file, reading.settings.limits, passed):
+            found = True
+            if member.name in source.skip:
+                continue
+            named = replace(source, file="", name=member_name(source, member), skip=())
+            try:
+                yield from _member_rows(named, member, inner)
+            except Exception as error:
+                yield reading.failure(named.name, error)
+    finally:
+        reading.findings.members(digest("file", source.name), passed.members)
+        reading.findings.keys(passed.keys)
     if not found:
         raise DecodeError("is an archive without images")
 
@@ -141,16 +188,20 @@ def _member_rows(source: Source, member: Member, reading: _Reading) -> Iterator[
     if member.data is None:
         raise DecodeError(member.problem)
     values = member.values
+    # Whose the archive is, its members are, unless their own file says whose they are.
+    whose = {"group": source.group, "patient": source.patient, "study": source.study}
+    if any(values.get(name) for name in whose):
+        whose = {name: values.get(name, "") for name in whose}
+        whose["group"] = same_group(whose["group"])
     source = replace(
         source,
+        **whose,
         id=values.get("id", ""),
-        group=values.get("group", ""),
-        patient=values.get("patient", ""),
-        organ=values.get("organ") or source.organ,
-        device=values.get("device") or source.device,
+        organ=same_organ(values.get("organ", "")) or source.organ,
+        device=same_device(values.get("device", "")) or source.device,
         label=values.get("label") or source.label,
     )
-    yield from _file_rows(source, SourceFile(source.name, data=member.data), reading)
+    yield from _content_rows(source, SourceFile(source.name, data=member.data), reading)
 
 
 def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
@@ -158,15 +209,17 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
     clip = open_clip(file, settings.limits)
     header = clip.header
     identity = Identity(source, file, header, clip.frames, key, reading.hides_names)
-    group = group_of(source, header, settings, key) or identity.file_id
+    owner = belonging(source, header, settings, key)
+    group = owner.group or identity.file_id
+    reading.findings.group(group, owner.study, owner.nobody)
     scanner = Scanner(model=source.device or settings.device)
     if header is not None:
         scanner = Scanner(header.manufacturer, header.device)
         # What the user said comes first, then what the file says, then the configured default.
         source = replace(
             source,
-            organ=source.organ or settings.organ or header.organ,
-            device=source.device or settings.device or header.device,
+            organ=source.organ or settings.organ or same_organ(header.organ),
+            device=source.device or settings.device or same_device(header.device),
         )
     # A cine's sector is looked for on its first frames: these are held meanwhile, not the clip.
     frames, ahead = itertools.tee(settings.frames.read(clip))
@@ -178,6 +231,8 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
         name = f"{source.name}#{frame.index}" if clip.frames > 1 else source.name
         if frame.pixels is None:
             what = "frame" if clip.frames > 1 else "file"
+            if isinstance(frame.error, NoImageError):
+                reading.findings.company(image_id, frame.error)
             yield _failure(name, image_id, frame.error or DecodeError("is missing"), what)
             continue
         gate.look(image_id, frame.pixels, cleaned)
@@ -207,7 +262,7 @@ def _row(
         "image_id": image_id,
         "group_id": group_id,
         "source": source.name,
-        "organ": source.organ or settings.organ,
+        "organ": source.organ or same_organ(settings.organ),
         "device": source.device or settings.device,
         "label": source.label,
         "modality": modality(header, staged),

@@ -21,20 +21,28 @@ from echostill.curation.deidentification.review import (
     waiting_in,
     write_review,
 )
-from echostill.curation.ingestion.changes import describe_changes, entries, keep, listing
+from echostill.curation.ingestion.changes import describe_changes, divided, entries, keep, listing
 from echostill.curation.ingestion.estimate import estimate
+from echostill.curation.ingestion.findings import Findings, describe_counts
 from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
-from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.listing import Listing, list_files
 from echostill.curation.ingestion.repeats import settle_repeated_ids
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
+from echostill.curation.ingestion.summary import (
+    Summary,
+    in_sample,
+    keep_summary,
+    kept_summary,
+    say,
+)
 from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerCount, WorkerPlan, check_workers, plan_workers
 from echostill.platform.cluster.waiting import describe_plan, plan_on_cluster
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.errors import EchostillError
-from echostill.platform.progress import console
+from echostill.platform.imaging.images import NoImageError
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.shards.records import Record
@@ -81,11 +89,13 @@ class IngestWorker:
         refused: list[dict[str, Any]] = []
         units = []
         shard = shard_name(payload)
+        findings = Findings()
         self.gate.sample = self.samples.get(shard, 0)
         for values in payload:
             before = len(rows), len(refused)
             source = Source(**values)
-            for item in read_source(source, self.settings, self.pseudonymiser.key, self.gate):
+            key = self.pseudonymiser.key
+            for item in read_source(source, self.settings, key, self.gate, findings):
                 if isinstance(item, Failure):
                     refused.append(self.pseudonymiser.refusal(item.row(), source.group))
                 else:
@@ -97,6 +107,7 @@ class IngestWorker:
             pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
             units,
             {"read": time.perf_counter() - started},
+            findings.notes(),
         )
 
     def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
@@ -113,6 +124,7 @@ class IngestSetup:
     shards: list[list[dict[str, Any]]]  # sources as plain values
     pseudonymiser: Pseudonymiser
     approved: dict[str, str]
+    listing: Listing
 
     @property
     def files(self) -> int:
@@ -124,12 +136,13 @@ class IngestSetup:
     ) -> StageResult:
         """Say what the pool holds now; ``addition`` ends the sentence."""
         done = "already done: " if already_done else ""
+        summary = kept_summary(self.store.sources())
         return StageResult(
             "ingest",
             ("pool",),
             self.store.pool().root,
-            {"files": self.files, **counts.counts},
-            f"{done}{self.files} files; {counts.describe()}{addition}",
+            {"files": self.files, **counts.counts, **summary.counts},
+            f"{done}{self.files} files; {counts.describe()}{addition}; {summary.describe()}",
             already_done,
         )
 
@@ -147,13 +160,21 @@ class IngestSetup:
         """Amend the shards when all are finished, and write the review table."""
         renamed = settle_repeated_ids(stage, records)
         if renamed:
-            console.print(
+            say(
                 f"warning: {renamed} image(s) have the id (for DICOM, the SOP instance UID) of "
-                "another image but other pixels: their ids are derived from their content.",
-                markup=False,
-                soft_wrap=True,
+                "another image but other pixels: their ids are derived from their content."
             )
         write_review(self.store, stage, records)
+        summary = Summary.of(stage, records, self.listing)
+        summary.warn()
+        keep_summary(self.store.sources(), summary)
+        counts = Accounting.of(records.values(), 0)
+        if counts.rows_in and counts.expected == counts.rows_in:
+            raise EchostillError(
+                f"ingest: none of {self.files} files is a picture of ultrasound: "
+                f"{describe_counts(summary.passed_over)}. `echostill quarantine "
+                f"{self.store.root}` lists them."
+            )
 
     def held_back(self) -> int:
         """Number of frames held back for review in the finished shards."""
@@ -240,11 +261,13 @@ class _Request:
     contents: list[bytes]  # beginnings of files, that a key of this run is locked with
     shown: IngestConfig  # as it is kept beside the pool
     claim: Claim
+    found: Listing
     listing: pa.Table
 
 
 def _request(config: IngestConfig, store: Store, overwrite: bool) -> _Request:
-    listed = _shards(config)
+    found = list_files(config)
+    listed = divided(found.sources, config.files_per_shard, config.bytes_per_shard)
     contents = beginnings(config, [source for shard in listed for source in shard])
     pseudonymiser = find_pseudonymiser(config, contents, None if overwrite else store.pool())
     shards = [[under_key(source, pseudonymiser.key) for source in shard] for shard in listed]
@@ -255,7 +278,7 @@ def _request(config: IngestConfig, store: Store, overwrite: bool) -> _Request:
     explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
     wanted = _fingerprint(shown, shards, pseudonymiser)
     claim = Claim(store.pool(), wanted, "ingest", "a pool", explained=explained)
-    return _Request(shards, pseudonymiser, contents, shown, claim, table)
+    return _Request(shards, pseudonymiser, contents, shown, claim, found, table)
 
 
 def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
@@ -271,12 +294,16 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
         fingerprint=request.claim.wanted,
         max_error_rate=config.max_error_rate,
         events=store.events(),
+        expected_class=NoImageError.__name__,
     )
+    for said in (*request.found.tables, *(f"warning: {one}" for one in request.found.warnings)):
+        say(f"{said}.")
     if not stage.is_finished():
         save_configuration(store.pool(), request.shown)
         keep(store.sources(), request.listing)
     plain = [[asdict(source) for source in shard] for shard in request.shards]
-    return IngestSetup(store, stage, plain, request.pseudonymiser, approved_pixels(store))
+    pseudonymiser, approved = request.pseudonymiser, approved_pixels(store)
+    return IngestSetup(store, stage, plain, pseudonymiser, approved, request.found)
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> WorkerPlan:
@@ -301,11 +328,9 @@ def _gate(config: IngestConfig, store: Store, approved: dict[str, str]) -> Revie
     if not settings.review_pixels and not settings.contact_sheet:
         return ReviewGate(approved)
     pictures = prepare_pictures(store)
-    console.print(
+    say(
         f"warning: identifiable pixels are written to '{pictures.root}': protect this folder like "
-        "the original files, and delete it after the review.",
-        markup=False,
-        soft_wrap=True,
+        "the original files, and delete it after the review."
     )
     return ReviewGate(approved, pictures, settings.review_pixels)
 
@@ -329,9 +354,15 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     files = sum(len(shard) for shard in shards)
     out = Plan("ingest")
     out.add("sources", f"{files} files (a cine is one file and gives a row per frame)")
+    for said in request.found.tables:
+        out.add("columns", said)
     out.add("shards", f"{len(shards)} of up to {config.files_per_shard} files")
     out.add("workers", describe_plan(config, partial(_plan, config, len(shards))))
-    out.add("size", estimate([source for shard in shards for source in shard], config).describe())
+    findings = Findings()
+    sources = [source for shard in shards for source in shard]
+    out.add("size", estimate(sources, config, findings).describe())
+    for label, said in in_sample(request.found, findings):
+        out.add(label, said)
     done = 0 if replaces else len(store.pool().list("done"))
     names = "as keyed hashes" if config.hides_names else "unchanged"
     pixels = "only the sector, uncertain frames held back"
@@ -352,22 +383,6 @@ class _MakeWorker:
 
     def __call__(self) -> IngestWorker:
         return IngestWorker(self.settings, self.pseudonymiser, self.gate, self.samples)
-
-
-def _shards(config: IngestConfig) -> list[list[Source]]:
-    """Divide the sources into shards by files and bytes, so that cines do not fill the memory."""
-    shards: list[list[Source]] = []
-    size = 0
-    for source in list_sources(config):
-        full = bool(shards) and (
-            len(shards[-1]) >= config.files_per_shard or size + source.size > config.bytes_per_shard
-        )
-        if not shards or full:
-            shards.append([])
-            size = 0
-        shards[-1].append(source)
-        size += source.size
-    return shards
 
 
 def _fingerprint(

@@ -177,6 +177,30 @@ def review_command(
     print(json.dumps(rows, indent=1) if as_json else review.describe(store, rows))
 
 
+@app.command("quarantine")
+def quarantine_command(
+    store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
+    config: ConfigFile = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also frames held back for review, reports and masks.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the files and frames that could not be read, with their names and the reasons.
+
+    If names are hashed, --config gives the ingest's configuration, to look them up with the key.
+
+    \b
+    Example:
+      echostill quarantine runs/mine
+      echostill quarantine runs/mine --config config.yaml
+    """
+    from echostill.jobs.cli.damaged import damaged_files, describe
+
+    rows = damaged_files(store, config, everything=everything)
+    print(json.dumps(rows, indent=1) if as_json else describe(rows))
+
+
 @app.command("names")
 def names_command(
     hashes: Annotated[list[str], typer.Argument(help="Hashed names, as in the column `source`.")],

@@ -28,3 +28,4 @@ class DicomHeader:
     image_type: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
     manufacturer: str = ""  # never stored: to tell scanners apart
+    issuer: str = field(default="", repr=False)  # who gave the patient's id

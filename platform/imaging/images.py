@@ -35,7 +35,16 @@ class DecodeError(EchostillError):
 
 
 class NoImageError(DecodeError):
-    """A file that is no picture and was not meant to be one, as a mask beside an image."""
+    """A file that is no picture of ultrasound and was not meant to be one, as a mask or a report.
+
+    Attributes:
+        kind: What it is, in words that follow a number: ``masks or label maps``.
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        """Take the message and the kind."""
+        super().__init__(message)
+        self.kind = kind
 
 
 def decode_image(data: bytes, max_pixels: float = MAX_PIXELS) -> np.ndarray:

@@ -1,14 +1,23 @@
 """Masks and label maps told from pictures: they lie beside a data set's images, as image files."""
 
+import re
+
 import numpy as np
 from scipy import ndimage
 
 from echostill.platform.imaging.images import NoImageError
 
+MASK = "masks or label maps"  # kind of what is no picture
+
 _HIGHEST = 31  # labels count from 0; a picture of no more grey levels would be nearly black
 _EDGES = 0.1  # share of neighbours that differ: labels fill areas, speckle differs everywhere
 _SOLID = 0.5  # share of what is labelled that is not specks: dark pictures have specks alone
 _SHOWN = 8  # labels that a message lists
+_MASK_NAME = re.compile(
+    r"(?P<picture>.+?)[ ._-](?:mask|masks|gt|seg|segmentation|label|labels|labelmap|annotation|"
+    r"ground[ ._-]?truth)(?:[ ._-]?\d{1,2})?",
+    re.IGNORECASE,
+)
 
 
 def refuse_label_map(values: np.ndarray) -> None:
@@ -21,7 +30,7 @@ def refuse_label_map(values: np.ndarray) -> None:
         NoImageError: They are labels.
     """
     if is_label_map(values):
-        raise NoImageError(describe_labels(values))
+        raise NoImageError(describe_labels(values), MASK)
 
 
 def is_label_map(values: np.ndarray, specks: bool = False) -> bool:
@@ -49,3 +58,13 @@ def describe_labels(values: np.ndarray) -> str:
     found = [str(int(value)) for value in np.unique(values)]
     shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
     return f"holds only the values {shown} in even areas: a mask or label map, no picture"
+
+
+def pictured(stem: str) -> str:
+    """Return the stem of the picture that a mask's name says it belongs to, ``""`` of no mask.
+
+    Args:
+        stem: A file's name without folder and suffix: ``benign (1)_mask`` is one of ``benign (1)``.
+    """
+    found = _MASK_NAME.fullmatch(stem)
+    return found["picture"] if found else ""

@@ -4,7 +4,6 @@
 ends with its record, a line of that table, and a test.
 """
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,13 +36,3 @@ class Reader:
     reads: str
     notes: str = ""
     still: bool = False
-
-
-def unpacked_head(head: bytes) -> bytes:
-    """Return a file's first bytes, of one that is packed with gzip those inside."""
-    if not head.startswith(b"\x1f\x8b"):
-        return head
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, 1024)
-    except zlib.error:
-        return b""

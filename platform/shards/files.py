@@ -7,7 +7,7 @@ record (:mod:`.records`).
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -49,6 +49,7 @@ class ShardFiles:
         quarantine: Folder of the stage's quarantine.
         schema: Columns of the table.
         fingerprint: What the result depends on.
+        expected_class: Error class of quarantined rows that were to be expected, and are no errors.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ShardFiles:
     quarantine: Storage
     schema: pa.Schema
     fingerprint: Fingerprint
+    expected_class: str = field(default="", kw_only=True)
 
     def finished(self, shards: int) -> dict[int, Record]:
         """Return the records of the finished shards whose files are still as they were written."""
@@ -84,6 +86,7 @@ class ShardFiles:
             if held is None
             else decode_parquet(self.quarantine.read(held["file"])),
             None if units is None else decode_units(units),
+            notes=record.get("notes", {}),
         )
 
     def write(self, index: int, outcome: Outcome) -> Record:
@@ -109,6 +112,10 @@ class ShardFiles:
             "units": None if outcome.units is None else encode_units(outcome),
             "fingerprint": self.fingerprint.digest,
         }
+        if outcome.notes:
+            record["notes"] = {kind: list(texts) for kind, texts in outcome.notes.items()}
+        if expected := count_expected(outcome.quarantined, self.expected_class):
+            record["expected"] = expected
         write_record(self.table, record)
         return record
 
@@ -119,6 +126,12 @@ class ShardFiles:
         self.table.write(name, b"")
         yield
         self.table.delete(name)
+
+
+def count_expected(quarantined: pa.Table, expected_class: str) -> int:
+    """Return how many quarantined rows are of a class that was to be expected."""
+    classes: list[str] = quarantined["error_class"].to_pylist()
+    return classes.count(expected_class) if expected_class else 0
 
 
 def _is_whole(

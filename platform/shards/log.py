@@ -21,16 +21,23 @@ class Accounting:
     quarantined: int
     shards: int
     shards_resumed: int
+    expected: int = 0  # of the quarantined rows: files that hold nothing to read, and are no errors
 
     @classmethod
     def of(cls, records: Iterable[dict[str, Any]], resumed: int) -> "Accounting":
         """Count what shards' records say; ``resumed`` of them were finished earlier."""
-        shards = out = held = 0
+        shards = out = held = expected = 0
         for record in records:
             shards += 1
             out += record["part"]["rows"]
             held += record["quarantine"]["rows"] if record["quarantine"] else 0
-        return cls(out + held, out, held, shards, resumed)
+            expected += record.get("expected", 0)
+        return cls(out + held, out, held, shards, resumed, expected)
+
+    @property
+    def errors(self) -> int:
+        """Quarantined rows that were not to be expected."""
+        return self.quarantined - self.expected
 
     @property
     def counts(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ unit lie together, in the order of the units, in the table's part and in the qua
 units can be done again, and their rows exchanged, as if they had worked the first time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,13 +21,16 @@ class Outcome:
     """What became of a shard: rows of the table and rows of the quarantine.
 
     ``units`` has, for each unit, how many rows of the table and of the quarantine are its own;
-    None makes the whole shard one unit. ``seconds`` says what took how long, by name.
+    None makes the whole shard one unit. ``seconds`` says what took how long, by name. ``notes``
+    are what else the stage noticed, by kind; its record keeps them. They are sets of texts, so that
+    a unit that is done again adds nothing twice.
     """
 
     rows: pa.Table
     quarantined: pa.Table
     units: Sequence[tuple[int, int]] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = self.unit_counts.sum(axis=0)
@@ -67,6 +70,7 @@ class Outcome:
             _exchange(self.quarantined, counts[:, 1], again.quarantined, new[:, 1], numbers),
             [(int(rows), int(held)) for rows, held in merged],
             again.seconds,
+            _united(self.notes, again.notes),
         )
 
     def moved(self, keep: Sequence[bool], refusals: pa.Table) -> "Outcome":
@@ -87,11 +91,19 @@ class Outcome:
             self.rows.filter(pa.array(stays)),
             quarantined.take(pa.array(order)),
             [(int(rows - n), int(held + n)) for (rows, held), n in zip(counts, gone, strict=True)],
+            notes=self.notes,
         )
 
     def same_tables(self, other: "Outcome") -> bool:
         """Return whether both say the same."""
         return bool(self.rows.equals(other.rows) and self.quarantined.equals(other.quarantined))
+
+
+def _united(
+    first: Mapping[str, Sequence[str]], second: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    kinds = sorted({*first, *second})
+    return {kind: sorted({*first.get(kind, ()), *second.get(kind, ())}) for kind in kinds}
 
 
 def _exchange(

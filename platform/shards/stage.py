@@ -160,7 +160,12 @@ class ShardedStage(ShardFiles):
         manifest = Table.open(self.table, self.name).manifest
         shards = len(manifest["parts"])
         return Accounting(
-            manifest["rows_in"], manifest["rows"], manifest["quarantined"], shards, shards
+            manifest["rows_in"],
+            manifest["rows"],
+            manifest["quarantined"],
+            shards,
+            shards,
+            manifest.get("expected", 0),
         )
 
     def is_finished(self) -> bool:
@@ -185,7 +190,11 @@ class ShardedStage(ShardFiles):
             schema=self.schema,
             parts=[records[index]["part"] for index in sorted(records)],
             fingerprint=self.fingerprint.as_dict(),
-            extra={"rows_in": accounting.rows_in, "quarantined": accounting.quarantined},
+            extra={
+                "rows_in": accounting.rows_in,
+                "quarantined": accounting.quarantined,
+                **({"expected": accounting.expected} if accounting.expected else {}),
+            },
         )
 
     def _check(self, records: dict[int, Record], running: bool) -> None:
@@ -193,10 +202,10 @@ class ShardedStage(ShardFiles):
         # While running, wait for a hundred rows: one bad file among the first few proves nothing.
         if counts.rows_in == 0 or (running and counts.rows_in < 100):
             return
-        rate = counts.quarantined / counts.rows_in
+        rate = counts.errors / counts.rows_in
         if rate > self.max_error_rate:
             raise EchostillError(
-                f"{self.name}: {counts.quarantined} of {counts.rows_in} rows so far are in "
+                f"{self.name}: {counts.errors} of {counts.rows_in} rows so far are in "
                 f"quarantine ({rate:.1%}), above max_error_rate {self.max_error_rate:.1%}. "
                 f"See '{self.quarantine.root}'. Finished shards are kept: mend the input or raise "
                 "max_error_rate and run the same command."

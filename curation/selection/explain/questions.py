@@ -10,8 +10,8 @@ from echostill.curation.selection.explain.explain import explain, explanation, f
 from echostill.curation.selection.stage import SelectConfig
 from echostill.platform.config import validate
 from echostill.platform.errors import UsageError
+from echostill.platform.tables.quarantine import quarantine_parts
 from echostill.platform.tables.store import Store
-from echostill.platform.tables.table import MANIFEST, Table
 
 ORIGIN = ["image_id", "group_id", "source", "organ", "device", "label", "frame"]
 
@@ -40,7 +40,13 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
         UsageError: There is no such store, coreset or image; suggests the nearest.
     """
     store = Store(store_root)
-    table = store.open_coreset(coreset)
+    try:
+        table = store.open_coreset(coreset)
+    except UsageError:
+        held = quarantined(store, image)  # known before any selection
+        if held is None:
+            raise
+        return held
     pool = store.open_pool().read(ORIGIN)
     try:
         image_id = find_image(image, pool)
@@ -63,20 +69,13 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
 
 def quarantined(store: Store, image: str) -> Answer | None:
     """Explain why an image is in quarantine, by its id or source; None for other images."""
-    for stage in ("ingest", "score"):
-        storage = store.quarantine(stage)
-        if not storage.exists(MANIFEST):
-            continue
-        table = Table.open(storage, stage)
-        for part in table.parts():
-            match = pc.or_(pc.equal(part["id"], image), pc.equal(part["source"], image))
-            rows = part.filter(match).to_pylist()
-            if rows:
-                row = rows[0]
-                name = row["source"] or row["id"]
-                text = (
-                    f"Image {name} is not in the coreset: it went to quarantine at {stage}, "
-                    f"{row['error_class']}: {row['message']}"
-                )
-                return Answer(text, {**row, "selected": False})
+    for stage, part in quarantine_parts(store):
+        match = pc.or_(pc.equal(part["id"], image), pc.equal(part["source"], image))
+        for row in part.filter(match).slice(0, 1).to_pylist():
+            name = row["source"] or row["id"]
+            text = (
+                f"Image {name} is not in the coreset: it went to quarantine at {stage}, "
+                f"{row['error_class']}: {row['message']}"
+            )
+            return Answer(text, {**row, "selected": False})
     return None

@@ -10,12 +10,9 @@ from dataclasses import replace
 import pydicom
 from pydicom.multival import MultiValue
 
-from echostill.platform.imaging.dicom.pixels import whole_number
 from echostill.platform.imaging.header import DicomHeader, Region
 from echostill.platform.imaging.images import DecodeError, square_size
 
-_STANDARD = "1.2.840.10008."  # every UID of the standard begins so
-_LEAST_PICTURE = 32  # pixels of a side, below which a maker's own object holds a preview
 _LEAST_REGION = 8  # pixels of a side: a smaller rectangle shows nothing, writers leave such behind
 
 
@@ -47,6 +44,7 @@ def read_header(dataset: pydicom.Dataset) -> DicomHeader:
         image_type=(image_type,) if isinstance(image_type, str) else tuple(image_type),
         regions=tuple(_regions(dataset)),
         manufacturer=text("Manufacturer"),
+        issuer=text("IssuerOfPatientID"),
     )
 
 
@@ -133,20 +131,3 @@ def pixel_aspect(dataset: pydicom.Dataset) -> float:
             if down > 0 and across > 0:
                 return down / across
     return 1.0
-
-
-def refuse_previews(dataset: pydicom.Dataset, has_pixels: bool) -> None:
-    """Refuse an object of a maker's own kind whose picture is only a preview of other data.
-
-    Raises:
-        DecodeError: It is one, or holds no pixel data at all.
-    """
-    kind = str(dataset.get("SOPClassUID") or "")
-    if not kind or kind.startswith(_STANDARD):
-        return
-    own = f"is of a kind of its maker's own (SOP class {kind}), whose data is not read"
-    rows, columns = whole_number(dataset, "Rows") or 0, whole_number(dataset, "Columns") or 0
-    if not has_pixels:
-        raise DecodeError(f"{own}: it holds no pixel data")
-    if max(rows, columns) < _LEAST_PICTURE:
-        raise DecodeError(f"{own}: its pixels of {columns} x {rows} are a preview")

@@ -21,10 +21,10 @@ from echostill.platform.imaging.dicom.file import (
 from echostill.platform.imaging.dicom.header import (
     pixel_aspect,
     read_header,
-    refuse_previews,
     stretched,
 )
 from echostill.platform.imaging.dicom.isolation import DecoderError
+from echostill.platform.imaging.dicom.kinds import refuse_other_kinds
 from echostill.platform.imaging.dicom.pixels import pixel_format
 from echostill.platform.imaging.dicom.syntaxes import FILMS, name_of
 from echostill.platform.imaging.files import FileParts, SourceFile
@@ -53,7 +53,7 @@ def open_dicom(source: SourceFile, limits: Limits | None = None) -> Clip:
     limits = limits or Limits()
     file = open_file(source, limits)
     with _in_words(file.syntax):
-        refuse_previews(file.dataset, file.pixels is not None)
+        refuse_other_kinds(file.dataset, file.pixels is not None)
         pixels = _pixels(file)
         header = read_header(file.dataset)
         layout = pixel_format(file.dataset, pixels, header.frames)

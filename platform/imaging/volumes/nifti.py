@@ -11,7 +11,8 @@ import numpy as np
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
-from echostill.platform.imaging.reader import Reader, unpacked_head
+from echostill.platform.imaging.packed import unpacked_head
+from echostill.platform.imaging.reader import Reader
 from echostill.platform.imaging.volumes.slices import Layout, volume_clip
 
 _TYPES = {

@@ -21,7 +21,7 @@ from echostill.platform.imaging.images import (
     check_size,
     typical_range,
 )
-from echostill.platform.imaging.labels import describe_labels, is_label_map
+from echostill.platform.imaging.labels import MASK, describe_labels, is_label_map
 
 _BLOCK = 2**20
 Seek = Callable[[BinaryIO], BinaryIO]
@@ -190,7 +190,7 @@ def _refuse_labels(source: SourceFile, layout: Layout, seek: Seek) -> None:
             return
         labelled = values
     if labelled is not None:
-        raise NoImageError(describe_labels(labelled))
+        raise NoImageError(describe_labels(labelled), MASK)
 
 
 def _slices(source: SourceFile, layout: Layout, seek: Seek) -> Iterator[bytes | DecodeError]:

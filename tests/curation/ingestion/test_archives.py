@@ -2,13 +2,15 @@ import gzip
 import io
 import json
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from echostill.curation.deidentification.frames import DeidentifySettings
-from echostill.curation.ingestion.archives import key_of, read_archive
+from echostill.curation.ingestion import archives
+from echostill.curation.ingestion.archives import Passed, key_of, read_archive
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
 from echostill.curation.ingestion.sources import Failure, read_source
@@ -187,12 +189,10 @@ def test_a_patient_without_a_key_is_no_group(tmp_path):
     assert first["group_id"] != second["group_id"]
 
 
-def test_archives_without_images_and_inside_archives_are_said(tmp_path):
+def test_an_archive_without_images_is_said(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar(("notes.txt", b"text")))
-    (tmp_path / "b.tar").write_bytes(tar(("inner.tar", tar(("0.png", png())))))
-    empty, nested = read_all(tmp_path)
+    (empty,) = read_all(tmp_path)
     assert "is an archive without images" in empty.message
-    assert "archive inside an archive" in nested.message
 
 
 def test_benchmark_images_inside_an_archive_are_left_out(tmp_path):
@@ -208,3 +208,156 @@ def test_benchmark_images_inside_an_archive_are_left_out(tmp_path):
     (other / "d.png").write_bytes(png(3))
     kept = read_all(other, exclude=(str(tmp_path / "pool/a.tar"),))
     assert [row["source"] for row in kept] == ["d.png"]
+
+
+# --- keys with dots, zip, archives inside archives ------------------------------------------------
+
+
+def zipped(*members):
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return sink.getvalue()
+
+
+def about(number):
+    return json.dumps({"PatientID": f"P{number}", "Label": f"L{number}"}).encode()
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+@pytest.mark.parametrize("first", ["picture", "json"])
+@pytest.mark.parametrize(
+    ("picture", "told"),
+    [
+        ("1.2.840.99.{}.png", "1.2.840.99.{}.json"),
+        ("img_{}.png", "img_{}.png.json"),
+        ("dr.smith.visit.{}.png", "dr.smith.visit.{}.json"),
+        ("d.ir/7.{}.left.png", "d.ir/7.{}.json"),
+        ("{}.left.png", "{}.json"),
+    ],
+)
+def test_a_json_belongs_to_the_image_whose_name_it_has(pack, first, picture, told):
+    pairs = []
+    for number in range(12):
+        pair = [(picture.format(number), png(number)), (told.format(number), about(number))]
+        pairs += pair if first == "picture" else pair[::-1]
+    found = members_of(pack(*pairs))
+    assert {member.name: member.values for member in found} == {
+        picture.format(number): {"patient": f"P{number}", "label": f"L{number}"}
+        for number in range(12)
+    }
+
+
+def test_the_closest_json_counts():
+    data = tar(
+        *(("0.json", b'{"label": "far"}'), ("0.left.png", png()), ("0.right.png", png(1))),
+        ("0.left.json", b'{"label": "near"}'),
+    )
+    assert {member.name: member.values["label"] for member in members_of(data)} == {
+        "0.left.png": "near",
+        "0.right.png": "far",
+    }
+
+
+def test_dotted_names_without_json_do_not_fill_the_memory(monkeypatch):
+    """By WebDataset's rule they all have the key '1'."""
+    monkeypatch.setattr(archives, "_WAITING", 5)
+    read = []
+    real = archives._member
+    monkeypatch.setattr(
+        archives, "_member", lambda entry, *rest: read.append(entry.name) or real(entry, *rest)
+    )
+    data = tar(*((f"1.2.{number}.png", png(number)) for number in range(40)))
+    given = 0
+    for given, member in enumerate(read_archive(SourceFile("a.tar", data=data), Limits()), 1):
+        assert member.name == f"1.2.{given - 1}.png"
+        assert len(read) - given <= 5
+    assert given == 40
+
+
+def test_what_an_archive_holds_beside_is_counted():
+    passed = Passed()
+    data = tar(
+        *(("0.png", png()), ("0.txt", b"a caption"), ("0.cls", b"3"), ("0.json", b'{"age": 4}')),
+        *(("1.txt", b"another"), ("DICOMDIR", b"x"), ("._0.png", b"macOS"), ("notes", b"text")),
+        *(("2.json", b"{}"), ("b.rar", b"Rar!"), ("report.docx", zipped(("a.png", png())))),
+    )
+    assert [m.name for m in read_archive(SourceFile("a.tar", data=data), Limits(), passed)] == [
+        "0.png"
+    ]
+    assert {kind: number for kind, number in passed.members.items() if number} == {
+        ".txt": 2,
+        ".cls": 1,
+        "DICOMDIR": 1,
+        "hidden files": 1,
+        "without a suffix": 1,
+        ".json": 1,
+        ".rar (not read)": 1,
+        ".docx": 1,
+    }
+    assert passed.keys == {"age"}
+
+
+def test_zip_files_are_read_as_folders(tmp_path):
+    inner = zipped(("deep/0.png", png(1)), ("deep/0.json", b'{"organ": "Liver"}'))
+    plain = zipped(("a/0.png", png()), ("inner.zip", inner), ("notes.pdf", b"%PDF"))
+    (tmp_path / "study.zip").write_bytes(plain)
+    (tmp_path / "tar.zip").write_bytes(zipped(("t.tar.xz", tar(("0.png", png(2)), mode="w:xz"))))
+    (tmp_path / "letter.docx").write_bytes(zipped(("word/picture.png", png(3))))
+    rows = read_all(tmp_path)
+    assert {row["source"]: row["organ"] for row in rows} == {
+        "study.zip/a/0.png": "",
+        "study.zip/inner.zip/deep/0.png": "liver",
+        "tar.zip/t.tar.xz/0.png": "",
+    }
+
+
+def test_members_of_a_zip_that_cannot_be_read_cost_one_row_each():
+    data = bytearray(zipped(("0.png", png()), ("1.png", png(1)), ("2.png", png(2))))
+    place = data.index(b"1.png") + 5
+    data[place + 40 : place + 60] = b"x" * 20
+    secret = bytearray(zipped(("3.png", png(3)), ("4", png(4))))
+    for mark in (b"PK\1\2", b"PK\3\4"):
+        at = -1
+        while (at := secret.find(mark, at + 1)) >= 0:
+            secret[at + (8 if mark == b"PK\1\2" else 6)] |= 1
+    found = {member.name: member.problem for member in members_of(bytes(data))}
+    assert [name for name, problem in found.items() if not problem] == ["0.png", "2.png"]
+    assert "damaged in its archive" in found["1.png"]
+    passed = Passed()
+    (locked,) = read_archive(SourceFile("a.zip", data=bytes(secret)), Limits(), passed)
+    assert locked.problem == "is encrypted in an archive"
+    assert passed.members["encrypted files"] == 1
+    links = zipped(("../out.png", png()), ("big.png", bytes(50_000)))
+    found = {member.name: member.problem for member in members_of(links, max_bytes=10_000)}
+    assert "leads out of its archive" in found["../out.png"]
+    assert "max_bytes=10000" in found["big.png"]
+
+
+def test_a_cut_off_zip_is_said(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped(("0.png", png()))[:-30])
+    (failure,) = read_all(tmp_path)
+    assert "is a damaged or truncated archive from the beginning" in failure.message
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_packed_archives_are_told_by_name_and_by_content(tmp_path, mode):
+    data = tar(("0.png", png()), mode=mode)
+    ending = mode.partition(":")[2]
+    for name in (f"a.tar.{ending}", f"b.T{ending[:2].upper()}2" if ending == "bz2" else "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(data)
+        (row,) = read_all(folder / name)
+        assert row["source"] == f"{name}/0.png"
+
+
+def test_what_the_user_says_of_an_archive_holds_for_its_members(tmp_path):
+    (tmp_path / "a.zip").write_bytes(
+        zipped(("0.png", png()), ("1.png", png(1)), ("1.json", b'{"group": "own"}'))
+    )
+    (tmp_path / "m.csv").write_text("file,Group,organ\na.zip,P7,Liver\n")
+    first, second = read_all(tmp_path / "m.csv")
+    assert (first["group_id"], first["organ"]) == ("P7", "liver")
+    assert second["group_id"] == "own"

@@ -385,7 +385,9 @@ def archives():
         "climbing.tar": bad(tar(("../../0.png", png)), "leads out of its archive"),
         "absolute.tar": bad(tar(("/etc/0.png", png)), "leads out of its archive"),
         "sidecar.tar": bad(tar(("0.png", png), ("0.json", b"{")), "cannot be read"),
-        "nested.tar": bad(tar(("0.tar", pair)), "archive inside an archive"),
+        "nested.tar": bad(
+            tar(("0.tar", tar(("0.tar", tar(("0.tar", pair)))))), "archive inside 3 others"
+        ),
         "bomb.tar.gz": bad(gzip.compress(tar(("0.png", bytes(9_000_000)))), "max_bytes"),
         "truncated.tar": bad(pair[: pair.index(b"1.png") + 600], "truncated archive", rows=1),
         "nothing.tar": bad(tar(("notes.txt", b"text")), "archive without images"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from echostill.curation.deidentification.frames import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.manifests import common_folder
+from echostill.curation.ingestion.manifests.paths import common_folder
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
 from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform.errors import UsageError
@@ -157,8 +157,8 @@ def test_parquet_text_list_and_path_column_list_the_same(tmp_path):
 
 
 def test_a_missing_file_column_is_refused_with_the_nearest(tmp_path):
-    manifest = write_csv(tmp_path / "m.csv", ["File", "group"], [["a.png", "1"]])
-    with pytest.raises(UsageError, match=r"no column 'file'.*has: File, group.*Is it 'File'"):
+    manifest = write_csv(tmp_path / "m.csv", ["Fille", "group"], [["a.png", "1"]])
+    with pytest.raises(UsageError, match=r"no column 'file'.*has: Fille, group.*Is it 'Fille'"):
         list_sources(IngestSettings(source=manifest))
 
 

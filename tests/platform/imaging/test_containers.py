@@ -107,7 +107,7 @@ def test_names_and_suffixes_are_each_one_readers():
         ("a.nii", b"text", "no readable NIfTI"),
         ("a.mha", b"text", "no MetaImage"),
         ("a.dcm", b"text", "not a readable DICOM file"),
-        ("a.tar", archive(), "archive inside an archive"),
+        ("a.tar", archive(), "archive of files"),
     ],
 )
 def test_what_is_not_read_is_said(name, data, said):

@@ -1,0 +1,1 @@
+"""Patients: how their ids are spelt, and the groups that their images make."""

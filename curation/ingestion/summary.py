@@ -1,0 +1,95 @@
+"""What an ingest says at its end, and its dry run of the sample: groups, and what was passed over.
+
+It is kept beside the listing of the files, for the report and for an ingest that is done already.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+
+from echostill.curation.ingestion.findings import Findings, describe_counts
+from echostill.curation.ingestion.listing import Listing
+from echostill.curation.ingestion.patients.groups import Groups, count_groups
+from echostill.platform.progress import console
+from echostill.platform.shards.records import Record
+from echostill.platform.shards.stage import ShardedStage
+from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.table import decode_parquet
+
+FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was found.
+
+    Attributes:
+        groups: Of the pool.
+        passed_over: Files that were not read or are no pictures, by kind.
+        warnings: What is doubtful, a sentence each.
+    """
+
+    groups: Groups = field(default_factory=Groups)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, stage: ShardedStage, records: Mapping[int, Record], listing: Listing) -> "Summary":
+        """Sum up finished shards and the listing that they were made from."""
+        findings = Findings(records[index].get("notes", {}) for index in sorted(records))
+        columns = ["group_id", "source"]
+        groups = count_groups(
+            decode_parquet(stage.table.read(records[index]["part"]["file"]), columns)
+            for index in sorted(records)
+        )
+        doubts = [groups.warning(), *findings.warnings(), findings.unused_keys()]
+        passed = listing.passed_over + findings.passed_over()
+        return cls(groups, dict(passed), tuple(doubt for doubt in doubts if doubt))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers for the result of the stage."""
+        return {
+            "groups": self.groups.count,
+            "largest_group": self.groups.largest_images,
+            "passed_over": sum(self.passed_over.values()),
+        }
+
+    def describe(self) -> str:
+        """Say it in words that end a sentence."""
+        passed = describe_counts(self.passed_over)
+        return self.groups.describe() + (f"; passed over: {passed}" if passed else "")
+
+    def warn(self) -> None:
+        """Print what is doubtful."""
+        for doubt in self.warnings:
+            say(f"warning: {doubt}.")
+
+
+def keep_summary(folder: Storage, summary: Summary) -> None:
+    """Keep a summary in the store."""
+    folder.write(FILE, json.dumps(asdict(summary), indent=1).encode())
+
+
+def kept_summary(folder: Storage) -> Summary:
+    """Return the summary that was kept, an empty one where there is none."""
+    if not folder.exists(FILE):
+        return Summary()
+    values = json.loads(folder.read(FILE))
+    return Summary(Groups(**values["groups"]), values["passed_over"], tuple(values["warnings"]))
+
+
+def in_sample(listing: Listing, findings: Findings) -> Iterator[tuple[str, str]]:
+    """Yield what a dry run says, as labelled lines: of the listing, and of the files it sampled."""
+    if listing.passed_over.total():
+        yield "passed over", describe_counts(listing.passed_over)
+    if sampled := describe_counts(findings.passed_over()):
+        yield "passed over", f"in the sample: {sampled}"
+    for doubt in (*listing.warnings, *findings.warnings(), findings.unused_keys()):
+        if doubt:
+            yield "warning", doubt
+
+
+def say(message: str) -> None:
+    """Print a message beside the progress."""
+    console.print(message, markup=False, soft_wrap=True)
