@@ -6,7 +6,6 @@ Nothing is unpacked to disk. An archive is a folder of its own name in the paths
 
 import hashlib
 import os
-import posixpath
 import tarfile
 import tempfile
 import unicodedata
@@ -207,8 +206,9 @@ def _is_rubbish(name: str) -> bool:
 
 
 def _portable(name: str) -> str:
-    """Return a path with / as separator, in composed Unicode, without a leading root."""
-    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")).lstrip("/"))
+    """Return a path with / as separator, in composed Unicode, that leads nowhere else."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return unicodedata.normalize("NFC", "/".join(parts))
 
 
 def _missing(path: Path) -> str:

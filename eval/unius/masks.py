@@ -4,13 +4,12 @@ import io
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from echostill.eval.datasets import grey_values
 from echostill.eval.unius.download import Download
 from echostill.eval.unius.items import LayerOf
 from echostill.eval.unius.layouts import MaskFiles
-from echostill.eval.unius.shapes import between, draw, read_contour, read_polygon
+from echostill.eval.unius.shapes import between, draw, fill_outline, read_contour, read_polygon
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import MAX_PIXELS, DecodeError, damage_in_words, open_image
 from echostill.platform.imaging.volumes.label_maps import read_label_map
@@ -99,7 +98,7 @@ def apply_rule(values: np.ndarray, how: MaskFiles) -> np.ndarray:
         return values
     above = values > (0 if how.rule == "nonzero" else how.threshold)
     if how.rule == "outline":
-        above = np.stack([ndimage.binary_fill_holes(frame) for frame in above])
+        above = np.stack([fill_outline(frame) for frame in above])
     return above.astype(np.uint8)
 
 

@@ -1,7 +1,6 @@
 """Areas as they are distributed without pixels: polygons, contours, COCO and VIA files.
 
-A polygon is an array (P, 2) of x and y in pixels of the image. Drawn, it includes the pixels on its
-border.
+A polygon is an array (P, 2) of x and y in pixels of the image.
 """
 
 import ast
@@ -11,12 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.path import Path
 from PIL import Image, ImageDraw
+from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError
 
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import DecodeError
 
 LEAST = 3  # points of a polygon
+_SHARE = 0.05  # of a hull, at most, lies outside of its own outline, by rounding
+_ON = 1e-6  # pixels: a centre that near to a border lies on it
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,55 @@ class MarkedArea:
 
 
 def draw(polygons: Iterable[np.ndarray], width: int, height: int) -> np.ndarray:
-    """Return where any of the polygons is, bool (height, width)."""
-    canvas = Image.new("1", (width, height))
-    pen = ImageDraw.Draw(canvas)
+    """Return where any of the polygons is, bool (height, width).
+
+    A pixel counts if its centre, at whole numbers, lies inside a polygon or on it.
+    """
+    drawn = np.zeros((height, width), dtype=bool)
     for polygon in polygons:
-        pen.polygon([(float(x), float(y)) for x, y in polygon], fill=1, outline=1)
-    return np.array(canvas, dtype=bool)
+        drawn |= _draw_one(polygon, width, height)
+    return drawn
+
+
+def _draw_one(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Fill a polygon quickly, and decide anew near its border, where Pillow rounds outwards."""
+    points = [(float(x), float(y)) for x, y in polygon]
+    filled, border = Image.new("1", (width, height)), Image.new("1", (width, height))
+    ImageDraw.Draw(filled).polygon(points, fill=1)
+    ImageDraw.Draw(border).line([*points, points[0]], fill=1, width=5)
+    inside, near = np.array(filled, dtype=bool), np.array(border, dtype=bool)
+    rows, columns = np.nonzero(near)
+    path, centres = Path(polygon, closed=False), np.stack([columns, rows], axis=1)
+    # Which sign means outwards depends on the direction of the points.
+    inside[near] = path.contains_points(centres, radius=_ON) | path.contains_points(
+        centres, radius=-_ON
+    )
+    return inside
+
+
+def fill_outline(drawn: np.ndarray) -> np.ndarray:
+    """Return what the outline of a convex shape encloses, bool (H, W), with the outline itself.
+
+    The outline may be cut off by the border of the image. What it encloses is then the part of the
+    image, of those that it separates, in which its convex hull lies. An outline with a gap
+    separates nothing, and encloses its convex hull.
+    """
+    points = np.argwhere(drawn)[:, ::-1].astype(np.float64)
+    try:
+        corners = points[ConvexHull(points).vertices] if len(points) >= LEAST else points
+    except QhullError:  # points in a line
+        return drawn
+    if len(corners) < LEAST:
+        return drawn
+    hull = draw([corners], drawn.shape[1], drawn.shape[0])
+    parts, count = ndimage.label(~drawn)
+    if count < 2:
+        return drawn | hull
+    in_hull = np.bincount(parts[hull & ~drawn], minlength=count + 1)
+    enclosed = in_hull > _SHARE * in_hull.sum()
+    enclosed[0] = True  # the outline
+    filled: np.ndarray = enclosed[parts]
+    return filled
 
 
 def read_polygon(data: bytes) -> np.ndarray:
