@@ -31,19 +31,19 @@ FACT_LABELS: dict[FactLabel, str] = {
 class CardFact(Config):
     """Something that is said of a set, with what it stands on."""
 
-    label: FactLabel
-    text: str
+    label: FactLabel = Field(description="Confirmed, from memory, or inferred.")
+    text: str = Field(description="What is said.")
 
 
 class CardTask(Config):
     """A task that a set serves."""
 
-    kind: Literal["classification", "segmentation"]
+    kind: Literal["classification", "segmentation"] = Field(description="What is predicted.")
     label: FactLabel = Field(description="What it stands on that this is a task of the set.")
     classes: tuple[str, ...] = Field((), description="Labels, in order; of classification.")
     structures: dict[str, int] = Field({}, description="Values in the mask; of segmentation.")
     benchmark: bool = Field(True, description="Whether it is one of UniUS-Bench's tasks.")
-    reason: str = ""
+    reason: str = Field("", description="Why it is one, and with these classes.")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "CardTask":
@@ -64,9 +64,9 @@ class CardTask(Config):
 class CardLicence(Config):
     """What a set may be used for."""
 
-    name: str
+    name: str = Field(description="Of the licence.")
     allows: str = Field(description="In one sentence.")
-    label: FactLabel
+    label: FactLabel = Field(description="Confirmed, from memory, or inferred.")
 
 
 class Expected(Config):
@@ -82,26 +82,32 @@ class Expected(Config):
 class Card(Config):
     """A set."""
 
-    name: Name
-    title: str
+    name: Name = Field(description="What the set is called in commands.")
+    title: str = Field(description="What it is called elsewhere.")
     published: int | None = Field(
         None,
         description="Images that UniUS-Bench's table states; none for another set.",
     )
-    organs: tuple[str, ...] = Field(min_length=1)
-    tasks: tuple[CardTask, ...] = Field(min_length=1)
-    citation: str
-    licence: CardLicence
+    organs: tuple[str, ...] = Field(min_length=1, description="One or more.")
+    tasks: tuple[CardTask, ...] = Field(min_length=1, description="At most one of each kind.")
+    citation: str = Field(description="What to cite.")
+    licence: CardLicence = Field(description="What it may be used for.")
     page: str = Field(description="Where a user gets the set.")
-    expected: Expected = Expected()
+    expected: Expected = Field(Expected(), description="What a complete download holds.")
     groups: CardFact = Field(description="What a group is.")
     official_split: CardFact = Field(description="The official split or folds, or that none is.")
-    facts: tuple[CardFact, ...] = ()
+    facts: tuple[CardFact, ...] = Field((), description="What else to know.")
     small: bool = Field(False, description="Whether grouped folds are written beside the split.")
-    layouts: tuple[DownloadLayout, ...] = Field(min_length=1)
+    layouts: tuple[DownloadLayout, ...] = Field(
+        min_length=1,
+        description="Ways in which it is distributed; the one that fits most files is read.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Card":
+        kinds = [task.kind for task in self.tasks]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"there are two tasks of the kind {max(kinds, key=kinds.count)}")
         classes = {name for task in self.tasks for name in task.classes}
         values = {value for task in self.tasks for value in task.structures.values()}
         for layout in self.layouts:

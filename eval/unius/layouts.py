@@ -104,7 +104,7 @@ class MaskFiles(_Files):
 class MaskLayer(Config):
     """One structure of the masks; later layers are painted over earlier ones."""
 
-    name: str
+    name: str = Field(description="What it is called in messages and errata.")
     value: int = Field(1, ge=1, le=255, description="Value in the mask, unless the rule is values.")
     needed: bool = Field(True, description="Whether an image without it is quarantined.")
     files: tuple[MaskFiles, ...] = Field(
@@ -165,10 +165,10 @@ class Erratum(Config):
         description="drop leaves the image out; without expects no file of the layer; instead "
         "reads the layer from other files; label corrects the label."
     )
-    why: str
-    layer: str = ""
-    files: MaskFiles | None = None
-    label: str = ""
+    why: str = Field(description="What is wrong, and who says so.")
+    layer: str = Field("", description="The layer, of without and instead.")
+    files: MaskFiles | None = Field(None, description="What is read instead.")
+    label: str = Field("", description="The correct label, a class.")
 
     @model_validator(mode="after")
     def _complete(self) -> "Erratum":
@@ -188,13 +188,13 @@ class Erratum(Config):
 class DownloadLayout(Config):
     """One way in which a set is distributed."""
 
-    name: str = "as distributed"
+    name: str = Field("as distributed", description="What tells it from other layouts.")
     example: str = Field(description="A path as it is in the download, for messages.")
-    images: ImageFiles
-    masks: tuple[MaskLayer, ...] = ()
-    tables: tuple[SideTable, ...] = ()
-    folds: tuple[FoldFiles, ...] = ()
-    errata: tuple[Erratum, ...] = ()
+    images: ImageFiles = Field(description="The images.")
+    masks: tuple[MaskLayer, ...] = Field((), description="Layers of the masks.")
+    tables: tuple[SideTable, ...] = Field((), description="Tables of text beside the images.")
+    folds: tuple[FoldFiles, ...] = Field((), description="Files of official folds.")
+    errata: tuple[Erratum, ...] = Field((), description="Known faults.")
     labels: dict[str, str] = Field(
         {}, description="From a label as the files have it to a class; empty drops the label."
     )

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from scipy import ndimage
 
 from echostill.eval.unius.cards import (
     FOLDER,
@@ -14,6 +17,7 @@ from echostill.eval.unius.cards import (
     read_folder,
 )
 from echostill.eval.unius.layouts import compiled
+from echostill.jobs.bench import prepare_bench
 from echostill.platform.errors import UsageError
 
 CARDS = list(published_cards().values())
@@ -109,3 +113,39 @@ def test_what_is_wrong_with_a_card_is_said(values, said, tmp_path):
         read_card(path)
     assert path in str(error.value)
     assert said in str(error.value)
+
+
+def test_the_example_is_a_card_and_reads_outlines_and_pixel_sizes(tmp_path):
+    (card,) = read_folder(str(EXAMPLES))
+    assert card.name == "hc18"
+    y, x = np.mgrid[:60, :80]
+    lines = ["filename,pixel size(mm),head circumference (mm)"]
+    heads = {}
+    for number in range(3):
+        for time in ("", "2"):
+            key = f"{number:03d}_{time}HC"
+            head = ((x - 40 - number) / 30) ** 2 + ((y - 20) / 24) ** 2 <= 1  # cut off at the top
+            pixels = np.random.default_rng(len(heads)).integers(1, 255, (60, 80)).astype(np.uint8)
+            outline = head & ~ndimage.binary_erosion(head, border_value=1)
+            folder = tmp_path / "hc18" / "training_set"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{key}.png")
+            Image.fromarray(outline.astype(np.uint8) * 255).save(folder / f"{key}_Annotation.png")
+            lines.append(f"{key}.png,0.{number + 1},44.3")
+            heads[key] = head
+    (tmp_path / "hc18" / "training_set_pixel_size_and_HC.csv").write_text("\n".join(lines))
+    done = prepare_bench(
+        str(EXAMPLES / "hc18.yaml"),
+        str(tmp_path / "hc18"),
+        str(tmp_path / "set"),
+        accept_differences=True,
+        progress=False,
+    )
+    rows = done.table.read().to_pylist()
+    assert len(rows) == 6
+    for row in rows:
+        key = row["id"]
+        assert row["group"] == key[:3]
+        assert row["pixel_mm"] == pytest.approx(0.1 * (int(key[:3]) + 1))
+        mask = np.asarray(Image.open(tmp_path / "set" / row["mask"])) > 0
+        assert (mask != heads[key]).mean() < 0.005
