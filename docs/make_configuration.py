@@ -1,4 +1,4 @@
-"""Generate configuration.md, defaults.md, and tables of formats.md and selection.md from the code.
+"""Generate configuration.md, defaults.md, and tables of other pages from the code.
 
     python docs/make_configuration.py
 
@@ -23,6 +23,8 @@ from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.settings import PRESETS, ObjectiveSettings
 from echostill.distill.objective.terms.table import TERMS
 from echostill.eval.reporting.labels import LABELS, labelled_values
+from echostill.eval.unius.cards import Card, published_cards
+from echostill.eval.unius.catalogue import card_section, overview_table, totals
 from echostill.jobs.stages import find_stage
 from echostill.platform.config import (
     SHARED_KEYS,
@@ -334,9 +336,27 @@ def render_selection() -> str:
     return _with_table("selection.md", "methods", lines)
 
 
-def _with_table(name: str, mark: str, lines: list[str]) -> str:
-    """Return a page as it is written, with a new table between its marks."""
-    page = (FOLDER / name).read_text(encoding="utf-8")
+def render_benchmarks() -> str:
+    """Return the page of benchmarks with its tables made from the cards; the rest is as written."""
+    cards = list(published_cards().values())
+    sections = [line for card in cards for line in ("", *card_section(card))][1:]
+    nested: dict[str, type[BaseModel]] = {}
+    keys = ["#### Card", "", *_table(Card.model_fields, nested)]
+    described: set[str] = set()
+    while len(described) < len(nested):
+        for name, model in list(nested.items()):
+            if name not in described:
+                described.add(name)
+                keys += ["", f"#### {name}", "", _first_line(model), ""]
+                keys += _table(model.model_fields, nested)
+    page = _with_table("benchmarks.md", "sets", [*overview_table(cards), "", f"{totals(cards)}."])
+    page = _with_table("benchmarks.md", "cards", sections, page)
+    return _with_table("benchmarks.md", "keys", keys, page)
+
+
+def _with_table(name: str, mark: str, lines: list[str], page: str | None = None) -> str:
+    """Return a page as it is written, or as it is given, with a new table between its marks."""
+    page = (FOLDER / name).read_text(encoding="utf-8") if page is None else page
     between = re.compile(rf"(<!-- {mark}[^\n]*-->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
     table = "\n".join(lines)
     made, count = between.subn(lambda marks: f"{marks[1]}\n{table}\n\n{marks[2]}", page)
@@ -345,6 +365,7 @@ def _with_table(name: str, mark: str, lines: list[str]) -> str:
 
 
 PAGES = {
+    "benchmarks.md": render_benchmarks,
     "configuration.md": render_configuration,
     "defaults.md": render_defaults,
     "formats.md": render_formats,

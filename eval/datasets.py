@@ -126,7 +126,7 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
                     f"task '{task.name}': mask '{row['mask']}' is {mask.size[0]} x {mask.size[1]} "
                     f"pixels, but its image {image.size[0]} x {image.size[1]}: both must be equal."
                 )
-            raw = _grey_values(mask)
+            raw = grey_values(mask)
             raw_values.update(np.unique(raw).tolist())
             small = Image.fromarray(raw).resize((image_size,) * 2, Image.Resampling.NEAREST)
             masks[index] = _class_indices(task, np.asarray(small), row["mask"])
@@ -277,7 +277,7 @@ def _class_indices(task: TaskSettings, raw: np.ndarray, file: str) -> np.ndarray
     return raw
 
 
-def _grey_values(mask: Image.Image) -> np.ndarray:
+def grey_values(mask: Image.Image) -> np.ndarray:
     """Return the raw grey values of a mask, (H, W) uint8; for a palette the indices."""
     if mask.mode == "1":
         return np.asarray(mask.convert("L"))

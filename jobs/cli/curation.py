@@ -279,8 +279,13 @@ def why_command(
 def leakcheck_command(
     store: Annotated[str, typer.Argument(help="The store with the pool.")],
     benchmarks: Annotated[
-        list[str], typer.Argument(help="Manifests (CSV, Parquet), image folders, or stores.")
-    ],
+        list[str] | None,
+        typer.Argument(help="Manifests (CSV, Parquet), image folders, or stores."),
+    ] = None,
+    bench: Annotated[
+        list[str] | None,
+        typer.Option("--bench", help="A prepared set, or a folder of them; repeatable."),
+    ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Exit 0 even if there are leaks; they are recorded.")
     ] = False,
@@ -301,12 +306,15 @@ def leakcheck_command(
     \b
     Example:
       echostill leakcheck runs/quickstart examples/quickstart/benchmark/liver.csv
+      echostill leakcheck runs/mine --bench runs/bench
     """
     from echostill.curation import LeakSettings, check_leaks
+    from echostill.eval.unius.prepared import bench_manifests
 
+    prepared = [path for folder in bench or [] for path in bench_manifests(folder)]
     given = {"near_distance": near_distance, "semantic_epsilon": semantic_epsilon}
     settings = LeakSettings().model_copy(update={k: v for k, v in given.items() if v is not None})
-    report = check_leaks(store, benchmarks, settings)
+    report = check_leaks(store, [*(benchmarks or []), *prepared], settings)
     print(json.dumps(report.as_dict()) if as_json else report.describe())
     if not report.clean and not record:
         raise typer.Exit(1)

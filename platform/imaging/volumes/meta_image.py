@@ -5,7 +5,6 @@ direction in which the image was stored; they are shown with the marked side lef
 """
 
 import zlib
-from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -14,7 +13,7 @@ from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.reader import Reader
-from echostill.platform.imaging.volumes.slices import Layout, volume_clip
+from echostill.platform.imaging.volumes.slices import Layout, Seek, Turn, volume_clip
 
 _BLOCK = 2**20
 _HEADER = 64 * 2**20  # bytes: ten thousand frames of a tracked sweep have a few
@@ -42,7 +41,16 @@ def open_meta_image(source: SourceFile, limits: Limits | None = None) -> Clip:
         DecodeError: The header is not that of a MetaImage, its data lies in another file, or it is
             too large.
     """
-    limits = limits or Limits()
+    layout, seek, turn = lay_out(source)
+    return volume_clip(source, layout, seek, limits or Limits(), turn)
+
+
+def lay_out(source: SourceFile) -> tuple[Layout, Seek, Turn | None]:
+    """Return how a volume's numbers lie, what finds their beginning, and what turns a slice.
+
+    Raises:
+        DecodeError: As :func:`open_meta_image`.
+    """
     with source.opened() as file:
         fields, start = _header(file)
     try:
@@ -66,10 +74,10 @@ def open_meta_image(source: SourceFile, limits: Limits | None = None) -> Clip:
         return _Inflated(file) if packed else file  # type: ignore[return-value]
 
     turn = turn_of(fields.get("UltrasoundImageOrientation", ""))
-    return volume_clip(source, Layout(shape, dtype, channels), seek, limits, turn)
+    return Layout(shape, dtype, channels), seek, turn
 
 
-def turn_of(orientation: str) -> Callable[[np.ndarray], np.ndarray] | None:
+def turn_of(orientation: str) -> Turn | None:
     """Return what turns a picture of a PLUS orientation to MF; None where nothing needs to.
 
     Args:

@@ -13,7 +13,7 @@ from echostill.platform.imaging.frames import Clip, Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.packed import unpacked_head
 from echostill.platform.imaging.reader import Reader
-from echostill.platform.imaging.volumes.slices import Layout, volume_clip
+from echostill.platform.imaging.volumes.slices import Layout, Seek, volume_clip
 
 _TYPES = {
     2: "u1",
@@ -38,7 +38,16 @@ def open_nifti(source: SourceFile, limits: Limits | None = None) -> Clip:
     Raises:
         DecodeError: The file is no NIfTI volume with its data, or is too large.
     """
-    limits = limits or Limits()
+    layout, seek = lay_out(source)
+    return volume_clip(source, layout, seek, limits or Limits())
+
+
+def lay_out(source: SourceFile) -> tuple[Layout, Seek]:
+    """Return how a volume's numbers lie in its file, and what finds their beginning.
+
+    Raises:
+        DecodeError: As :func:`open_nifti`.
+    """
     with source.opened() as file:
         try:
             head = _unpacked(file).read(540)
@@ -51,7 +60,7 @@ def open_nifti(source: SourceFile, limits: Limits | None = None) -> Clip:
         stream.read(start)
         return stream
 
-    return volume_clip(source, layout, seek, limits)
+    return layout, seek
 
 
 def is_nifti(data: bytes) -> bool:

@@ -145,6 +145,26 @@ def volume_clip(
     return Clip(layout.slices, decode)
 
 
+def stored_slices(
+    source: SourceFile, layout: Layout, seek: Seek, limits: Limits, turn: Turn | None = None
+) -> np.ndarray:
+    """Return all slices with their numbers as stored, (slices, H, W): a label map is read so.
+
+    Raises:
+        DecodeError: The volume has colours, is too large, or its file ends early.
+    """
+    if layout.channels != 1:
+        raise DecodeError(f"is a volume of {layout.channels} channels, where labels are expected")
+    check_size(layout.width, layout.height * layout.slices, limits.max_bytes)
+    slices = []
+    for data in _slices(source, layout, seek):
+        if isinstance(data, DecodeError):
+            raise data
+        values = layout.stored(data)
+        slices.append(values if turn is None else turn(values))
+    return np.stack(slices)
+
+
 def _scaled(index: int, values: np.ndarray, low: float, high: float) -> Frame:
     if values.dtype == np.uint8:
         return Frame(index, np.array(values, order="C"))

@@ -190,3 +190,29 @@ def test_other_weights_are_not_taken_for_the_teacher(scored, leaky, tmp_path):
     report = check_leaks(scored.root, [leaky])
     assert "differ from the weights used for the scores" in report.notes[0]
     assert report.overlaps[0].count("exact") == 1
+
+
+def test_prepared_benchmarks_are_found_in_one_call(store, tmp_path):
+    """Every image of every prepared set in a folder, however the pool came by it."""
+    from echostill.jobs.bench import prepare_bench
+
+    for place, name in enumerate(("first", "second")):
+        for seed in (0, 1, 2):
+            folder = tmp_path / "download" / name / ("fibroid" if seed % 2 else "non-fibroid")
+            folder.mkdir(parents=True, exist_ok=True)
+            # Two of them are in the pool, one as it is and one resized.
+            image = picture((seed if seed < 2 else 300) + 2 * place)
+            image = image.resize((330, 330)) if seed == 1 else image
+            (folder / f"{seed}.png").write_bytes(encoded(image))
+        source, to = str(tmp_path / "download" / name), str(tmp_path / "bench" / name)
+        prepare_bench("uf1990", source, to, accept_differences=True, progress=False)
+    done = CliRunner().invoke(app, ["leakcheck", store.root, "--bench", str(tmp_path / "bench")])
+    assert done.exit_code == 1, done.output
+    assert "4 of the pool's 6 images are in a benchmark" in done.output
+    leaks = found(store)
+    assert {name for name, _ in leaks} == {f"pool_{seed}.png" for seed in range(4)}
+    assert {benchmark for _, benchmark in leaks} == {"first/labels", "second/labels"}
+    wrong = CliRunner().invoke(
+        app, ["leakcheck", store.root, "--bench", str(tmp_path / "download")]
+    )
+    assert "holds no prepared set" in str(wrong.exception)

@@ -1,0 +1,95 @@
+"""Commands of benchmarks: list the cards, show one, prepare a set from its download.
+
+Each command imports what it needs when it runs.
+"""
+
+import json
+from typing import Annotated
+
+import typer
+
+from echostill.jobs.cli.options import JsonOption, Overwrite
+
+bench = typer.Typer(
+    name="bench",
+    help="UniUS-Bench: list its sets, show a card, prepare a set from its download.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+CardsOption = Annotated[
+    str | None, typer.Option("--cards", help="Folder with cards of your own, listed too.")
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.add_typer(bench)
+
+
+@bench.command("list")
+def list_command(cards: CardsOption = None, as_json: JsonOption = False) -> None:
+    """List the sets: tasks, organs, licences, sources.
+
+    \b
+    Example:
+      echostill bench list
+    """
+    from echostill.eval.unius.cards import published_cards, read_folder
+    from echostill.eval.unius.catalogue import card_as_dict, describe_cards
+
+    published = list(published_cards().values())
+    own = read_folder(cards) if cards else []
+    if as_json:
+        print(json.dumps([card_as_dict(card) for card in [*published, *own]], indent=1))
+        return
+    print(describe_cards(published))
+    if own:
+        print(f"\nfrom {cards}:\n{describe_cards(own)}")
+
+
+@bench.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(help="A set, or the path of a card (.yaml).")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show the card of a set: what it is, what it allows, what to expect, what is inferred.
+
+    \b
+    Example:
+      echostill bench show busi
+    """
+    from echostill.eval.unius.cards import find_card
+    from echostill.eval.unius.catalogue import card_as_dict, describe_card
+
+    card = find_card(name)
+    print(json.dumps(card_as_dict(card), indent=1) if as_json else describe_card(card))
+
+
+@bench.command("prepare")
+def prepare_command(
+    name: Annotated[str, typer.Argument(help="A set, or the path of a card (.yaml).")],
+    to: Annotated[str, typer.Option("--to", help="Folder or URI to write into.")],
+    download: Annotated[
+        str | None, typer.Option("--from", help="Folder or archive, as it was downloaded.")
+    ] = None,
+    accept_differences: Annotated[
+        bool,
+        typer.Option(
+            "--accept-differences", help="Go on where counts or checksums differ from the card's."
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare a set: one table, images, masks, groups and a split. Nothing is downloaded.
+
+    \b
+    Example:
+      echostill bench prepare busi --from Dataset_BUSI_with_GT.zip --to runs/bench/busi
+    """
+    from echostill.jobs.bench import prepare_bench
+
+    done = prepare_bench(
+        name, download, to, accept_differences=accept_differences, overwrite=overwrite
+    )
+    print(json.dumps(done.counts, indent=1) if as_json else done.describe())
