@@ -132,10 +132,10 @@ class CoresetSections:
         rest = len(clusters.number) - shown
         off = int((clusters.selected != clusters.quota).sum())
         agreement = (
-            "Every cluster gave exactly its quota."
+            "Every cluster contributed exactly its quota."
             if not off
-            else f"{off} of {len(clusters.number)} clusters gave more or less than their quota, "
-            "because a group limit moved places between clusters."
+            else f"{off} of {len(clusters.number)} clusters contributed more or less than their "
+            "quota, because the limit per group moved quota between clusters."
         )
         bars = figure(
             draw.cluster_bars(
@@ -191,13 +191,13 @@ class CoresetSections:
             )
         ]
         gradient = self.material.gradient
-        told = ""
+        summary = ""
         if gradient.shape[1] > 1:
             spread = np.nanmedian(gradient.std(axis=1) / np.maximum(gradient.mean(axis=1), 1e-12))
             first_last = _rank_correlation(gradient[:, 0], gradient[:, -1])
-            told = (
+            summary = (
                 f" From the first checkpoint to the last the order of the gradients agrees with "
-                f"rank correlation {signed(first_last, 2)}; the middle image's norm varies by "
+                f"rank correlation {signed(first_last, 2)}; the median image's norm varies by "
                 f"{spread:.0%} of its mean."
             )
             drawn.append(
@@ -208,14 +208,14 @@ class CoresetSections:
                     "pool, and the medians of selected and other images.",
                 )
             )
-        meaning = "they tell different things"
+        meaning = "they measure different things"
         if abs(agreement) >= 0.3:
-            meaning = "they overlap" if agreement > 0 else "they pull apart"
+            meaning = "they overlap" if agreement > 0 else "they oppose each other"
         content = [
             paragraph(
                 "An image is wanted when it is typical of its cluster (distance rank) and the "
                 "proxy still learns from it (gradient rank). The rank correlation of the two is "
-                f"{signed(agreement, 2)}: {meaning}.{told}"
+                f"{signed(agreement, 2)}: {meaning}.{summary}"
             ),
             grid(drawn),
         ]
@@ -262,8 +262,8 @@ class CoresetSections:
     def _cluster_line(self, cluster: int) -> Html:
         where = int(np.flatnonzero(self.clusters.number == cluster)[0])
         size, quota = self.clusters.size[where], self.clusters.quota[where]
-        told = f"{size:,} images, quota {quota:,}, selected {self.clusters.selected[where]:,}"
-        return Html(f"<strong>Cluster {cluster}</strong>: {told}; {text(self._mix(cluster))}")
+        summary = f"{size:,} images, quota {quota:,}, selected {self.clusters.selected[where]:,}"
+        return Html(f"<strong>Cluster {cluster}</strong>: {summary}; {text(self._mix(cluster))}")
 
     def _mix(self, cluster: int) -> str:
         organs = Counter(self.material.organ[self.rows.cluster == cluster].tolist())

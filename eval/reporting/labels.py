@@ -334,15 +334,15 @@ def labelled_values(
 def _value(default: Default, flat: Mapping[str, Any]) -> str:
     if not default.keys:
         return "fixed by design"
-    told = []
+    values = []
     for key in default.keys:
         if key not in flat:
-            told.append(UNRECORDED)
+            values.append(UNRECORDED)
         else:
-            told.append(_written(flat[key], default.none))
-    if len(set(told)) == 1:
-        return told[0]
-    return ", ".join(told)
+            values.append(_written(flat[key], default.none))
+    if len(set(values)) == 1:
+        return values[0]
+    return ", ".join(values)
 
 
 def _written(value: Any, none: str) -> str:

@@ -58,10 +58,10 @@ class ModelSections:
             metrics = METRICS[task["kind"]]
             content.append(heading(f"{task['name']}: {task['kind']}"))
             classes = ", ".join(str(name) for name in task.get("classes", []))
-            told = f"{task['images']:,} images of {task['groups']:,} groups; classes: {classes}."
+            summary = f"{task['images']:,} images of {task['groups']:,} groups; classes: {classes}."
             for remark in task.get("notes", []):
-                told += f" {without_paths(remark)}"
-            content.append(paragraph(told))
+                summary += f" {without_paths(remark)}"
+            content.append(paragraph(summary))
             drawn = [
                 self._dots(task["name"], metric, f"task{index}")
                 for metric in (metrics[0], metrics[-1])

@@ -164,11 +164,11 @@ def thumbnail(
         else f'<span class="missing" role="img" aria-label="{described}">no picture</span>'
     )
     mark = '<span class="mark" aria-hidden="true">✓</span>' if selected else ""
-    told = "".join(
+    captions = "".join(
         f'<span class="{"line" if place else "name"}">{text(line)}</span>'
         for place, line in enumerate(lines)
     )
-    return Html(f"<li{_class('selected' if selected else '')}>{image}{mark}{told}</li>")
+    return Html(f"<li{_class('selected' if selected else '')}>{image}{mark}{captions}</li>")
 
 
 def thumbnails(items: Sequence[Html], *, large: bool = False) -> Html:

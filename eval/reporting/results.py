@@ -67,8 +67,8 @@ class Cell:
     def text(self, metric: Metric) -> str:
         """Write mean ± spread."""
         digits = metric.digits
-        told = f"{self.mean:.{digits}f}"
-        return told if self.spread is None else f"{told} ± {self.spread:.{digits}f}"
+        shown = f"{self.mean:.{digits}f}"
+        return shown if self.spread is None else f"{shown} ± {self.spread:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ class Results:
         method = next((m for m in HEADLINE_METHODS if any(c.method == m for c in compared)), None)
         if method is None:
             return f"The {first} and the {second} share no task, so there is no comparison."
-        told = [c for c in compared if c.method == method]
-        sentence = f"{method[0].upper()}{method[1:]}, the {first} {_verdicts(told, second)}."
-        if len(compared) > len(told):
+        listed = [c for c in compared if c.method == method]
+        sentence = f"{method[0].upper()}{method[1:]}, the {first} {_verdicts(listed, second)}."
+        if len(compared) > len(listed):
             sentence += f" {tally(compared)}"
         if len(self.seeds) < 2:
             sentence += " With one seed no spread can be stated, and such differences may be noise."
@@ -186,8 +186,8 @@ def tally(compared: list[Comparison]) -> str:
         name: sum(c.verdict == name for c in compared)
         for name in ("better", "within the spread", "worse", "one seed")
     }
-    told = ", ".join(f"{name} in {number}" for name, number in count.items() if number)
-    return f"Over all {len(compared)} pairs of task and method: {told}."
+    listed = ", ".join(f"{name} in {number}" for name, number in count.items() if number)
+    return f"Over all {len(compared)} pairs of task and method: {listed}."
 
 
 _PHRASES = {
@@ -200,7 +200,7 @@ _PHRASES = {
 
 def _verdicts(compared: list[Comparison], second: str) -> str:
     """Say on which tasks the first is better, within the spread, or worse, with the values."""
-    told = []
+    listed = []
     for verdict, phrase in _PHRASES.items():
         tasks = [
             f"{c.task} ({c.metric.in_text} {c.first.text(c.metric)} vs {c.second.text(c.metric)})"
@@ -208,8 +208,8 @@ def _verdicts(compared: list[Comparison], second: str) -> str:
             if c.verdict == verdict
         ]
         if tasks:
-            told.append(f"{phrase.format(second)} on {in_words(tasks)}")
-    return "; it ".join(told)
+            listed.append(f"{phrase.format(second)} on {in_words(tasks)}")
+    return "; it ".join(listed)
 
 
 def in_words(items: list[str]) -> str:

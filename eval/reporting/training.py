@@ -110,13 +110,13 @@ def _reconstructions(material: Material) -> list[Html]:
         uri = data_uri(resize_longest(decode_image(run.picture), PICTURE_SIDE))
         described = (
             "Rows of images: the image, with blocks hidden, its reconstruction, with "
-            f"frequency bands stopped, its reconstruction, by {run.name}"
+            f"frequency bands removed, its reconstruction, by {run.name}"
         )
         shot = picture(
             uri,
             described,
-            f"What {run.name} makes of both corrupted views: hidden blocks and stopped bands are "
-            "its own, the rest is shown as it is.",
+            f"Both corrupted views and their reconstructions by {run.name}: hidden blocks and "
+            "removed bands are predicted, the rest is the input.",
         )
         if place == 0:
             pieces += [heading("Reconstructions"), shot]
@@ -148,24 +148,24 @@ def _run_line(run: RunRecord) -> list[Content]:
 
 
 def _weight_notes(runs: list[RunRecord]) -> list[Html]:
-    """Say of which runs the consistency weight acts, is fixed, or is inert."""
+    """Say for which runs the consistency weight varies, is fixed, or is inert."""
     fixed: list[str] = []
     inert: list[str] = []
     acting: list[str] = []
     for run in runs:
         if run.weight_spread is None:
             continue
-        told = f"{run.name} ({run.weight_spread:.3f})"
+        entry = f"{run.name} ({run.weight_spread:.3f})"
         if run.objective.get("weighting") == "fixed":
             fixed.append(run.name)
         else:
-            (inert if run.weight_spread <= INERT_SPREAD else acting).append(told)
+            (inert if run.weight_spread <= INERT_SPREAD else acting).append(entry)
     notes = []
     if acting:
         notes.append(
             note(
-                f"the consistency weight acts. Its spread over a batch, on average over the run: "
-                f"{in_words(acting)}; up to {INERT_SPREAD} it would be inert."
+                f"the consistency weight varies. Its spread over a batch, averaged over the run: "
+                f"{in_words(acting)}; at {INERT_SPREAD} or less it would be inert."
             )
         )
     if inert:
@@ -216,11 +216,11 @@ def _means(row: dict[str, float], prefix: str) -> str:
     found = sorted(
         (value, key.removeprefix(prefix)) for key, value in row.items() if key.startswith(prefix)
     )
-    told = [f"{name} {value:.3f}" for value, name in found]
-    if len(told) > MOST_GROUPS:
+    means = [f"{name} {value:.3f}" for value, name in found]
+    if len(means) > MOST_GROUPS:
         half = MOST_GROUPS // 2
-        told = [*told[:half], "…", *told[-half:]]
-    return ", ".join(told) or "–"
+        means = [*means[:half], "…", *means[-half:]]
+    return ", ".join(means) or "–"
 
 
 def _line(run: RunRecord, runs: list[RunRecord]) -> tuple[str, Any]:
