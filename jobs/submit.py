@@ -10,6 +10,7 @@ from pathlib import Path
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.progress import console
 from echostill.platform.stages import BESIDE, STAGES
+from echostill.platform.tables.storage import local_folder
 
 COMMANDS = (*STAGES, "run", *BESIDE)
 EXCLUDED = [".git", ".venv", "runs", "build", "dist", "tests", ".mypy_cache", ".hypothesis"]
@@ -21,7 +22,7 @@ def entrypoint(stage: str, arguments: Sequence[str]) -> str:
     A relative store would lie in the job's own folder, which Ray throws away.
     """
     made = [
-        f"store={os.path.abspath(text.removeprefix('store='))}"
+        f"store={local_folder(text.removeprefix('store='))}"
         if text.startswith("store=") and "://" not in text
         else text
         for text in arguments
@@ -41,7 +42,7 @@ def _store_of(arguments: Sequence[str]) -> str:
         elif text.startswith("--config="):
             file = text.removeprefix("--config=")
     store = str(read_document(file).get("store", StageConfig.model_fields["store"].default))
-    return store if "://" in store else os.path.abspath(store)
+    return store if "://" in store else local_folder(store)
 
 
 def submit(

@@ -48,7 +48,7 @@ class Storage:
                 f"cannot open '{root}': {error}. Use a local folder, s3:// or gs://."
             ) from None
 
-    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
+    def __reduce__(self) -> tuple[type["Storage"], tuple[str, ...]]:
         return Storage, (self.uri,)
 
     @property

@@ -131,7 +131,9 @@ class Store:
 
     def coreset_names(self) -> list[str]:
         """Names of the finished coresets."""
-        return sorted({*self._finished("coresets"), *self._finished(f"{RECORDS}/coresets")})
+        parts = [entry.split("/")[1:-1] for entry in self.storage.list("coresets", recursive=True)]
+        names = {*self._finished("coresets"), *self._finished(f"{RECORDS}/coresets")}
+        return sorted(name for name in names if [name] in parts)  # others have been deleted
 
     def run_names(self) -> list[str]:
         """Names of the finished training runs."""

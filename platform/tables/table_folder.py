@@ -7,9 +7,11 @@ of shards lie in another folder of the store::
     pool/part-00000.parquet             records/pool/manifest.json
     coresets/NAME/part-00000.parquet    records/coresets/NAME/manifest.json
 
-Tables that were written before this was so have everything in one folder, and keep it.
+Tables that were written before this was so have everything in one folder, and keep it. Who deletes
+the folder of a table deletes the table: records that name parts of it count no longer.
 """
 
+import json
 from functools import cached_property
 
 from echostill.platform.tables.storage import Storage
@@ -18,6 +20,7 @@ RECORDS = "records"  # folder of the store
 PART = ".parquet"  # how the names of parts end
 # A table that holds one of these in its own folder was written before there were records.
 _BEFORE = ("manifest.json", "fingerprint.json")
+_MANIFEST, _DONE = "manifest.json", "done"  # records that name parts
 
 
 class TableFolder(Storage):
@@ -44,19 +47,45 @@ class TableFolder(Storage):
         whole = any(self._parts.exists(name) for name in _BEFORE)
         return self._parts if whole else self._beside
 
+    @cached_property
+    def _deleted(self) -> bool:
+        """Whether somebody deleted the parts, and left records that name some."""
+        if self._parts.exists():
+            return False
+        if not self._beside.exists(_MANIFEST):
+            return bool(self._beside.list(_DONE))
+        try:
+            manifest = json.loads(self._beside.read(_MANIFEST))
+        except ValueError:  # whoever reads it says so
+            return False
+        return isinstance(manifest, dict) and bool(manifest.get("parts"))
+
     def locate(self, name: str) -> str:
         """Return the full path or URI of ``name``, for messages and for other libraries."""
         return self._place(name).locate(name)
 
     def exists(self, name: str = "") -> bool:
         """Return whether a file or folder of that name exists; without one, whether anything."""
+        if self._deleted:
+            return False
         return self._place(name).exists(name) or (not name and self._records.exists())
 
     def sizes(self, name: str = "", *, recursive: bool = True) -> dict[str, int]:
         """Return the sizes in bytes of the files in a folder, by names as in :meth:`list`."""
-        folders = (self._parts, self._records)
+        folders = () if self._deleted else (self._parts, self._records)
         found = [folder.sizes(name, recursive=recursive) for folder in folders]
-        return found[0] | found[1]
+        return {name: size for sizes in found for name, size in sizes.items()}
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, or None where there is no such file."""
+        return None if self._deleted else super().size(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file atomically, making its folder where needed."""
+        if self._deleted:
+            self._beside.delete("")
+            self._deleted = False
+        super().write(name, data)
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder, wherever it is; a missing one is fine."""

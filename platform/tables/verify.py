@@ -80,6 +80,9 @@ def verify_store(root: str) -> Verification:
             )
             continue
         storage = store.storage.at(name) if folder == name else store.table(name)
+        if not storage.exists(MANIFEST):
+            result.problems.append(f"{name}: its folder is gone, and '{folder}' still names parts")
+            continue
         try:
             _verify_folder(storage, name, result)
         except (KeyError, TypeError, AttributeError):

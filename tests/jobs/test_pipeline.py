@@ -23,11 +23,14 @@ from echostill.platform.models import create_encoder, save_weights
 from echostill.platform.stages import IN_RUN, STAGES
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store
+from echostill.platform.training.mlflow_files import database_uri
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAMPLE = ROOT / "examples" / "quickstart"
 PYTHON = sys.executable
 CLI = [PYTHON, "-m", "echostill.jobs.cli.main"]
+# Names that file systems take and that shells, URIs, globs and SQL read as something else.
+AWFUL = "rough #3?x=1&y;%20 'a' \"b\" [c]*{d}~\u00e9."
 RESULTS = ("pool", "scores", "coresets", "runs")
 
 pytestmark = pytest.mark.ray
@@ -116,9 +119,12 @@ def digests(store):
 
 @pytest.fixture(scope="module")
 def stores(configuration, tmp_path_factory):
-    """One store from a run left alone, one from a run that was killed again and again."""
+    """One store from a run left alone, one from a run that was killed again and again.
+
+    The second has a name that is easily taken for something else.
+    """
     folder = tmp_path_factory.mktemp("stores")
-    calm, rough = folder / "calm", folder / "rough"
+    calm, rough = folder / "calm", folder / AWFUL
     done = finish(command(configuration, calm))
     assert done.returncode == 0, done.stderr
     for pattern, sent in (
@@ -162,7 +168,7 @@ def test_verify_and_a_second_run(stores, configuration):
 def test_one_mlflow_run_per_run_whatever_was_killed(stores):
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{stores[1] / 'mlflow.db'}")
+    client = MlflowClient(database_uri(str(stores[1])))
     experiment = client.get_experiment_by_name("echostill")
     runs = client.search_runs([experiment.experiment_id])
     names = sorted(run.info.run_name for run in runs)
@@ -249,8 +255,10 @@ def test_dry_runs_write_nothing(stores, configuration):
         }
 
     before = everything()
+    more = {"cache": ["training.views_per_image=2"]}
     for stage in (*STAGES, "cache"):
-        run_stage(stage, str(configuration), [f"store={store}"], dry_run=True, overwrite=True)
+        overrides = [f"store={store}", *more.get(stage, ())]
+        run_stage(stage, str(configuration), overrides, dry_run=True, overwrite=True)
     assert everything() == before
 
 

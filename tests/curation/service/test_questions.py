@@ -223,7 +223,8 @@ def test_an_upload_is_its_own_nearest_neighbour(own_store, make, tmp_path):
     assert len(answers[0]) == 3
 
 
-def test_derived_files_are_built_when_they_are_needed(tmp_path, make):
+def test_derived_files_are_built_when_they_are_needed(tmp_path, make, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where there are none
     root = tmp_path / "store"
     make["write_store"](root)
     stages = []

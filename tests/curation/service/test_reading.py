@@ -1,6 +1,7 @@
 """Reading does not write: every question on a store that is mounted read-only, and on any store."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -85,6 +86,23 @@ def test_questions_write_nothing_into_a_store(awful_store, make, tmp_path, monke
     assert verify_store(root).sound
     watch(root, follow=False)
     assert snapshot(awful_store.parent) == before
+
+
+def test_work_in_a_copy_changes_no_byte_of_the_original(own_store, make, tmp_path):
+    """MLflow's part of it is tested with its files."""
+    copy = tmp_path / AWFUL
+    shutil.copytree(own_store, copy)
+    before = snapshot(own_store)
+    make["pick"](copy, name="other", budget=9)
+    with open_store(str(copy)) as questions:
+        questions.ban([make["identity"](5)], author="anna", reason="phantom")
+        assert questions.coreset("other")["budget"] == 9
+        found = questions.sql("select count(*) as n from coresets where selected")
+        assert found.to_pylist() == [{"n": 60 + 60 + 9}]
+    assert verify_store(str(copy)).sound
+    assert snapshot(own_store) == before
+    with open_store(str(own_store)) as questions:
+        assert sorted(item["name"] for item in questions.coresets()) == ["default", "spread"]
 
 
 @pytest.mark.slow  # a process of its own, which imports most of the package

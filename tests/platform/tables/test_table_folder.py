@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
+from echostill.platform.errors import UsageError
 from echostill.platform.tables.fingerprint import FINGERPRINT, Claim, Fingerprint
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
-from echostill.platform.tables.table import MANIFEST, Table, write_table
+from echostill.platform.tables.table import MANIFEST, Table, write_manifest, write_table
 from echostill.platform.tables.verify import verify_store
 
 ROWS = pa.table({"image_id": ["a", "b", "c"], "selected": [True, False, True]})
@@ -81,6 +82,45 @@ def test_the_two_folders_are_one(tmp_path):
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_who_deletes_a_folder_deletes_the_table(tmp_path, finished):
+    store = Store(str(tmp_path))
+    write(store.coreset("a"))
+    if not finished:
+        store.coreset("a").delete(MANIFEST)
+    shutil.rmtree(tmp_path / "coresets/a")
+    gone = store.coreset("a")
+    assert not gone.exists()
+    assert not gone.exists(MANIFEST)
+    assert gone.size(FINGERPRINT) is None
+    assert gone.list(recursive=True) == []
+    assert store.coreset_names() == []
+    if finished:
+        (problem,) = verify_store(str(tmp_path)).problems
+        assert problem.startswith("coresets/a: its folder is gone")
+    assert not Claim(gone, made_from(1), "another", "a table").check()  # the name is free
+    write(store.coreset("a"), value=1, table=ROWS.slice(0, 1))
+    assert Table.open(store.coreset("a"), "select").read() == ROWS.slice(0, 1)
+    assert store.coreset_names() == ["a"]
+    assert verify_store(str(tmp_path)).sound
+
+
+def test_a_table_without_parts_is_one(tmp_path):
+    storage = Store(str(tmp_path)).quarantine("ingest")
+    write_manifest(storage, stage="ingest", schema=ROWS.schema, parts=[], fingerprint={})
+    again = Store(str(tmp_path)).quarantine("ingest")
+    assert again.list() == [MANIFEST]
+    assert Table.open(again, "ingest").rows == 0
+
+
+def test_a_claimed_table_is_one_before_its_first_part(tmp_path):
+    store = Store(str(tmp_path))
+    Claim(store.pool(), made_from(0), "stage", "a table").take(False)
+    assert store.pool().exists(FINGERPRINT)
+    with pytest.raises(UsageError, match="refused: value 0 -> 1"):
+        Claim(store.pool(), made_from(1), "stage", "a table").check()
+
+
 def test_a_table_of_before_is_read_and_replaced_where_it_is(tmp_path):
     store = Store(str(tmp_path))
     write(Storage(str(tmp_path / "coresets/old")))
@@ -124,7 +164,8 @@ def test_verify_names_a_stray_folder(tmp_path, folder):
 @pytest.mark.parametrize("place", ["records/coresets/default", "coresets/default", "runs/a"])
 def test_verify_names_a_manifest_of_somebody_else(tmp_path, text, place):
     write(Store(str(tmp_path)).coreset("kept"))
-    (tmp_path / place).mkdir(parents=True)
+    for folder in (place, "coresets/default"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     (tmp_path / place / MANIFEST).write_text(text)
     found = verify_store(str(tmp_path))
     assert found.problems == [f"{place}: the manifest is not one that echostill wrote"]
@@ -142,5 +183,3 @@ def test_verify_says_what_is_damaged_in_the_folders_of_a_table(tmp_path):
         ("fingerprint", "coresets/default: the fingerprint is not JSON"),
     ):
         assert verify_store(str(tmp_path / name)).problems == [words]
-    shutil.rmtree(tmp_path / "part/coresets")
-    assert len(verify_store(str(tmp_path / "part")).problems) == 2

@@ -212,6 +212,7 @@ def test_answers_of_a_pool_that_is_not_scored(tmp_path, make):
 
 
 def test_answers_while_the_store_is_prepared(tmp_path, make, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where nothing is prepared
     make["write_store"](tmp_path / "store")
     monkeypatch.setattr(State, "_prepare", lambda self: None)
     running = make["running"](tmp_path / "store", wait=False)
