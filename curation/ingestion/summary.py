@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from echostill.curation.ingestion.findings import Findings, describe_counts
 from echostill.curation.ingestion.listing import Listing
-from echostill.curation.ingestion.patients.groups import Groups, count_groups
+from echostill.curation.ingestion.patients.groups import GroupCounts, count_groups
 from echostill.platform.progress import console
 from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
@@ -29,7 +29,7 @@ class Summary:
         warnings: What is doubtful, a sentence each.
     """
 
-    groups: Groups = field(default_factory=Groups)
+    groups: GroupCounts = field(default_factory=GroupCounts)
     passed_over: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -76,7 +76,9 @@ def kept_summary(folder: Storage) -> Summary:
     if not folder.exists(FILE):
         return Summary()
     values = json.loads(folder.read(FILE))
-    return Summary(Groups(**values["groups"]), values["passed_over"], tuple(values["warnings"]))
+    return Summary(
+        GroupCounts(**values["groups"]), values["passed_over"], tuple(values["warnings"])
+    )
 
 
 def in_sample(listing: Listing, findings: Findings) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echostill.curation.ingestion.findings import Findings, describe_counts
+from echostill.curation.ingestion.identity import digest
 from echostill.platform.imaging.images import NoImageError
 
 WORDS = st.sampled_from(["CT (DICOM)", "masks or label maps", ".txt"])
@@ -17,8 +18,7 @@ def test_shards_that_are_read_again_are_counted_once(files, times):
     for shard in range(2):
         findings = Findings()
         for number, kind, members in dict.fromkeys(files):
-            name = f"{shard}-{number}-{kind}-{members}".ljust(16, "0")[:16]
-            name = f"{hash(name) & 0xFFFFFFFFFFFFFFFF:016x}"
+            name = digest("file", str(shard), str(number), kind, str(members))
             findings.company(name, NoImageError("", kind))
             findings.members(name, {kind: members})
             expected += Counter({kind: 1, f"{kind} in archives": members})
