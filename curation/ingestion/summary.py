@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from echostill.curation.ingestion.findings import Findings, describe_counts
 from echostill.curation.ingestion.listing import Listing
 from echostill.curation.ingestion.patients.groups import GroupCounts, count_groups
+from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
+from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.tables.storage import Storage
@@ -59,6 +61,19 @@ class Summary:
         """Say it in words that end a sentence."""
         passed = describe_counts(self.passed_over)
         return self.groups.describe() + (f"; passed over: {passed}" if passed else "")
+
+    def refuse_nothing(self, counts: Accounting, store: str) -> None:
+        """Refuse a pool without a picture whose files are all of other kinds.
+
+        Raises:
+            EchostillError: It is one.
+        """
+        if counts.rows_in and counts.expected == counts.rows_in:
+            raise EchostillError(
+                f"ingest: none of the files is a picture of ultrasound: "
+                f"{describe_counts(self.passed_over)}. `echostill quarantine {store} --all` lists "
+                "them."
+            )
 
     def warn(self) -> None:
         """Print what is doubtful."""

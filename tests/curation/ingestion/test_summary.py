@@ -154,3 +154,12 @@ def test_a_study_under_two_ids_is_told(dicom, tmp_path):
     worker = IngestWorker(settings, Pseudonymiser(KEY, hidden=False), ReviewGate(), {})
     (said,) = Findings([worker.process(sources).notes]).warnings()
     assert "1 study has images under two or more patient ids" in said
+
+
+def test_a_folder_without_ultrasound_is_refused(ingested):
+    _, listing, stage, records, _ = ingested
+    summary = Summary.of(stage, records, listing)
+    summary.refuse_nothing(Accounting.of(records.values(), 0), "runs/a")
+    summary.refuse_nothing(Accounting(0, 0, 0, 1, 0), "runs/a")
+    with pytest.raises(EchostillError, match=r"none of the files is a picture.*2 CT \(DICOM\)"):
+        summary.refuse_nothing(Accounting(4, 0, 4, 1, 0, expected=4), "runs/a")
