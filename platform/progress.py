@@ -1,4 +1,7 @@
-"""Progress of long work: a bar on a terminal, sparse lines elsewhere (logs, submitted jobs)."""
+"""Progress of long work: a bar on a terminal, sparse lines elsewhere (logs, submitted jobs).
+
+Lines come by time, also while no unit of work gets finished: the first shard may take minutes.
+"""
 
 import sys
 import threading
@@ -29,10 +32,11 @@ class Progress:
         self._first = 0
         self._bar: RichProgress | None = None
         self._enabled = enabled
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_line = self._entered = time.monotonic()
         self._messages: Any = None
         self._poll: threading.Thread | None = None
         self._stop = threading.Event()
+        self._clock: threading.Thread | None = None
 
     def __enter__(self) -> "Progress":
         if self._enabled and sys.stderr.isatty():
@@ -47,6 +51,11 @@ class Progress:
             )
             self._task = self._bar.add_task(self.title, total=self.total, note="")
             self._bar.start()
+        elif self._enabled:
+            self._clock = threading.Thread(
+                target=self._watch_clock, daemon=True, name="echostill-progress-lines"
+            )
+            self._clock.start()
         return self
 
     def __exit__(
@@ -56,8 +65,9 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        if self._poll is not None:
-            self._poll.join(timeout=2)
+        for thread in (self._poll, self._clock):
+            if thread is not None:
+                thread.join(timeout=2)
         if self._bar is not None:
             self._bar.stop()
 
@@ -69,12 +79,23 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
             return
+        if self._enabled:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        """Print a line, unless the last one is too recent."""
         now = time.monotonic()
-        if self._enabled and now - self._last_line >= LINE_EVERY_SECONDS:
-            self._last_line = now
-            left = self.seconds_left()
-            said = "" if left is None else f", about {left:.0f} s left ({_clock(left)})"
-            console.print(f"{self.title}: {done}/{self.total}{said} {note}".rstrip())
+        if now - self._last_line < LINE_EVERY_SECONDS:
+            return
+        self._last_line = now
+        left = self.seconds_left()
+        said = f", {now - self._entered:.0f} s so far"
+        said += "" if left is None else f", about {left:.0f} s left ({_clock(left)})"
+        console.print(f"{self.title}: {self.done}/{self.total}{said} {self.note}".rstrip())
+
+    def _watch_clock(self) -> None:
+        while not self._stop.wait(min(1.0, LINE_EVERY_SECONDS)):
+            self._print_line()
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds to the end from the pace so far; None while there is no pace."""

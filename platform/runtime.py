@@ -38,6 +38,7 @@ def connect_ray(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
+    ended_by = signal.getsignal(signal.SIGTERM)
     options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if target == "local":
         options |= {"include_dashboard": False, "object_store_memory": _object_store_bytes()}
@@ -52,6 +53,9 @@ def connect_ray(address: str | None = None) -> None:
         raise EchostillError(
             f"Ray did not start: {error} The machine may be busy or out of memory: try again."
         ) from None
+    if callable(ended_by) and threading.current_thread() is threading.main_thread():
+        # Ray's core takes the signal over, and answers it with its stack.
+        signal.signal(signal.SIGTERM, ended_by)
     if target == "local":
         _started.append(target)
         _watch_processes()

@@ -6,6 +6,7 @@ with members of one key together. From a ``.json`` the values of the manifest's 
 Other members (captions, arrays) are passed over and counted.
 """
 
+import contextlib
 import json
 import posixpath
 import stat
@@ -24,6 +25,7 @@ from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
 
 _INDEX = "DICOMDIR"  # the table of contents of a DICOM disc
+NESTED = 3  # archives inside each other that are read
 _WAITING = 256  # members that wait for their .json at most
 _WAITING_BYTES = 256 * 2**20
 
@@ -93,6 +95,22 @@ def read_archive(
             where = f"after its member '{last}'" if last else "from the beginning"
             raise DecodeError(f"is a damaged or truncated archive {where}") from None
     yield from waiting.flush()
+
+
+def walk_archive(
+    file: SourceFile, limits: Limits, depth: int = NESTED
+) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the path and the bytes of every member, also of the archives inside.
+
+    A damaged archive ends early; what is to be read of it says so when it is read.
+    """
+    with contextlib.suppress(DecodeError):
+        for member in read_archive(file, limits):
+            yield member.name, member.data
+            data = member.data or b""
+            if depth > 1 and container_of(data[:4096], member.name) == ARCHIVE.name:
+                inside = walk_archive(SourceFile(member.name, data=data), limits, depth - 1)
+                yield from ((f"{member.name}/{name}", inner) for name, inner in inside)
 
 
 _DAMAGE = (

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,6 +37,11 @@ def divided(sources: Sequence[Source], files: int, size: int) -> list[list[Sourc
         shards[-1].append(source)
         filled += source.size
     return shards
+
+
+def shard_name(payload: list[dict[str, Any]]) -> str:
+    """Return a name for a shard that depends only on its files and reveals none of them."""
+    return sha256(json.dumps(payload, sort_keys=True).encode())[:16]
 
 
 def entries(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> list[dict[str, str]]:

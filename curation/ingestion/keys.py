@@ -1,6 +1,5 @@
 """The key for the identifiers of an ingest, and the file names behind hashed names."""
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from echostill.curation.deidentification.pseudonyms import (
     run_key,
     spread,
 )
-from echostill.curation.ingestion.archives import read_archive
+from echostill.curation.ingestion.archives import walk_archive
 from echostill.curation.ingestion.identity import study_group
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.patients.spelling import patient_group
@@ -113,6 +112,5 @@ def _names(source: Source, settings: IngestSettings) -> Iterator[str]:
     """Yield the name of a file, and for an archive the names of its members."""
     yield source.name
     if source.file and source.name.lower().endswith(ARCHIVE_SUFFIXES):
-        with contextlib.suppress(DecodeError):
-            for member in read_archive(SourceFile(source.name, source.file), settings.limits):
-                yield member_name(source, member)
+        for path, _ in walk_archive(SourceFile(source.name, source.file), settings.limits):
+            yield member_name(source.name, path)

@@ -6,6 +6,7 @@ masks beside their image are passed over and counted, so that no file is lost si
 """
 
 import contextlib
+import itertools
 import os
 import posixpath
 import re
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from echostill.curation.ingestion.archives import kind_of_name, read_archive
+from echostill.curation.ingestion.archives import kind_of_name, walk_archive
 from echostill.curation.ingestion.findings import describe_counts
 from echostill.curation.ingestion.manifests.listed import list_manifest, size_of
 from echostill.curation.ingestion.manifests.paths import portable_name
@@ -25,7 +26,6 @@ from echostill.curation.ingestion.settings import IngestSettings, Source, read_k
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.containers import (
     ARCHIVE,
-    ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
     PACKED,
     SUFFIXES,
@@ -36,7 +36,7 @@ from echostill.platform.imaging.files import SourceFile, bucket_of, with_options
 from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.labels import MASK, pictured
-from echostill.platform.imaging.packed import inner_name
+from echostill.platform.imaging.packed import inner_name, unpacked
 from echostill.platform.tables.storage import sha256
 
 _INDEX = "DICOMDIR"  # the table of contents of a DICOM disc
@@ -328,7 +328,7 @@ def _contents(settings: IngestSettings) -> set[str]:
     return {
         digest
         for source in excluded.sources
-        for digest in (*_digest(source), *_digests_inside(source).values())
+        for digest in (*_digests(source), *itertools.chain(*_digests_inside(source).values()))
     }
 
 
@@ -336,26 +336,40 @@ def _without(source: Source, excluded: set[str]) -> Iterator[Source]:
     """Yield a source unless its content is excluded; excluded members of an archive are skipped."""
     if not excluded:
         yield source
-    elif not excluded.intersection(_digest(source)):
+    elif not excluded.intersection(_digests(source)):
         inside = _digests_inside(source).items()
-        yield replace(source, skip=tuple(name for name, digest in inside if digest in excluded))
+        skip = tuple(name for name, digests in inside if excluded.intersection(digests))
+        yield replace(source, skip=skip)
 
 
-def _digest(source: Source) -> list[str]:
+def _digests(source: Source) -> list[str]:
+    """Return the digest of a file, and of what is packed in it."""
     if not source.file or source.problem:
         return []
-    try:
-        return [SourceFile(source.name, source.file).sha256()]
-    except DecodeError:
-        return []  # reading it later puts the reason into the quarantine
+    with contextlib.suppress(DecodeError):  # reading it later puts the reason into the quarantine
+        file = SourceFile(source.name, source.file)
+        return [file.sha256(), *_unpacked_digest(file)]
+    return []
 
 
-def _digests_inside(source: Source) -> dict[str, str]:
-    """Return the digests of an archive's members by name; if it is damaged, of those before."""
-    found: dict[str, str] = {}
-    if source.file and not source.problem and source.name.lower().endswith(ARCHIVE_SUFFIXES):
-        with contextlib.suppress(DecodeError):
-            for member in read_archive(SourceFile(source.name, source.file), Limits()):
-                if member.data is not None:
-                    found[member.name] = sha256(member.data)
-    return found
+def _unpacked_digest(file: SourceFile) -> list[str]:
+    if container_of(file.head(), file.name) != PACKED.name:
+        return []
+    with contextlib.suppress(DecodeError):
+        return [unpacked(file, Limits()).sha256()]
+    return []
+
+
+def _digests_inside(source: Source) -> dict[str, list[str]]:
+    """Return the digests of an archive's members by path; if it is damaged, of those before."""
+    if not source.file or source.problem:
+        return {}
+    file = SourceFile(source.name, source.file)
+    with contextlib.suppress(DecodeError):
+        if container_of(file.head(), source.name) == ARCHIVE.name:
+            return {
+                path: [sha256(data), *_unpacked_digest(SourceFile(path, data=data))]
+                for path, data in walk_archive(file, Limits())
+                if data is not None
+            }
+    return {}

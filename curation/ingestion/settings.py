@@ -23,8 +23,8 @@ class IngestSettings(Config):
 
     source: str | tuple[str, ...] = Field(
         (),
-        description="Folder, list (.txt), manifest (.csv, .parquet, .jsonl), archive (.tar) or "
-        "file; one or several.",
+        description="Folder, list (.txt), manifest (.csv, .parquet, .jsonl), archive (.tar, .zip) "
+        "or file; one or several.",
     )
     exclude: tuple[str, ...] = Field(
         (), description="Manifests (of benchmarks) whose files are left out, by content."

@@ -15,7 +15,7 @@ import numpy as np
 from echostill.curation.deidentification.brightness import Brightness
 from echostill.curation.deidentification.frames import Scanner, deidentify
 from echostill.curation.deidentification.review import NEEDS_REVIEW, ReviewGate
-from echostill.curation.ingestion.archives import Member, Passed, read_archive
+from echostill.curation.ingestion.archives import NESTED, Member, Passed, read_archive
 from echostill.curation.ingestion.blanks import BLANK, why_blank
 from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.identity import Identity, belonging, digest
@@ -67,7 +67,6 @@ class Failure:
 
 
 Row = dict[str, Any]
-_NESTED = 3  # archives inside each other that are read
 
 
 def read_source(
@@ -129,6 +128,7 @@ class _Reading:
     hides_names: bool
     findings: Findings
     depth: int = 0  # how many archives around
+    within: str = ""  # path inside the outermost of them
 
     def failure(self, name: str, error: Exception) -> Failure:
         """Return what becomes of a file that cannot be read."""
@@ -157,17 +157,18 @@ def _content_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterat
 
 
 def _archive_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[Row | Failure]:
-    if reading.depth >= _NESTED:
-        raise DecodeError(f"is an archive inside {_NESTED} others, which is not read")
-    inner = replace(reading, depth=reading.depth + 1)
+    if reading.depth >= NESTED:
+        raise DecodeError(f"is an archive inside {NESTED} others, which is not read")
     passed = Passed()
     found = False
     try:
         for member in read_archive(file, reading.settings.limits, passed):
             found = True
-            if member.name in source.skip:
+            path = reading.within + member.name
+            if path in source.skip:
                 continue
-            named = replace(source, file="", name=member_name(source, member), skip=())
+            named = replace(source, file="", name=member_name(source.name, member.name))
+            inner = replace(reading, depth=reading.depth + 1, within=f"{path}/")
             try:
                 yield from _member_rows(named, member, inner)
             except Exception as error:
@@ -179,9 +180,9 @@ def _archive_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterat
         raise DecodeError("is an archive without images")
 
 
-def member_name(archive: Source, member: Member) -> str:
+def member_name(archive: str, member: str) -> str:
     """Return what a member of an archive is called as a source."""
-    return f"{archive.name}/{portable_name(member.name)}"
+    return f"{archive}/{portable_name(member)}"
 
 
 def _member_rows(source: Source, member: Member, reading: _Reading) -> Iterator[Row | Failure]:

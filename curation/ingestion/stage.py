@@ -21,9 +21,16 @@ from echostill.curation.deidentification.review import (
     waiting_in,
     write_review,
 )
-from echostill.curation.ingestion.changes import describe_changes, divided, entries, keep, listing
+from echostill.curation.ingestion.changes import (
+    describe_changes,
+    divided,
+    entries,
+    keep,
+    listing,
+    shard_name,
+)
 from echostill.curation.ingestion.estimate import estimate
-from echostill.curation.ingestion.findings import Findings, describe_counts
+from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import Listing, list_files
 from echostill.curation.ingestion.repeats import settle_repeated_ids
@@ -168,13 +175,7 @@ class IngestSetup:
         summary = Summary.of(stage, records, self.listing)
         summary.warn()
         keep_summary(self.store.sources(), summary)
-        counts = Accounting.of(records.values(), 0)
-        if counts.rows_in and counts.expected == counts.rows_in:
-            raise EchostillError(
-                f"ingest: none of {self.files} files is a picture of ultrasound: "
-                f"{describe_counts(summary.passed_over)}. `echostill quarantine "
-                f"{self.store.root}` lists them."
-            )
+        summary.refuse_nothing(Accounting.of(records.values(), 0), self.store.root)
 
     def held_back(self) -> int:
         """Number of frames held back for review in the finished shards."""
@@ -392,11 +393,6 @@ def _fingerprint(
         json.dumps([entries(shard, pseudonymiser) for shard in shards], sort_keys=True).encode()
     )
     return fingerprint(config, inputs={"files": digest, "key check": key_check(pseudonymiser.key)})
-
-
-def shard_name(payload: list[dict[str, Any]]) -> str:
-    """Return a name for a shard that depends only on its files and reveals none of them."""
-    return sha256(json.dumps(payload, sort_keys=True).encode())[:16]
 
 
 STAGE = Stage(stages.INGEST, IngestConfig, ingest, plan_ingest, retry_ingest)

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 
 from echostill.curation.ingestion.findings import Findings, describe_counts
 from echostill.curation.ingestion.listing import Listing
-from echostill.curation.ingestion.patients.groups import Groups, count_groups
+from echostill.curation.ingestion.patients.groups import GroupCounts, count_groups
+from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
+from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.tables.storage import Storage
@@ -29,7 +31,7 @@ class Summary:
         warnings: What is doubtful, a sentence each.
     """
 
-    groups: Groups = field(default_factory=Groups)
+    groups: GroupCounts = field(default_factory=GroupCounts)
     passed_over: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -60,6 +62,19 @@ class Summary:
         passed = describe_counts(self.passed_over)
         return self.groups.describe() + (f"; passed over: {passed}" if passed else "")
 
+    def refuse_nothing(self, counts: Accounting, store: str) -> None:
+        """Refuse a pool without a picture whose files are all of other kinds.
+
+        Raises:
+            EchostillError: It is one.
+        """
+        if counts.rows_in and counts.expected == counts.rows_in:
+            raise EchostillError(
+                f"ingest: none of the files is a picture of ultrasound: "
+                f"{describe_counts(self.passed_over)}. `echostill quarantine {store} --all` lists "
+                "them."
+            )
+
     def warn(self) -> None:
         """Print what is doubtful."""
         for doubt in self.warnings:
@@ -76,7 +91,9 @@ def kept_summary(folder: Storage) -> Summary:
     if not folder.exists(FILE):
         return Summary()
     values = json.loads(folder.read(FILE))
-    return Summary(Groups(**values["groups"]), values["passed_over"], tuple(values["warnings"]))
+    return Summary(
+        GroupCounts(**values["groups"]), values["passed_over"], tuple(values["warnings"])
+    )
 
 
 def in_sample(listing: Listing, findings: Findings) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,7 @@ class Material:
         gradient: (N, checkpoints) float32, gradient norms of each coreset row; NaN where unknown.
         configurations: resolved configuration of each stage that kept one.
         digests: digest of each input, by name.
+        passed_over: files that ingest did not read or that are no pictures, by kind.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Material:
     evaluation: dict[str, Any]
     configurations: dict[str, dict[str, Any]]
     digests: dict[str, str]
+    passed_over: dict[str, int] = field(default_factory=dict)
 
 
 def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str]) -> Material:
@@ -160,6 +162,7 @@ def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str])
         gradient=_gradients(scores, rows["image_id"]),
         accounting=[_count(pool), _count(scores)],
         quarantine=_quarantine(store),
+        passed_over=_passed_over(store.sources()),
         runs=runs,
         proxy=proxy,
         evaluation=evaluation,
@@ -303,6 +306,14 @@ def _count(table: Table) -> StageCounts:
     quarantined = int(manifest.get("quarantined", 0))
     rows_in = int(manifest.get("rows_in", table.rows + quarantined))
     return StageCounts(str(manifest["stage"]), rows_in, table.rows, quarantined)
+
+
+def _passed_over(sources: Storage) -> dict[str, int]:
+    """Read what ingest kept of it beside its list of files; nothing of an earlier release."""
+    if not sources.exists("summary.json"):
+        return {}
+    found: dict[str, int] = json.loads(sources.read("summary.json"))["passed_over"]
+    return {kind: number for kind, number in found.items() if number}
 
 
 def _quarantine(store: Store) -> pa.Table:

@@ -40,6 +40,10 @@ def quarantined(material: Material) -> list[Html]:
     """Show what was held back and why, by kind of error."""
     held = material.quarantine.to_pylist()
     found = [heading("Quarantine")]
+    if material.passed_over:
+        kinds = sorted(material.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        said = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
+        found.append(paragraph(f"Passed over, since they are no pictures or not read: {said}."))
     if not held:
         return [*found, paragraph("Nothing was quarantined.")]
     number = Counter((row["stage"], row["error_class"]) for row in held)

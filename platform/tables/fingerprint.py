@@ -8,6 +8,7 @@ from typing import Any
 
 from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError
+from echostill.platform.progress import console
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import MANIFEST
 
@@ -196,6 +197,13 @@ class Claim:
             for name in sorted(names, key=lambda name: name != MANIFEST):
                 self.storage.delete(name)
         elif self.storage.exists(FINGERPRINT):
+            if overwrite:
+                console.print(
+                    f"--overwrite replaces nothing: '{self.storage.root}' holds {self.what} of "
+                    "this very request, which is kept. Delete the folder to make it anew.",
+                    markup=False,
+                    soft_wrap=True,
+                )
             return
         data = json.dumps(self._written(), indent=1, sort_keys=True).encode()
         self.storage.write(FINGERPRINT, data)

@@ -18,7 +18,7 @@ _TIMES = 4  # as many files as the median of the other groups
 
 
 @dataclass(frozen=True)
-class Groups:
+class GroupCounts:
     """Counts of a pool's groups.
 
     Attributes:
@@ -56,7 +56,7 @@ class Groups:
         )
 
 
-def count_groups(parts: Iterable[pa.Table]) -> Groups:
+def count_groups(parts: Iterable[pa.Table]) -> GroupCounts:
     """Count the groups of a pool.
 
     Args:
@@ -76,7 +76,7 @@ def count_groups(parts: Iterable[pa.Table]) -> Groups:
             for found in rows["group"].value_counts().to_pylist():
                 counter[found["values"]] += found["counts"]
     if not images:
-        return Groups()
+        return GroupCounts()
     largest = min(images, key=lambda group: (-images[group], group))
     others = [number for group, number in files.items() if group != largest]
     total = images.total()
@@ -85,4 +85,4 @@ def count_groups(parts: Iterable[pa.Table]) -> Groups:
         and images[largest] > _SHARE * total
         and files[largest] >= _TIMES * (statistics.median(others) if others else 1)
     )
-    return Groups(len(images), total, largest, images[largest], suspicious)
+    return GroupCounts(len(images), total, largest, images[largest], suspicious)

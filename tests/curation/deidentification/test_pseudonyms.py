@@ -117,3 +117,21 @@ def test_more_than_half_of_the_files_open_the_key_of_a_run_and_fewer_do_not(cont
     found = recovered_key(kept, [*mended, *unchanged])
     assert found == (key if count > len(files) / 2 else None)
     assert key.hex() not in json.dumps(kept)
+
+
+def test_keys_of_the_configuration_stay_readable_in_a_message():
+    """They tell what to set; a hash in their place tells nobody anything."""
+    pseudonymiser = Pseudonymiser(KEY, hidden=True)
+    said = "row 3 of 'doe.csv' names a file outside of its folder: give an absolute path, or set "
+    hidden = pseudonymiser.refusal(refused("../x", "../x", "ListingError", f"{said}'root'"))
+    assert hidden["message"].endswith("or set 'root'")
+    assert "doe" not in hidden["message"]
+
+
+def test_what_a_file_is_stays_readable_whatever_it_is_called():
+    pseudonymiser = Pseudonymiser(KEY, hidden=True)
+    said = "the file is no picture of ultrasound: its modality is SEG (a segmentation)"
+    item = refused("Doe/SEG.dcm", "Doe/SEG.dcm", "NoImageError", said)
+    hidden = pseudonymiser.refusal(item)
+    name = keyed_hash(KEY, "name", "Doe/SEG.dcm")
+    assert hidden == {**item, "source": name, "id": name}

@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import zipfile
 
@@ -9,14 +10,17 @@ import pytest
 from PIL import Image
 
 from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.pseudonyms import Pseudonymiser
 from echostill.curation.ingestion import archives
 from echostill.curation.ingestion.archives import Passed, key_of, read_archive
+from echostill.curation.ingestion.keys import reveal
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
 from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
+from echostill.platform.tables.storage import Storage
 
 
 @pytest.fixture(autouse=True)
@@ -361,3 +365,26 @@ def test_what_the_user_says_of_an_archive_holds_for_its_members(tmp_path):
     first, second = read_all(tmp_path / "m.csv")
     assert (first["group_id"], first["organ"]) == ("P7", "liver")
     assert second["group_id"] == "own"
+
+
+def test_benchmark_images_are_left_out_however_deep_they_are_packed(tmp_path):
+    inner = zipped(("a/0.png", png(1)), ("a/1.png", png(2)), ("2.png.gz", gzip.compress(png(3))))
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "study.zip").write_bytes(zipped(("inner.tar", tar(("deep.zip", inner)))))
+    (pool / "packed.png.xz").write_bytes(lzma.compress(png(2)))
+    (tmp_path / "benchmark.zip").write_bytes(zipped(("b.png", png(2)), ("c.png", png(3))))
+    (row,) = read_all(pool, exclude=(str(tmp_path / "benchmark.zip"),))
+    assert row["source"] == "study.zip/inner.tar/deep.zip/a/0.png"
+    kept = read_all(tmp_path / "benchmark.zip", exclude=(str(pool),))
+    assert kept == [] or all(isinstance(item, Failure) for item in kept)
+
+
+def test_names_inside_archives_are_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "sixteen bytes or more")
+    inner = zipped(("a/0.png", png(1)))
+    (tmp_path / "study.zip").write_bytes(zipped(("inner.tar", tar(("deep.zip", inner)))))
+    settings = IngestSettings(source=str(tmp_path))
+    name = "study.zip/inner.tar/deep.zip/a/0.png"
+    hashed = Pseudonymiser(b"sixteen bytes or more", hidden=True).name(name)
+    assert reveal(settings, Storage(str(tmp_path / "pool")), [hashed]) == {hashed: name}

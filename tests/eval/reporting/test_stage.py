@@ -13,7 +13,7 @@ from echostill.distill import DistillConfig
 from echostill.eval.reporting.data import Material, StageCounts, gather, without_paths
 from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
 from echostill.eval.reporting.labels import DEFAULTS, labelled_values
-from echostill.eval.reporting.pool import accounts, quality_flags
+from echostill.eval.reporting.pool import accounts, quality_flags, quarantined
 from echostill.eval.reporting.results import Results, tally
 from echostill.eval.reporting.stage import ReportConfig, plan_report, recipe_of, render, report
 from echostill.platform.config import result_relevant
@@ -338,6 +338,14 @@ def test_rows_that_do_not_add_up_are_told(material):
     broken = dataclasses.replace(material, accounting=[StageCounts("ingest", 70, 60, 3)])
     told = "".join(str(piece) for piece in accounts(broken))
     assert "do not add up: +7 rows" in told
+
+
+def test_what_ingest_passed_over_is_told(material):
+    told = "".join(str(piece) for piece in quarantined(material))
+    assert "Passed over" not in told
+    passed = dataclasses.replace(material, passed_over={".pdf": 3, "CT (DICOM)": 1200})
+    told = "".join(str(piece) for piece in quarantined(passed))
+    assert "no pictures or not read: 1,200 CT (DICOM), 3 .pdf." in told
 
 
 def test_quality_flags_are_counted(material, page):

@@ -82,6 +82,18 @@ def test_a_folder_belongs_to_one_fingerprint(tmp_path):
     assert not storage.exists("part")
 
 
+def test_an_overwrite_that_replaces_nothing_says_so(tmp_path, capsys):
+    claim = Claim(Storage(str(tmp_path)), fingerprint(seed=1, deep={"x": 2}), "score", "scores")
+    claim.take(True)
+    assert capsys.readouterr().err == ""
+    claim.take(False)
+    assert capsys.readouterr().err == ""
+    claim.take(True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--overwrite replaces nothing" in said
+    assert "holds scores of this very request" in said
+
+
 def test_differences_name_added_and_removed_keys():
     old, new = fingerprint(a=1, b=2).as_dict(), fingerprint(b=2, c=3).as_dict()
     assert difference(old, new) == [

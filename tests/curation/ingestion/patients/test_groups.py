@@ -4,7 +4,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echostill.curation.ingestion.patients.groups import Groups, count_groups
+from echostill.curation.ingestion.patients.groups import GroupCounts, count_groups
 
 
 def part(*rows):
@@ -45,4 +45,4 @@ def test_a_cine_and_a_small_study_are_none():
     assert count_groups([part(*files("one", 1))]).describe() == (
         "1 group, the largest of 1 image (100%)"
     )
-    assert (count_groups([]).describe(), Groups().warning()) == ("no groups", "")
+    assert (count_groups([]).describe(), GroupCounts().warning()) == ("no groups", "")
