@@ -12,7 +12,8 @@ from echostill.jobs.cli.options import JsonOption, Overwrite
 
 bench = typer.Typer(
     name="bench",
-    help="UniUS-Bench: list its sets, show a card, prepare a set from its download.",
+    help="UniUS-Bench: list its sets, show a card, prepare a set from its download.\n\n"
+    "\b\nExample:\n  echostill bench list",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
