@@ -258,7 +258,7 @@ ACROSS = {
     "curation/selection/methods/methods": "all methods, each against a brute force",
     "curation/service/client": "client and commands, with a service and without",
     "curation/service/questions": "one protocol, of a store and of a service",
-    "curation/service/reading": "every question, on a store that is mounted read-only",
+    "curation/service/reading": "questions and commands on a read-only store, none of which writes",
     "curation/service/rooms": "which room of the service imports which",
     "curation/service/explorer": "the pages, in a browser",
     "curation/service/http/hostile": "harmful requests to all routes",

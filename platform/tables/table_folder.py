@@ -14,13 +14,13 @@ the folder of a table deletes the table: records that name parts of it count no 
 import json
 from functools import cached_property
 
+from echostill.platform.tables.fingerprint import FINGERPRINT
 from echostill.platform.tables.storage import Storage
+from echostill.platform.tables.table import MANIFEST
 
 RECORDS = "records"  # folder of the store
 PART = ".parquet"  # how the names of parts end
-# A table that holds one of these in its own folder was written before there were records.
-_BEFORE = ("manifest.json", "fingerprint.json")
-_MANIFEST, _DONE = "manifest.json", "done"  # records that name parts
+DONE = "done"  # records of finished shards, each with its part
 
 
 class TableFolder(Storage):
@@ -44,18 +44,19 @@ class TableFolder(Storage):
     @cached_property
     def _records(self) -> Storage:
         """Where everything but the parts is."""
-        whole = any(self._parts.exists(name) for name in _BEFORE)
-        return self._parts if whole else self._beside
+        # A table with one of these in its own folder was written before there were records.
+        before = any(self._parts.exists(name) for name in (MANIFEST, FINGERPRINT))
+        return self._parts if before else self._beside
 
     @cached_property
     def _deleted(self) -> bool:
         """Whether somebody deleted the parts, and left records that name some."""
         if self._parts.exists():
             return False
-        if not self._beside.exists(_MANIFEST):
-            return bool(self._beside.list(_DONE))
+        if not self._beside.exists(MANIFEST):
+            return bool(self._beside.list(DONE))
         try:
-            manifest = json.loads(self._beside.read(_MANIFEST))
+            manifest = json.loads(self._beside.read(MANIFEST))
         except ValueError:  # whoever reads it says so
             return False
         return isinstance(manifest, dict) and bool(manifest.get("parts"))
