@@ -77,7 +77,8 @@ MEANINGS = tuple(_NAMES)
 _SPELLED = tuple(
     name
     for name in _MEANINGS
-    if len(name) >= 5 and name not in ("image", "class", "target", "video", "visit", "person")
+    if name in _NAMES or (len(name) >= 6 and name not in ("target", "visits", "person", "images"))
+    if len(name) >= 5
 )
 
 
