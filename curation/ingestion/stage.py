@@ -149,7 +149,7 @@ class IngestSetup:
             ("pool",),
             self.store.pool().root,
             {"files": self.files, **counts.counts, **summary.counts},
-            f"{done}{self.files} files; {counts.describe()}{addition}; {summary.describe()}",
+            f"{done}{self.files} files; {counts.describe()}{addition}{summary.describe()}",
             already_done,
         )
 

@@ -63,9 +63,10 @@ class Summary:
         }
 
     def describe(self) -> str:
-        """Say it in words that end a sentence."""
+        """Say it in words that end a sentence; empty of a pool of an earlier release."""
         passed = describe_counts(self.passed_over)
-        return self.groups.describe() + (f"; passed over: {passed}" if passed else "")
+        said = [self.groups.describe()] if self.groups.count else []
+        return "".join(f"; {one}" for one in said + ([f"passed over: {passed}"] if passed else []))
 
     def refuse_nothing(self, counts: Accounting, store: str) -> None:
         """Refuse a pool without a picture whose files are all of other kinds.

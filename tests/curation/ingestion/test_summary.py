@@ -100,7 +100,7 @@ def test_the_end_of_an_ingest_names_everything(ingested, tmp_path):
     assert summary.groups.count == 4
     assert summary.groups.largest_images == 4
     assert summary.describe().startswith(
-        "4 groups, the largest of 4 images (57%); passed over: 2 .pdf, 2 CT (DICOM), 1 .docx"
+        "; 4 groups, the largest of 4 images (57%); passed over: 2 .pdf, 2 CT (DICOM), 1 .docx"
     )
     (placeholder,) = summary.warnings
     assert "placeholder" in placeholder
