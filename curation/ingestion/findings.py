@@ -4,6 +4,7 @@ A finding is a text under a kind. Findings are sets, so that files that are read
 was cut short, a retry of the quarantine) are counted once.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,6 +16,7 @@ _COMPANY, _MEMBERS, _KEYS = "company", "members", "keys"
 _STUDIES, _NOBODIES = "studies", "nobodies"
 _SHORT = 16  # characters of an id that tell it from the others
 _NAMED = 8  # names that a sentence lists
+_KEPT = 64  # names of a shard: a .json may have others in every file
 
 
 class Findings:
@@ -44,11 +46,12 @@ class Findings:
     def members(self, file_id: str, passed_over: Mapping[str, int]) -> None:
         """Members of an archive that were passed over, by kind."""
         for kind, number in passed_over.items():
-            self._add(_MEMBERS, f"{file_id[:_SHORT]} {number} {kind}")
+            if number:
+                self._add(_MEMBERS, f"{file_id[:_SHORT]} {number} {kind}")
 
     def keys(self, names: Iterable[str]) -> None:
         """Names in the ``.json`` files of an archive that were not used."""
-        for name in names:
+        for name in itertools.islice(sorted(names), max(_KEPT - len(self._of(_KEYS)), 0)):
             self._add(_KEYS, name)
 
     def group(self, group: str, study: str, nobody: bool) -> None:

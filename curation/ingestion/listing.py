@@ -35,8 +35,8 @@ from echostill.platform.imaging.containers import (
 from echostill.platform.imaging.files import SourceFile, bucket_of, with_options_first
 from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
-from echostill.platform.imaging.labels import MASK, pictured
-from echostill.platform.imaging.packed import inner_name, unpacked
+from echostill.platform.imaging.labels import MASK, named_masks
+from echostill.platform.imaging.packed import unpacked
 from echostill.platform.tables.storage import sha256
 
 _INDEX = "DICOMDIR"  # the table of contents of a DICOM disc
@@ -149,7 +149,10 @@ def _list_one(location: str, settings: IngestSettings, into: Listing) -> None:
         return
     passed: Counter[str] = Counter()
     walk = _remote_folder if "://" in location else _local_folder
-    found = _without_masks(walk(location, settings, passed), passed)
+    found = walk(location, settings, passed)
+    masks = named_masks(source.name for source in found if not source.problem)
+    found = [source for source in found if source.name not in masks]
+    passed[MASK] += len(masks)
     into.passed_over += passed
     if not found:
         hint = "" if settings.recursive else " Its sub-folders are not read: recursive is false."
@@ -159,25 +162,6 @@ def _list_one(location: str, settings: IngestSettings, into: Listing) -> None:
             f"{hint}{there}"
         )
     into.sources += found
-
-
-def _without_masks(sources: list[Source], passed: Counter[str]) -> list[Source]:
-    """Leave out masks that lie beside their picture and are named after it; count them."""
-    stems = {_stem(source.name) for source in sources}
-    masks = {
-        source.name
-        for source in sources
-        if not source.problem
-        and (of := pictured(posixpath.basename(_stem(source.name))))
-        and posixpath.join(posixpath.dirname(source.name), of) in stems
-    }
-    passed[MASK] += len(masks)
-    return [source for source in sources if source.name not in masks]
-
-
-def _stem(name: str) -> str:
-    """Return a name without the suffix of its format, also of one that was packed."""
-    return posixpath.splitext(inner_name(name))[0]
 
 
 def _kind_of_local(location: str) -> str:

@@ -190,13 +190,15 @@ def _member_rows(source: Source, member: Member, reading: _Reading) -> Iterator[
         raise DecodeError(member.problem)
     values = member.values
     # Whose the archive is, its members are, unless their own file says whose they are.
-    whose = {"group": source.group, "patient": source.patient, "study": source.study}
-    if any(values.get(name) for name in whose):
-        whose = {name: values.get(name, "") for name in whose}
-        whose["group"] = same_group(whose["group"])
+    if any(values.get(name) for name in ("group", "patient", "study")):
+        source = replace(
+            source,
+            group=same_group(values.get("group", "")),
+            patient=values.get("patient", ""),
+            study=values.get("study", ""),
+        )
     source = replace(
         source,
-        **whose,
         id=values.get("id", ""),
         organ=same_organ(values.get("organ", "")) or source.organ,
         device=same_device(values.get("device", "")) or source.device,

@@ -149,7 +149,7 @@ class IngestSetup:
             ("pool",),
             self.store.pool().root,
             {"files": self.files, **counts.counts, **summary.counts},
-            f"{done}{self.files} files; {counts.describe()}{addition}; {summary.describe()}",
+            f"{done}{self.files} files; {counts.describe()}{addition}{summary.describe()}",
             already_done,
         )
 
@@ -362,7 +362,7 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     findings = Findings()
     sources = [source for shard in shards for source in shard]
     out.add("size", estimate(sources, config, findings).describe())
-    for label, said in in_sample(request.found, findings):
+    for label, said in in_sample(request.found, sources, findings, request.pseudonymiser):
         out.add(label, said)
     done = 0 if replaces else len(store.pool().list("done"))
     names = "as keyed hashes" if config.hides_names else "unchanged"

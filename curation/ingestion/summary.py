@@ -4,12 +4,16 @@ It is kept beside the listing of the files, for the report and for an ingest tha
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+import pyarrow as pa
+
+from echostill.curation.deidentification.pseudonyms import Pseudonymiser
 from echostill.curation.ingestion.findings import Findings, describe_counts
 from echostill.curation.ingestion.listing import Listing
 from echostill.curation.ingestion.patients.groups import GroupCounts, count_groups
+from echostill.curation.ingestion.settings import Source
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
 from echostill.platform.shards.log import Accounting
@@ -19,6 +23,7 @@ from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import decode_parquet
 
 FILE = "summary.json"
+_NAMED = pa.schema([("group_id", pa.string()), ("source", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,10 @@ class Summary:
         }
 
     def describe(self) -> str:
-        """Say it in words that end a sentence."""
+        """Say it in words that end a sentence; empty of a pool of an earlier release."""
         passed = describe_counts(self.passed_over)
-        return self.groups.describe() + (f"; passed over: {passed}" if passed else "")
+        said = [self.groups.describe()] if self.groups.count else []
+        return "".join(f"; {one}" for one in said + ([f"passed over: {passed}"] if passed else []))
 
     def refuse_nothing(self, counts: Accounting, store: str) -> None:
         """Refuse a pool without a picture whose files are all of other kinds.
@@ -96,13 +102,37 @@ def kept_summary(folder: Storage) -> Summary:
     )
 
 
-def in_sample(listing: Listing, findings: Findings) -> Iterator[tuple[str, str]]:
-    """Yield what a dry run says, as labelled lines: of the listing, and of the files it sampled."""
+def in_sample(
+    listing: Listing, sources: Sequence[Source], findings: Findings, pseudonymiser: Pseudonymiser
+) -> Iterator[tuple[str, str]]:
+    """Yield what a dry run says, as labelled lines: of the listing, and of the files it sampled.
+
+    Args:
+        listing: What was listed.
+        sources: Its sources, with their groups.
+        findings: What was noticed in the sample.
+        pseudonymiser: Hides groups as the pool will.
+    """
+    named = [
+        pseudonymiser.row({"group_id": one.group, "source": one.name})
+        for one in sources
+        if one.group
+    ]
+    groups = count_groups([pa.Table.from_pylist(named, _NAMED)])
+    if named:
+        others = len(sources) - len(named)
+        by_themselves = f"; {others} files are in no group of a manifest" if others else ""
+        yield "groups", f"as manifests name them: {groups.describe('file')}{by_themselves}"
     if listing.passed_over.total():
         yield "passed over", describe_counts(listing.passed_over)
     if sampled := describe_counts(findings.passed_over()):
         yield "passed over", f"in the sample: {sampled}"
-    for doubt in (*listing.warnings, *findings.warnings(), findings.unused_keys()):
+    for doubt in (
+        groups.warning(),
+        *listing.warnings,
+        *findings.warnings(),
+        findings.unused_keys(),
+    ):
         if doubt:
             yield "warning", doubt
 

@@ -1,11 +1,14 @@
 """Masks and label maps told from pictures: they lie beside a data set's images, as image files."""
 
+import posixpath
 import re
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from scipy import ndimage
 
 from echostill.platform.imaging.images import NoImageError
+from echostill.platform.imaging.packed import inner_name
 
 MASK = "masks or label maps"  # kind of what is no picture
 
@@ -13,11 +16,12 @@ _HIGHEST = 31  # labels count from 0; a picture of no more grey levels would be 
 _EDGES = 0.1  # share of neighbours that differ: labels fill areas, speckle differs everywhere
 _SOLID = 0.5  # share of what is labelled that is not specks: dark pictures have specks alone
 _SHOWN = 8  # labels that a message lists
-_MASK_NAME = re.compile(
-    r"(?P<picture>.+?)[ ._-](?:mask|masks|gt|seg|segmentation|label|labels|labelmap|annotation|"
-    r"ground[ ._-]?truth)(?:[ ._-]?\d{1,2})?",
-    re.IGNORECASE,
+_WORDS = (
+    r"(?:masks?|gts?|segs?|segmentations?|labels?|label[ ._-]?maps?|annotations?|"
+    r"ground[ ._-]?truths?)"
 )
+_MASK_NAME = re.compile(rf"(?P<picture>.+?)[ ._-]{_WORDS}(?:[ ._-]?\d{{1,2}})?", re.IGNORECASE)
+_MASK_FOLDER = re.compile(rf"(?:.+[ ._-])?{_WORDS}", re.IGNORECASE)
 
 
 def refuse_label_map(values: np.ndarray) -> None:
@@ -68,3 +72,45 @@ def pictured(stem: str) -> str:
     """
     found = _MASK_NAME.fullmatch(stem)
     return found["picture"] if found else ""
+
+
+def is_mask_folder(name: str) -> bool:
+    """Return whether a folder's name says that it holds masks: ``masks``, ``train_labels``."""
+    return _MASK_FOLDER.fullmatch(name) is not None
+
+
+def named_masks(names: Iterable[str]) -> set[str]:
+    """Return the files that are masks by name: beside their picture, or in a folder beside its own.
+
+    An empty mask is a black picture by its content, so its name has to tell.
+
+    Args:
+        names: Paths of files, with ``/`` between their parts.
+    """
+    by_name = {name: posixpath.splitext(inner_name(name))[0] for name in names}
+    stems = set(by_name.values())
+    parents = {around for stem in stems for around, name, _ in _cuts(stem) if is_mask_folder(name)}
+    beside = {
+        (around, within)
+        for stem in (stems if parents else ())
+        for around, name, within in _cuts(stem)
+        if around in parents and not is_mask_folder(name)
+    }
+    return {name for name, stem in by_name.items() if _is_mask(stem, stems, beside)}
+
+
+def _is_mask(stem: str, stems: set[str], beside: set[tuple[str, str]]) -> bool:
+    folder, base = posixpath.split(stem)
+    of = pictured(base)
+    if of and posixpath.join(folder, of) in stems:
+        return True
+    return any(
+        is_mask_folder(name) and (around, within) in beside for around, name, within in _cuts(stem)
+    )
+
+
+def _cuts(stem: str) -> Iterator[tuple[str, str, str]]:
+    """Yield each folder of a path with what is around it and what is within."""
+    parts = stem.split("/")
+    for place in range(len(parts) - 1):
+        yield "/".join(parts[:place]), parts[place], "/".join(parts[place + 1 :])

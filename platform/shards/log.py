@@ -52,9 +52,10 @@ class Accounting:
     def describe(self) -> str:
         """Say the accounting in words."""
         resumed = f" ({self.shards_resumed} finished earlier)" if self.shards_resumed else ""
+        expected = f" ({self.expected} of them no errors)" if self.expected else ""
         return (
-            f"{self.rows_in} rows in = {self.rows_out} rows out + {self.quarantined} quarantined; "
-            f"{self.shards} shard(s){resumed}"
+            f"{self.rows_in} rows in = {self.rows_out} rows out + {self.quarantined} quarantined"
+            f"{expected}; {self.shards} shard(s){resumed}"
         )
 
 

@@ -24,18 +24,45 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("patient", "patientid", "patientno", "patientnr", "patientnumber", "patientcode"),
         *("patientkey", "patientname", "patientuid", "pid", "ptid", "mrn", "subject", "subjectid"),
         *("subjectno", "subjectnumber", "subjectcode", "sub", "participant", "participantid"),
-        *("person", "personid", "case", "caseid", "caseno", "casenumber", "animal", "animalid"),
+        *("pat", "patid", "patno", "patnr", "subjid", "usubjid", "individual", "individualid"),
+        *(
+            "medicalrecordnumber",
+            "person",
+            "personid",
+            "case",
+            "caseid",
+            "caseno",
+            "casenumber",
+            "animal",
+            "animalid",
+        ),
     ),
     "study": (
         *("study", "studyid", "studyuid", "studyinstanceuid", "exam", "examid", "examination"),
         *("examinationid", "visit", "visitid", "accession", "accessionnumber"),
     ),
     "organ": (
-        *("organ", "organname", "bodypart", "bodypartexamined", "anatomy", "anatomicalregion"),
+        *(
+            "organ",
+            "organname",
+            "organtype",
+            "bodypart",
+            "bodypartexamined",
+            "anatomy",
+            "anatomicalregion",
+        ),
         "anatomicregion",
     ),
     "device": (
-        *("device", "devicename", "devicemodel", "scanner", "scannermodel", "machine"),
+        *(
+            "device",
+            "devicename",
+            "devicetype",
+            "devicemodel",
+            "scanner",
+            "scannermodel",
+            "machine",
+        ),
         *("manufacturermodelname", "manufacturermodel", "equipment", "ultrasoundmachine"),
     ),
     "label": (
@@ -50,7 +77,8 @@ MEANINGS = tuple(_NAMES)
 _SPELLED = tuple(
     name
     for name in _MEANINGS
-    if len(name) >= 5 and name not in ("image", "class", "target", "video", "visit", "person")
+    if name in _NAMES or (len(name) >= 6 and name not in ("target", "visits", "person", "images"))
+    if len(name) >= 5
 )
 
 

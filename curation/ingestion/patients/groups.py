@@ -35,12 +35,12 @@ class GroupCounts:
     largest_images: int = 0
     suspicious: bool = False
 
-    def describe(self) -> str:
+    def describe(self, unit: str = "image") -> str:
         """Say how many there are, and the largest."""
         if not self.count:
             return "no groups"
         groups = "group" if self.count == 1 else "groups"
-        images = "image" if self.largest_images == 1 else "images"
+        images = unit if self.largest_images == 1 else f"{unit}s"
         share = self.largest_images / self.images
         return f"{self.count} {groups}, the largest of {self.largest_images} {images} ({share:.0%})"
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from echostill.curation.deidentification.frames import DeidentifySettings
-from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.listing import list_files, list_sources
 from echostill.curation.ingestion.manifests.paths import common_folder
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
 from echostill.curation.ingestion.sources import Failure, read_source
@@ -281,3 +281,41 @@ def test_sizes_are_known_of_what_may_hold_many_frames(tmp_path):
     manifest = write_csv(tmp_path / "m.csv", ["file"], [["a.png"], ["c.dcm"]])
     again = list_sources(IngestSettings(source=manifest))
     assert [source.size for source in again] == [source.size for source in listed]
+
+
+def test_masks_named_after_their_picture_are_passed_over_and_counted(tmp_path):
+    """Also those that are all black, which their content does not tell."""
+    for name in ("a.png", "sub/b (1).png", "alone_mask.png", "data/images/c.jpg", "masks/d.png"):
+        write_image(tmp_path / name)
+    black = np.zeros((20, 30), np.uint8)
+    for name in ("a_mask.png", "sub/b (1)_mask_1.png", "data/masks/c.png", "data/GT/c.bmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(black).save(tmp_path / name)
+    found = list_files(IngestSettings(source=str(tmp_path)))
+    assert {source.name for source in found.sources} == {
+        *("a.png", "sub/b (1).png", "alone_mask.png", "data/images/c.jpg", "masks/d.png")
+    }
+    assert +found.passed_over == {"masks or label maps": 4}
+
+
+def test_what_a_folder_holds_beside_is_counted(tmp_path):
+    write_image(tmp_path / "a.png")
+    for name in ("b.PDF", "c.pdf", "DICOMDIR", ".hidden", "noname", "d.rar", "e.npz", "f.miller"):
+        (tmp_path / name).write_bytes(b"PK\3\4 text")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "noname").write_bytes(b"text")
+    found = list_files(IngestSettings(source=str(tmp_path)))
+    assert [source.name for source in found.sources] == ["a.png"]
+    assert {kind: number for kind, number in found.passed_over.items() if number} == {
+        ".pdf": 2,
+        "DICOMDIR": 1,
+        "hidden files": 1,
+        "hidden folders": 1,
+        "without a suffix": 1,
+        ".rar (not read)": 1,
+        ".npz": 1,
+        "with another suffix": 1,
+    }
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UsageError, match=r"contains no images.*There are: 2 \.pdf"):
+        list_files(IngestSettings(source=str(tmp_path)))

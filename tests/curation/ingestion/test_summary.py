@@ -23,6 +23,7 @@ from echostill.platform.tables.storage import Storage
 
 STORED = "1.2.840.10008.5.1.4.1.1."
 KEY = b"k" * 32
+PLAIN = Pseudonymiser(KEY, hidden=False)
 
 
 def pixels(seed):
@@ -99,7 +100,7 @@ def test_the_end_of_an_ingest_names_everything(ingested, tmp_path):
     assert summary.groups.count == 4
     assert summary.groups.largest_images == 4
     assert summary.describe().startswith(
-        "4 groups, the largest of 4 images (57%); passed over: 2 .pdf, 2 CT (DICOM), 1 .docx"
+        "; 4 groups, the largest of 4 images (57%); passed over: 2 .pdf, 2 CT (DICOM), 1 .docx"
     )
     (placeholder,) = summary.warnings
     assert "placeholder" in placeholder
@@ -134,7 +135,7 @@ def test_the_dry_run_says_the_same_of_its_sample(ingested):
     findings = Findings()
     found = estimate(listing.sources, settings, findings)
     assert (found.failed, found.images) == (0, 7)
-    said = list(in_sample(listing, findings))
+    said = list(in_sample(listing, listing.sources, findings, PLAIN))
     assert (
         "passed over",
         "in the sample: 2 CT (DICOM), 1 CR (DICOM), 1 Comprehensive SR (DICOM)",
@@ -163,3 +164,21 @@ def test_a_folder_without_ultrasound_is_refused(ingested):
     summary.refuse_nothing(Accounting(0, 0, 0, 1, 0), "runs/a")
     with pytest.raises(EchostillError, match=r"none of the files is a picture.*2 CT \(DICOM\)"):
         summary.refuse_nothing(Accounting(4, 0, 4, 1, 0, expected=4), "runs/a")
+
+
+def test_the_dry_run_counts_the_groups_that_a_manifest_names(tmp_path):
+    names = [f"{number:02d}.png" for number in range(12)]
+    for number, name in enumerate(names):
+        Image.fromarray(pixels(number)[0]).save(tmp_path / name)
+    rows = [
+        f"{name},{'EXPORT' if number < 9 else f'P{number}'}" for number, name in enumerate(names)
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(["file,Group", *rows]))
+    listing = list_files(IngestSettings(source=str(tmp_path / "m.csv")))
+    said = dict(in_sample(listing, listing.sources, Findings(), PLAIN))
+    assert said["groups"] == "as manifests name them: 4 groups, the largest of 9 files (75%)"
+    assert "'EXPORT', holds 9 of 12" in said["warning"]
+    hidden = Pseudonymiser(KEY, hidden=True)
+    said = dict(in_sample(listing, listing.sources, Findings(), hidden))
+    assert "holds 9 of 12" in said["warning"]
+    assert "EXPORT" not in said["warning"]

@@ -6,7 +6,7 @@ from PIL import Image
 
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import NoImageError
-from echostill.platform.imaging.labels import is_label_map
+from echostill.platform.imaging.labels import is_label_map, is_mask_folder, pictured
 from echostill.platform.imaging.stills import open_stills
 
 RANDOM = np.random.default_rng(0)
@@ -75,3 +75,22 @@ def test_a_mask_of_one_bit_is_no_row():
 def test_pictures_are_rows(name):
     (frame,) = open_stills(SourceFile("a", data=saved(PICTURES[name]))).decode([0])
     assert np.array_equal(frame.pixels, PICTURES[name])
+
+
+@pytest.mark.parametrize(
+    ("stem", "picture"),
+    [
+        *(("benign (1)_mask", "benign (1)"), ("benign (100)_mask_1", "benign (100)")),
+        *(("patient0001_2CH_ED_gt", "patient0001_2CH_ED"), ("a-Mask", "a"), ("x.seg", "x")),
+        *(("case 3 segmentation", "case 3"), ("7_label2", "7"), ("a_ground_truth", "a")),
+        *(("mask", ""), ("masked", ""), ("damask", ""), ("a_masked", ""), ("image_1", "")),
+        *(("unlabel", ""), ("mask_of_a", ""), ("a_gtx", "")),
+    ],
+)
+def test_the_name_of_a_mask_tells_its_picture(stem, picture):
+    assert pictured(stem) == picture
+
+
+def test_folders_of_masks():
+    assert all(is_mask_folder(name) for name in ("masks", "GT", "train_labels", "annotations"))
+    assert not any(is_mask_folder(name) for name in ("images", "masked", "labelled", "benign", ""))
