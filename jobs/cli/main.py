@@ -91,6 +91,34 @@ def run_command(
     )
 
 
+@app.command("plan")
+def plan_command(
+    overrides: Overrides = None,
+    images: Annotated[float, typer.Option(help="Images of the pool, such as 3e6.")] = 3e6,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of the cluster.")] = 0,
+    cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPUs of the cluster; default as many as keep the GPUs busy."),
+    ] = None,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A rate of your own, such as gpu=60000."),
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Estimate hours, disk, memory and the cost of a lost node, for a pool and a cluster.
+
+    Starts nothing and reads no images. Every rate is printed with its source.
+
+    \b
+    Example:
+      echostill plan --images 3e6 --gpus 8
+    """
+    from echostill.jobs.capacity import plan_pool
+
+    print(plan_pool(images, gpus, cpus, rate or [], config, overrides or []))
+
+
 @app.command("verify")
 def verify_command(
     store: Annotated[str, typer.Argument(help="Folder or URI of the store.")],
