@@ -5,7 +5,7 @@ import numpy as np
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
-from echostill.platform.imaging.reader import unpacked_head
+from echostill.platform.imaging.packed import unpacked_head
 from echostill.platform.imaging.volumes import meta_image, nifti
 from echostill.platform.imaging.volumes.slices import stored_slices
 
