@@ -1,6 +1,6 @@
 """A card per set: what it is, what it allows, where it is, what to expect of it, how to read it.
 
-A card is a YAML file. Those of the published sets are in the folder ``cards``; a card of one's own
+A card is a YAML file. Those of the published sets are in the folder ``sets``; a card of one's own
 is given by its path. Facts carry a label: [C] confirmed by a public source, [M] from memory of the
 set or its paper and not checked, [I] inferred.
 """
@@ -19,7 +19,7 @@ from echostill.platform.config import Config, read_document, validate
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.names import Name
 
-FOLDER = Path(__file__).parent / "cards"
+FOLDER = Path(__file__).parent / "sets"
 FactLabel = Literal["C", "M", "I"]
 FACT_LABELS: dict[FactLabel, str] = {
     "C": "confirmed by a public source",

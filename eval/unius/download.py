@@ -25,7 +25,6 @@ from echostill.platform.imaging.images import DecodeError
 from echostill.platform.tables.storage import sha256
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-OTHER_ARCHIVES = (".rar", ".7z", ".zip.001", ".z01")
 DEPTH = 4  # archives in archives
 _IN_MEMORY = 64 * 2**20
 _RUBBISH = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")

@@ -188,12 +188,12 @@ def _add_erratum(
         return set()
     read = set()
     for name, values in matches(erratum.files.files, download.names):
-        item = items.get(erratum.files.key.format_map(values))
-        if item is None or erratum not in item.errata:
+        owner = items.get(erratum.files.key.format_map(values))
+        if owner is None or erratum not in owner.errata:
             continue
         read.add(name)
-        others = [part for part in item.layers if part.layer.name != layer.name]
-        item.layers = [LayerOf(layer, erratum.files, [name]), *others]
+        others = [part for part in owner.layers if part.layer.name != layer.name]
+        owner.layers = [LayerOf(layer, erratum.files, [name]), *others]
     return read
 
 

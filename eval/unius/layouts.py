@@ -14,8 +14,6 @@ from pydantic import Field, field_validator, model_validator
 
 from echostill.platform.config import Config
 
-MASK_READERS = ("image", "volume", "polygon", "contours", "coco", "via")
-
 
 @lru_cache(maxsize=512)
 def compiled(pattern: str) -> re.Pattern[str]:

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -118,7 +117,6 @@ def _kept(data: bytes) -> str:
     with Image.open(io.BytesIO(data)) as image:
         if image.format not in _PLAIN or image.mode not in ("L", "RGB"):
             return ""
-        info: dict[str, Any] = image.info
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         animated = getattr(image, "n_frames", 1) > 1
-        return "" if turned or animated or "transparency" in info else _PLAIN[image.format]
+        return "" if turned or animated or "transparency" in image.info else _PLAIN[image.format]

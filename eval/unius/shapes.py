@@ -48,7 +48,8 @@ def _draw_one(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
     filled, border = Image.new("1", (width, height)), Image.new("1", (width, height))
     ImageDraw.Draw(filled).polygon(points, fill=1)
     ImageDraw.Draw(border).line([*points, points[0]], fill=1, width=5)
-    inside, near = np.array(filled, dtype=bool), np.array(border, dtype=bool)
+    inside: np.ndarray = np.array(filled, dtype=bool)
+    near: np.ndarray = np.array(border, dtype=bool)
     rows, columns = np.nonzero(near)
     path, centres = Path(polygon, closed=False), np.stack([columns, rows], axis=1)
     # Which sign means outwards depends on the direction of the points.
@@ -75,7 +76,8 @@ def fill_outline(drawn: np.ndarray) -> np.ndarray:
     hull = draw([corners], drawn.shape[1], drawn.shape[0])
     parts, count = ndimage.label(~drawn)
     if count < 2:
-        return drawn | hull
+        whole: np.ndarray = drawn | hull
+        return whole
     in_hull = np.bincount(parts[hull & ~drawn], minlength=count + 1)
     enclosed = in_hull > _SHARE * in_hull.sum()
     enclosed[0] = True  # the outline
