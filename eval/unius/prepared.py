@@ -24,6 +24,7 @@ from echostill.eval.unius.cards import Card
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST, Table
+from echostill.platform.tables.verify import Verification, verify_folder
 
 STAGE = "bench prepare"
 LABELS = "labels.csv"
@@ -130,6 +131,24 @@ def open_prepared(folder: str) -> PreparedSet:
             "it again with --overwrite."
         )
     return PreparedSet(table)
+
+
+def verify_prepared(folder: str) -> Verification:
+    """Re-read a prepared set: checksums of every file, rows, schema, accounting.
+
+    Raises:
+        UsageError: There is none in the folder.
+        EchostillError: Its counts do not add up.
+    """
+    storage = open_prepared(folder).table.storage
+    result = Verification(folder)
+    places = (("set", storage), *((name, storage.at(name)) for name in (QUARANTINE, DROPPED)))
+    for name, place in places:
+        try:
+            verify_folder(place, name, result)
+        except (FileNotFoundError, KeyError, TypeError, AttributeError):
+            result.problems.append(f"{name}: no manifest that echostill wrote")
+    return result
 
 
 def bench_manifests(folder: str) -> list[str]:

@@ -94,3 +94,21 @@ def prepare_command(
         name, download, to, accept_differences=accept_differences, overwrite=overwrite
     )
     print(json.dumps(done.counts, indent=1) if as_json else done.describe())
+
+
+@bench.command("verify")
+def verify_command(
+    folder: Annotated[str, typer.Argument(help="A prepared set.")], as_json: JsonOption = False
+) -> None:
+    """Re-read a prepared set: checksums of every file, rows, accounting. Exit 1 on problems.
+
+    \b
+    Example:
+      echostill bench verify runs/bench/busi
+    """
+    from echostill.eval.unius.prepared import verify_prepared
+
+    result = verify_prepared(folder)
+    print(json.dumps(result.as_dict(), indent=1) if as_json else result.describe())
+    if not result.sound:
+        raise typer.Exit(1)

@@ -84,7 +84,7 @@ def verify_store(root: str) -> Verification:
             result.problems.append(f"{name}: its folder is gone, and '{folder}' still names parts")
             continue
         try:
-            _verify_folder(storage, name, result)
+            verify_folder(storage, name, result)
         except (KeyError, TypeError, AttributeError):
             result.problems.append(f"{folder}: the manifest is not one that echostill wrote")
         if len(result.problems) == found:
@@ -102,7 +102,17 @@ def _siblings(parent: str) -> list[str]:
     return os.listdir(storage.local_path())
 
 
-def _verify_folder(storage: Storage, folder: str, result: Verification) -> None:
+def verify_folder(storage: Storage, folder: str, result: Verification) -> None:
+    """Check one manifest: its parts and files, their checksums, rows and schema, the fingerprint.
+
+    Args:
+        storage: The folder with the manifest.
+        folder: What it is called in the result.
+        result: Takes what was checked, and each problem.
+
+    Raises:
+        KeyError, TypeError, AttributeError: The manifest is none that echostill wrote.
+    """
     found = len(result.problems)
     try:
         manifest = json.loads(storage.read(MANIFEST))

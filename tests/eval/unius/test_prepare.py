@@ -15,12 +15,17 @@ from echostill.eval.datasets import TaskSettings, load_dataset
 from echostill.eval.splits import split_dataset
 from echostill.eval.unius.cards import published_cards
 from echostill.eval.unius.prepare import prepare
-from echostill.eval.unius.prepared import DROPPED, QUARANTINE, SPLITS, open_prepared
+from echostill.eval.unius.prepared import (
+    DROPPED,
+    QUARANTINE,
+    SPLITS,
+    open_prepared,
+    verify_prepared,
+)
 from echostill.eval.unius.splits import check_groups, read_split
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import Table
-from echostill.platform.tables.verify import verify_store
 
 SETS = list(published_cards())
 DAMAGEABLE = [
@@ -60,7 +65,7 @@ def test_every_row_is_accounted_for(name, prepared_set):
     assert len(held(done, QUARANTINE)) == tree.quarantined
     assert len(held(done, DROPPED)) == sum(tree.dropped.values())
     assert done.table.manifest["unread"] == 0, done.table.manifest["unread_first"]
-    assert verify_store(done.table.storage.root).sound
+    assert verify_prepared(done.table.storage.root).sound
 
 
 @pytest.mark.parametrize("name", SETS)

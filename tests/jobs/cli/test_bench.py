@@ -71,10 +71,10 @@ def test_prepare_counts_and_verifies(download, tmp_path):
     assert "12 rows in = 12 out + 0 dropped + 0 quarantined" in run("prepare", *options).output
     counts = json.loads(run("prepare", *options, "--json").output)
     assert counts["groups"] == 12
-    done = CliRunner().invoke(app, ["verify", folder])
+    done = CliRunner().invoke(app, ["bench", "verify", folder])
     assert done.exit_code == 0, done.output
     (tmp_path / "set" / "images" / "fibroid_1.png").write_bytes(b"other")
-    done = CliRunner().invoke(app, ["verify", folder])
+    done = CliRunner().invoke(app, ["bench", "verify", folder])
     assert done.exit_code == 1
     assert "fibroid_1.png: the checksum" in done.output
 
@@ -86,4 +86,9 @@ def test_the_call_and_the_command_are_the_same(download, tmp_path):
     )
     text = (tmp_path / "b" / "labels.csv").read_text()
     assert first.table.storage.read("labels.csv").decode() == text
-    assert {command.name for command in bench.registered_commands} == {"list", "show", "prepare"}
+    assert {command.name for command in bench.registered_commands} == {
+        "list",
+        "show",
+        "prepare",
+        "verify",
+    }
