@@ -103,11 +103,11 @@ def test_every_row_is_in_the_table_or_in_quarantine(ray_cluster, tmp_path):
     assert held["id"].to_pylist() == ["-4", "-6"]
 
 
-def test_two_workers_write_the_same_bytes(ray_cluster, tmp_path):
-    for name, workers in (("one", 1), ("two", 2)):
+def test_two_workers_and_a_pool_that_grows_write_the_same_bytes(ray_cluster, tmp_path):
+    for name, workers in (("one", 1), ("two", 2), ("pool", (1, 3))):
         (tmp_path / name).mkdir()
         run(tmp_path / name, workers)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "pool")
 
 
 def test_resuming_runs_only_what_is_missing_or_damaged(ray_cluster, tmp_path):
