@@ -13,8 +13,10 @@ from echostill.platform.preflight.answers import SECONDS, SILENT, NoAnswerError,
 
 LOCAL = ("local", "auto")  # "auto" finds a cluster of this machine, or says at once that none runs
 HEAD_PORT = 6379
-# Any call that every head answers; whoever has no token is refused before it is looked at.
-PROBE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+# A call that every head answers, and one of its server for ray:// clients, with its argument (a
+# ping). Whoever has no token is refused before either is looked at.
+HEAD = "/ray.rpc.NodeInfoGcsService/CheckAlive", b""
+CLIENT_SERVER = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x05"
 HOW = (
     "put it in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH (on the head node: "
     "~/.ray/auth_token)"
@@ -44,7 +46,7 @@ def check_ray(address: str | None = None) -> None:
             " An http:// address is the dashboard's, for `echostill submit`." if dashboard else ""
         )
         raise _unreachable(where, "it is no address of a head node", hint)
-    _call(location, where)
+    _call(location, where, *(CLIENT_SERVER if target.startswith("ray://") else HEAD))
 
 
 def check_dashboard(address: str) -> None:
@@ -101,7 +103,7 @@ def _connected() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-def _call(location: str, where: str) -> None:
+def _call(location: str, where: str, method: str, argument: bytes) -> None:
     import grpc
 
     token = find_token()
@@ -113,7 +115,7 @@ def _call(location: str, where: str) -> None:
     metadata = [("authorization", f"Bearer {token[1]}")] if token else []
     with channel:
         try:
-            channel.unary_unary(PROBE)(b"", timeout=SECONDS, metadata=metadata)
+            channel.unary_unary(method)(argument, timeout=SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code == grpc.StatusCode.UNAUTHENTICATED:

@@ -64,6 +64,7 @@ class Tracker:
         if uri is None:  # the store may have been copied or moved since
             repair_locations(Storage(store).local_path(), EXPERIMENT)
         client = mlflow_client(resolved)
+        experiment = _experiment(client)
         if storage.exists(RUN_FILE):
             known = json.loads(storage.read(RUN_FILE))
             if uri is None or known["uri"] == resolved:
@@ -71,7 +72,6 @@ class Tracker:
                     client.get_run(known["run_id"])
                     client.update_run(known["run_id"], status="RUNNING")
                     return cls(resolved, known["run_id"])
-        experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = None
             if resolved.startswith("sqlite"):
@@ -79,14 +79,6 @@ class Tracker:
             experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":
-                client.restore_experiment(experiment_id)
-                console.print(
-                    f"warning: the MLflow experiment '{EXPERIMENT}' was deleted and has been "
-                    "restored, with its runs: new runs are recorded in it.",
-                    markup=False,
-                    soft_wrap=True,
-                )
         tags = {"store": store}
         if parent := os.environ.get(PARENT_VARIABLE):
             tags["mlflow.parentRunId"] = parent
@@ -173,6 +165,20 @@ class Tracker:
 def _metric_name(name: str) -> str:
     """Replace what MLflow refuses in a name; organs and devices come from the data."""
     return re.sub(r"[^\w\-. /:]", "_", name)
+
+
+def _experiment(client: Any) -> Any:
+    """Return our experiment, restored where someone deleted it; None where there is none yet."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+        console.print(
+            f"warning: the MLflow experiment '{EXPERIMENT}' was deleted; it has been restored with "
+            "its runs, to record this run.",
+            markup=False,
+            soft_wrap=True,
+        )
+    return experiment
 
 
 class PooledFeatures(nn.Module):
