@@ -16,7 +16,7 @@ HEAD_PORT = 6379
 # A call that every head answers, and one of its server for ray:// clients, with its argument (a
 # ping). Whoever has no token is refused before either is looked at.
 HEAD = "/ray.rpc.NodeInfoGcsService/CheckAlive", b""
-CLIENT_SERVER = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x05"
+CLIENT_SERVER = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"
 HOW = (
     "put it in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH (on the head node: "
     "~/.ray/auth_token)"
