@@ -21,8 +21,10 @@ from echostill.platform.config import (
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder
 from echostill.platform.models.weights import find_teacher
+from echostill.platform.preflight.checks import check_stage, check_writable
 from echostill.platform.progress import console
 from echostill.platform.stages import IN_RUN, STAGES
+from echostill.platform.tables.store import Store
 
 
 def resolve_stages(
@@ -76,11 +78,15 @@ def run_pipeline(
 ) -> None:
     """Run (or plan) all stages; what is done already is passed over."""
     configs = resolve_stages(config_file, overrides, from_scratch=from_scratch)
+    for name, config in configs.items():
+        check_stage(STAGES[name], config)
+        if not dry_run:
+            check_writable(Store(config.store), STAGES[name].writes)
     _preflight(configs, from_scratch)
     if dry_run:
         for name, config in configs.items():
             try:
-                print(find_stage(name).plan(config, overwrite=overwrite).describe())
+                print(find_stage(name).dry_run(config, overwrite=overwrite))
             except UsageError as error:  # what an earlier stage would make is not there yet
                 print(f"{name}\n  waits for an earlier stage: {error}")
         return

@@ -53,7 +53,7 @@ def run_stage(
     stage = find_stage(name)
     config = stage.load(config_file, tuple(overrides))
     if dry_run:
-        return stage.plan(config, overwrite=overwrite).describe()
+        return stage.dry_run(config, overwrite=overwrite)
     started = time.monotonic()
     return said(name, stage.run(config, overwrite=overwrite), started)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from echostill.platform.errors import EchostillError, UsageError, nearest
+from echostill.platform.preflight.clusters import check_dashboard
 from echostill.platform.progress import console
 from echostill.platform.stages import BESIDE, STAGES
 from echostill.platform.tables.storage import local_folder
@@ -70,6 +71,7 @@ def submit(
         raise UsageError(f"no folder '{working_dir}' to run the job in.")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     target = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    check_dashboard(target)
     from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
 

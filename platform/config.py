@@ -7,6 +7,7 @@ the stage that runs, and ``stage.key=value`` names the stage.
 
 import copy
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -219,9 +220,15 @@ def validate(config_class: type[ConfigType], values: Mapping[str, Any]) -> Confi
     try:
         defaults = {name: field.default for name, field in config_class.model_fields.items()}
         settled = settle(values, config_class)
-        return config_class.model_validate_json(json.dumps(_complete(defaults, settled)))
+        text = json.dumps(_complete(defaults, settled), ensure_ascii=False)
+        return config_class.model_validate_json(text.encode())
     except ValidationError as error:
         raise UsageError(describe_errors(config_class, error)) from None
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{os.fsencode(error.object[error.start : error.end])!r} in a configuration is not "
+            "UTF-8 text: rename the file or folder, or reach it through a symbolic link."
+        ) from None
     except TypeError as error:
         raise UsageError(f"a configuration holds plain values only: {error}") from None
 

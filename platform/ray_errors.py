@@ -14,6 +14,11 @@ from echostill.platform.errors import EchostillError, UsageError
 LENGTH = 600  # characters of an error that are shown
 # A traceback's last line: the error's name, and mostly what it says.
 _LINE = re.compile(r"^([\w.]*(?:Error|Exception|Interrupt)\w*)(?:: (.+))?$", re.MULTILINE)
+# Of a worker that is gone: how Ray calls it, and what it says where memory was the reason.
+_DEAD = {"WorkerCrashedError", "ActorDiedError", "NodeDiedError"}
+_MEMORY = re.compile(r"OutOfMemoryError|running low on memory|due to memory pressure|\(OOM\)")
+_USED = re.compile(r"was ([\d.]+ ?[KMGT]i?B)(?: used)? ?/ ?([\d.]+ ?[KMGT]i?B)")
+LESS = "use fewer workers, a smaller batch, or a machine with more memory."
 _WRAPPERS = ("ray.", "UserCodeException", "UserExceptionWithTraceback")
 
 
@@ -68,16 +73,29 @@ def _found(error: BaseException) -> EchostillError | str:
     if isinstance(own, EchostillError):
         return _ours(str(own), isinstance(own, UsageError))
     if own is not None:
-        return _sentence(type(own).__name__, str(own))
+        return sentence(type(own).__name__, str(own))
     for wrapper in reversed(wrappers):
         lines = [line for line in _LINE.findall(str(wrapper)) if not line[0].startswith(_WRAPPERS)]
         if lines:
             name, text = lines[-1]
             if name.startswith("echostill."):
                 return _ours(text, name.endswith(".UsageError"))
-            return _sentence(name.rpartition(".")[2], text)
+            return sentence(name.rpartition(".")[2], text)
     first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return _sentence(type(error).__name__, first)
+    return f"{sentence(type(error).__name__, first)}{_death(wrappers)}"
+
+
+def _death(wrappers: list[BaseException]) -> str:
+    """Say why a worker may have died that left no error: mostly not by anyone's request."""
+    names = {kind.__name__ for wrapper in wrappers for kind in type(wrapper).__mro__}
+    text = " ".join(str(wrapper) for wrapper in wrappers)
+    if "OutOfMemoryError" in names or _MEMORY.search(text):
+        used = _USED.search(text)
+        how_much = f" ({used[1]} of {used[2]} in use)" if used else ""
+        return f" Its machine ran out of memory{how_much}, so Ray ended a worker: {LESS}"
+    if names & _DEAD or any(name in text for name in _DEAD):
+        return f" A worker that dies so was most often ended for lack of memory: {LESS}"
+    return ""
 
 
 def _message(what: str, *sentences: str) -> str:
@@ -107,9 +125,10 @@ def _ours(text: str, refused: bool) -> EchostillError:
     return UsageError(text) if refused else EchostillError(text)
 
 
-def _sentence(name: str, text: str) -> str:
+def sentence(name: str, text: str) -> str:
+    """Say an error in one line that ends as a sentence does: ``ValueError: no such file.``"""
     said = " ".join(text.split())
     if len(said) > LENGTH:
         said = f"{said[:LENGTH].rstrip()} ..."
-    whole = f"{name}: {said}" if said else name
+    whole = f"{name}: {said}" if name and said else name or said
     return whole if whole.endswith((".", "!", "?")) else f"{whole}."

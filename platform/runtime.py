@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.preflight.clusters import check_ray
 
 ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothing goes on
 # A message of Ray's, as a regex: training starts more processes than CPUs, and most only wait.
@@ -26,6 +27,10 @@ def connect_ray(address: str | None = None) -> None:
     """Connect to the given Ray, the one in RAY_ADDRESS, or start a local one; idempotent.
 
     Medical data never phones home: usage statistics are off before Ray is imported.
+
+    Raises:
+        UsageError: There is no such cluster, or it wants a token; see :func:`check_ray`.
+        EchostillError: A local Ray did not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -37,6 +42,7 @@ def connect_ray(address: str | None = None) -> None:
 
     if ray.is_initialized():
         return
+    check_ray(address)
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     ended_by = signal.getsignal(signal.SIGTERM)
     options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -44,14 +50,16 @@ def connect_ray(address: str | None = None) -> None:
         options |= {"include_dashboard": False, "object_store_memory": _object_store_bytes()}
     try:
         ray.init(address=target, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a bare Exception where its processes start too slowly
+        if target == "local":
+            raise EchostillError(
+                f"Ray did not start: {error} The machine may be busy or out of memory: try again."
+            ) from None
+        if not isinstance(error, (ConnectionError, ValueError, RuntimeError)):
+            raise
         raise UsageError(
             f"cannot reach Ray at '{target}': {error}. Start one (`ray start --head`), correct "
             "--address or RAY_ADDRESS, or leave both out for a local Ray."
-        ) from None
-    except Exception as error:  # Ray raises a bare Exception where its processes start too slowly
-        raise EchostillError(
-            f"Ray did not start: {error} The machine may be busy or out of memory: try again."
         ) from None
     if callable(ended_by) and threading.current_thread() is threading.main_thread():
         # Ray's core takes the signal over, and answers it with its stack.

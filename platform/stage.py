@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from echostill.platform.config import StageConfig, load
+from echostill.platform.preflight.checks import check_stage, check_writable, read_only
 from echostill.platform.shards.events import stage_run
 from echostill.platform.stages import StageInfo
 from echostill.platform.tables.store import Store
@@ -87,9 +88,22 @@ class Stage(Generic[ConfigType]):
         """Read and validate its configuration: a YAML file, then ``key=value`` texts."""
         return load(self.config, self.info.section, path, overrides)
 
+    def dry_run(self, config: ConfigType, *, overwrite: bool = False) -> str:
+        """Say what :attr:`run` would do, after the checks that it makes too.
+
+        A store that cannot be written can still be read: the plan says that the run is refused.
+        """
+        check_stage(self.info, config)
+        plan = self.plan(config, overwrite=overwrite)
+        if problem := read_only(Store(config.store), self.info.writes):
+            plan.add("refused", problem)
+        return plan.describe()
+
 
 def logged(info: StageInfo, mode: str = "run") -> Callable[[Call], Call]:
     """Make a stage's call write its start, its end and what it made to the store's event log.
+
+    Before anything else, what the stage depends on outside of this process is checked.
 
     Args:
         info: The stage.
@@ -99,7 +113,9 @@ def logged(info: StageInfo, mode: str = "run") -> Callable[[Call], Call]:
     def decorate(call: Call) -> Call:
         @functools.wraps(call)
         def run(config: StageConfig, *arguments: Any, **options: Any) -> StageResult:
+            check_stage(info, config)
             store = Store(config.store)
+            check_writable(store, info.writes)
             with stage_run(store.events(), info.name, store.storage.exists, mode=mode) as events:
                 result = call(config, *arguments, **options)
                 events.outcome |= outcome(result)

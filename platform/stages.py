@@ -20,6 +20,8 @@ class StageInfo:
         reads: Folders of the store that it reads.
         writes: Folder of the store that it writes.
         in_run: Whether `echostill run` runs it by default.
+        on_ray: Whether it always computes on Ray, so that its address is checked beforehand.
+        tracked: Whether it records runs in MLflow, which is checked beforehand.
         section: Section of a configuration file that holds its keys.
     """
 
@@ -29,6 +31,8 @@ class StageInfo:
     reads: tuple[str, ...]
     writes: str
     in_run: bool = True
+    on_ray: bool = True
+    tracked: bool = True
     section: str = ""
 
     def __post_init__(self) -> None:
@@ -41,6 +45,7 @@ INGEST = StageInfo(
     "echostill ingest store=runs/mine source=/data/ultrasound",
     reads=(),
     writes="pool",
+    tracked=False,
 )
 PRETRAIN = StageInfo(
     "pretrain",
@@ -63,6 +68,8 @@ DUPLICATES = StageInfo(
     "echostill duplicates --config config.yaml near_distance=16",
     reads=("pool", "scores"),
     writes="duplicates",
+    on_ray=False,
+    tracked=False,
 )
 SELECT = StageInfo(
     "select",
@@ -70,6 +77,8 @@ SELECT = StageInfo(
     "echostill select --config config.yaml budget=200000",
     reads=("pool", "scores", "duplicates", "leaks", "pins"),
     writes="coresets",
+    on_ray=False,  # only some: the stage itself checks
+    tracked=False,
 )
 DISTILL = StageInfo(
     "distill",
@@ -91,6 +100,8 @@ REPORT = StageInfo(
     "echostill report --config config.yaml",
     reads=("pool", "scores", "coresets", "runs", "reports"),
     writes="reports",
+    on_ray=False,
+    tracked=False,
 )
 CACHE = StageInfo(
     "cache",
@@ -99,6 +110,7 @@ CACHE = StageInfo(
     reads=("pool", "coresets"),
     writes="teacher-cache",
     in_run=False,
+    tracked=False,
     section="distill",
 )
 SWEEP = StageInfo(

@@ -6,6 +6,7 @@ forgotten and `make test-fast` stays fast.
 """
 
 import atexit
+import http.server
 import io
 import os
 import shutil
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -62,7 +64,8 @@ def forbid_ray(patch, test):
 
     patch.setattr(ray, "init", refuse)
     patch.setattr(ray, "is_initialized", lambda: False)
-    patch.setenv("RAY_ADDRESS", "this-test-is-not-marked-ray")  # no address: refused at once
+    patch.delenv("RAY_ADDRESS", raising=False)  # so that none is checked, and one would be started:
+    patch.setenv("RAY_TMPDIR", "/dev/null/this-test-is-not-marked-ray")  # where Ray cannot
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +85,46 @@ def ray_cluster():
             runtime.connect_ray()
             yield
             ray.shutdown()
+
+
+@pytest.fixture
+def closed_port():
+    """A port of this machine where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # and nobody will: it stays taken
+        yield probe.getsockname()[1]
+
+
+@pytest.fixture
+def silent_port():
+    """A port of this machine that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def web_server():
+    """A real HTTP server that gives every request its ``reply``: a status and a page."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, page = self.server.reply
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        do_HEAD = do_POST = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.reply = 200, b""
+        server.address = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 @pytest.fixture(scope="session")

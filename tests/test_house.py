@@ -265,6 +265,7 @@ ACROSS = {
     "curation/service/http/routes": "that client and explorer know every route",
     "curation/service/http/schemathesis": "made-up requests to all routes",
     "infra": "the manifests for Kubernetes",
+    "jobs/cli/preflight": "every command, with what it depends on dead",
     "platform/imaging/volumes/volumes": "both kinds of volume, by the same hostile inputs",
     "platform/models/wrappings": "one set of weights in all the files that people have",
     "platform/shards/kills": "a benchmark, run at its smallest",

@@ -26,6 +26,7 @@ from echostill.curation.selection.features import TableFeatures
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import decode_staged
 from echostill.platform.models import Encoder
+from echostill.platform.preflight.checks import check_writable
 from echostill.platform.tables.fingerprint import code_version
 from echostill.platform.tables.schemas import LEAKS_SCHEMA
 from echostill.platform.tables.storage import sha256
@@ -137,6 +138,7 @@ def check_leaks(
     """
     opened = Store(store)
     pool = opened.open_pool()
+    check_writable(opened, "leaks")
     require_columns(pool, HASH_COLUMNS)
     found = find_benchmarks(benchmarks, pool)
     settings = settings or LeakSettings()

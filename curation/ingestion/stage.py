@@ -48,7 +48,7 @@ from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerCount, WorkerPlan, check_workers, plan_workers
 from echostill.platform.cluster.waiting import describe_plan, plan_on_cluster
 from echostill.platform.config import StageConfig, execution
-from echostill.platform.errors import EchostillError
+from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.images import NoImageError
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.outcome import Outcome
@@ -187,6 +187,8 @@ class IngestSetup:
         """Add to an error how many of the quarantined rows were only held back for review."""
         try:
             yield
+        except UsageError:  # a request that is wrong, whatever was held back before
+            raise
         except EchostillError as error:
             held_back = self.held_back()
             if not held_back:

@@ -27,6 +27,7 @@ from echostill.platform.errors import UsageError, nearest
 from echostill.platform.memory import available_memory
 from echostill.platform.names import Name
 from echostill.platform.phases import phase
+from echostill.platform.preflight.clusters import check_ray
 from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, claimed, fingerprint
@@ -94,6 +95,7 @@ def select(
     features = TableFeatures(scores)
     budget = resolve_budget(config.budget, scores.rows)
     check_limits(config, scores.rows, features.dimension)
+    _check_cluster(config, scores.rows, features.dimension)
     decided = _decided(config, store, pool, excluded, pinned)
     claim = _claim(config, store, scores, pool, decided)
     storage, wanted = claim.storage, claim.wanted
@@ -201,6 +203,7 @@ def plan_select(config: SelectConfig, *, overwrite: bool = False) -> Plan:
     scores, pool = store.open_scores(), store.open_pool()
     dimension = TableFeatures(scores).dimension
     check_limits(config, scores.rows, dimension)
+    _check_cluster(config, scores.rows, dimension)
     _pool_columns(config, pool)
     claim = _claim(config, store, scores, pool, _decided(config, store, pool))
     replaces = claim.check(overwrite)
@@ -247,6 +250,12 @@ def _pool_columns(config: SelectConfig, pool: Table) -> list[str]:
             f"{nearest(config.balance, known)}"
         )
     return [name for name in known if name in ("image_id", "group_id", config.balance)]
+
+
+def _check_cluster(config: SelectConfig, rows: int, dimension: int) -> None:
+    """Check that the cluster answers, where the selection needs one."""
+    if _workers(config, rows, dimension, plan=True):
+        check_ray(config.address)
 
 
 def _workers(config: SelectConfig, rows: int, dimension: int, plan: bool = False) -> int:

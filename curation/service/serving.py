@@ -13,6 +13,7 @@ from echostill.curation.service.http.app import Options, create_app
 from echostill.curation.service.http.security import LOOPBACK, SecurityMiddleware
 from echostill.curation.service.http.token import find_token, token_path
 from echostill.platform.errors import UsageError
+from echostill.platform.preflight.clusters import check_ray
 from echostill.platform.tables.store import Store
 
 PORT = 8420
@@ -47,7 +48,8 @@ def serve(
         access_log: whether to log requests.
 
     Raises:
-        UsageError: No such store, an unsafe token file, half of TLS, or files that are missing.
+        UsageError: No such store, an unsafe token file, half of TLS, files that are missing, or no
+            such cluster.
     """
     for name in (ssl_keyfile, ssl_certfile):
         if name is not None and not Path(name).is_file():
@@ -59,6 +61,8 @@ def serve(
             f"--host {host or '(all)'} listens on all interfaces: give the name of this machine "
             "with --allowed-host."
         )
+    if address is not None:
+        check_ray(address)
     store = Store(root)
     store.open_pool()
     path = token_path(store, token_file)

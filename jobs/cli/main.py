@@ -5,8 +5,10 @@ and torch.
 """
 
 import json
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -311,6 +313,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _interrupted()
     except BrokenPipeError:
         sys.stderr.close()
+    except Exception as error:
+        from echostill.jobs.cli.foreign import TRACEBACK, in_words
+
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        found = in_words(error)
+        console.print(f"error: {found}", markup=False, soft_wrap=True)
+        code = found.exit_code
     sys.exit(code)
 
 

@@ -185,7 +185,7 @@ def cache_command(
 
     settings = STAGE.load(config, tuple(overrides or ()))
     if dry_run:
-        print(STAGE.plan(settings, overwrite=overwrite).describe())
+        print(STAGE.dry_run(settings, overwrite=overwrite))
     elif verify:
         print(f"cache: {verify_cache(settings)}")
     else:

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.fs as pafs
 
 from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.preflight.buckets import check_bucket, refusal
 from echostill.platform.tables.atomic import UNFINISHED, atomic_write_bytes
 
 
@@ -177,8 +178,8 @@ class Storage:
         except OSError as error:
             if self.is_local:
                 raise
-            kind = UsageError if "NO_SUCH_BUCKET" in str(error) else EchostillError
-            raise kind(f"cannot {action} '{self.locate(name)}': {error}") from None
+            said = f"cannot {action} '{self.locate(name)}': {' '.join(str(error).split())}"
+            raise refusal(self.root, error) or EchostillError(said) from None
 
 
 def local_folder(path: str) -> str:
@@ -227,7 +228,14 @@ def _open(root: str, options: str) -> tuple[pafs.FileSystem, str]:
     scheme, _, rest = root.partition("://")
     bucket, _, folder = rest.partition("/")
     query = f"?{options}" if options else ""
-    return _bucket(f"{scheme}://{bucket}{query}"), f"{bucket}/{folder}" if folder else bucket
+    uri = f"{scheme}://{bucket}{query}"
+    if uri not in _checked:
+        check_bucket(root, options)
+        _checked.add(uri)
+    return _bucket(uri), f"{bucket}/{folder}" if folder else bucket
+
+
+_checked: set[str] = set()  # buckets that answered in this process
 
 
 @lru_cache(maxsize=64)

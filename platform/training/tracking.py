@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from echostill.platform.errors import UsageError
 from echostill.platform.models import Encoder
+from echostill.platform.preflight.tracking import EXPERIMENT, mlflow_client, needs_server
+from echostill.platform.progress import console
 from echostill.platform.tables.fingerprint import flatten
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training.mlflow_files import (
@@ -26,7 +27,6 @@ from echostill.platform.training.mlflow_files import (
 )
 
 RUN_FILE = "mlflow.json"
-EXPERIMENT = "echostill"
 MAX_PARAMETERS = 100  # MLflow's limit per call
 PARENT_VARIABLE = "ECHOSTILL_MLFLOW_PARENT"  # id of the run that new runs are nested under
 
@@ -35,10 +35,7 @@ def default_uri(store: str) -> str:
     """The tracking URI used where none is given: an sqlite file in the store."""
     storage = Storage(store)
     if not storage.is_local:
-        raise UsageError(
-            f"the store '{store}' is remote, and MLflow's sqlite file cannot live there: "
-            "give tracking=http://SERVER:5000 (an MLflow server)."
-        )
+        raise needs_server(store)
     os.makedirs(storage.local_path(), exist_ok=True)
     return database_uri(storage.local_path())
 
@@ -66,7 +63,8 @@ class Tracker:
         resolved = uri or default_uri(store)
         if uri is None:  # the store may have been copied or moved since
             repair_locations(Storage(store).local_path(), EXPERIMENT)
-        client = _client(resolved)
+        client = mlflow_client(resolved)
+        experiment = _experiment(client)
         if storage.exists(RUN_FILE):
             known = json.loads(storage.read(RUN_FILE))
             if uri is None or known["uri"] == resolved:
@@ -74,7 +72,6 @@ class Tracker:
                     client.get_run(known["run_id"])
                     client.update_run(known["run_id"], status="RUNNING")
                     return cls(resolved, known["run_id"])
-        experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = None
             if resolved.startswith("sqlite"):
@@ -96,8 +93,9 @@ class Tracker:
         from mlflow.entities import Param
 
         items = [Param(key, str(value)[:500]) for key, value in flatten(values).items()]
+        client = mlflow_client(self.uri)
         for start in range(0, len(items), MAX_PARAMETERS):
-            _client(self.uri).log_batch(self.run_id, params=items[start : start + MAX_PARAMETERS])
+            client.log_batch(self.run_id, params=items[start : start + MAX_PARAMETERS])
 
     def metrics(self, rows: list[dict[str, float]]) -> None:
         """Record rows of metrics; each row names its step."""
@@ -113,11 +111,11 @@ class Tracker:
             if key != "step"
         ]
         for start in range(0, len(items), 1000):
-            _client(self.uri).log_batch(self.run_id, metrics=items[start : start + 1000])
+            mlflow_client(self.uri).log_batch(self.run_id, metrics=items[start : start + 1000])
 
     def artifact(self, path: str, folder: str | None = None) -> None:
         """Record a local file."""
-        _client(self.uri).log_artifact(self.run_id, path, folder)
+        mlflow_client(self.uri).log_artifact(self.run_id, path, folder)
 
     def model(self, encoder: Encoder, name: str) -> None:
         """Record an encoder that gives pooled features, with its signature, and register it.
@@ -148,7 +146,7 @@ class Tracker:
                 serialization_format="pt2",
                 pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
             )
-            client = _client(self.uri)
+            client = mlflow_client(self.uri)
             client.log_artifacts(self.run_id, path, "model")
         registered = f"{EXPERIMENT}-{name}"
         try:
@@ -161,7 +159,7 @@ class Tracker:
 
     def finish(self, status: str = "FINISHED") -> None:
         """Close the record with a status."""
-        _client(self.uri).set_terminated(self.run_id, status)
+        mlflow_client(self.uri).set_terminated(self.run_id, status)
 
 
 def _metric_name(name: str) -> str:
@@ -169,14 +167,18 @@ def _metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. /:]", "_", name)
 
 
-def _client(uri: str) -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    from mlflow.tracking import MlflowClient
-
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):  # its set-up chatter
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)
+def _experiment(client: Any) -> Any:
+    """Return our experiment, restored where someone deleted it; None where there is none yet."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+        console.print(
+            f"warning: the MLflow experiment '{EXPERIMENT}' was deleted; it has been restored with "
+            "its runs, to record this run.",
+            markup=False,
+            soft_wrap=True,
+        )
+    return experiment
 
 
 class PooledFeatures(nn.Module):

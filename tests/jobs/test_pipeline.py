@@ -310,7 +310,7 @@ def cluster(tmp_path_factory):
     token = tmp_path_factory.mktemp("token") / "token"
     token.write_text("0123456789abcdef" * 2)
     temporary = Path("/tmp") / f"echo-{os.getpid()}"
-    port = free_port()
+    port, head_port = free_port(), free_port()
     environment = {
         **os.environ,
         # A job's `python` is the first one on the head's path.
@@ -321,7 +321,7 @@ def cluster(tmp_path_factory):
     }
     environment.pop("RAY_ADDRESS", None)
     start = ["ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
-    start += ["--port", str(free_port()), "--dashboard-port", str(port), "--num-cpus", "2"]
+    start += ["--port", str(head_port), "--dashboard-port", str(port), "--num-cpus", "2"]
     start += ["--dashboard-agent-listen-port", str(free_port())]
     start += ["--temp-dir", str(temporary), "--object-store-memory", str(256 * 2**20)]
     head = subprocess.Popen(
@@ -338,7 +338,7 @@ def cluster(tmp_path_factory):
             if finish(ray, env=environment).returncode == 0:
                 break
             time.sleep(1)
-        yield address, environment
+        yield address, environment, f"127.0.0.1:{head_port}"
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(60)
@@ -346,7 +346,7 @@ def cluster(tmp_path_factory):
 
 
 def test_a_submitted_stage_runs_there_and_ends_as_it_ends(stores, configuration, cluster):
-    address, environment = cluster
+    address, environment, _ = cluster
     store = stores[0]
     where = ["--address", address, "--working-dir", str(ROOT)]
     submit = [*CLI, "submit", "select", *where, "--config", str(configuration)]
@@ -373,8 +373,22 @@ def test_a_submitted_stage_runs_there_and_ends_as_it_ends(stores, configuration,
     assert "working_dir_files" not in said[0]
 
 
+ASK_THE_HEAD = """
+import os, sys
+from echostill.platform.errors import UsageError
+from echostill.platform.preflight.clusters import check_ray
+for mode, token in (("token", sys.argv[2]), ("token", "wrong"), ("token", ""), ("", "")):
+    os.environ |= {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token}
+    try:
+        check_ray(sys.argv[1])
+        print("entered")
+    except UsageError as error:
+        print(error)
+"""
+
+
 def test_without_the_token_the_cluster_is_not_entered(configuration, cluster, tmp_path):
-    address, environment = cluster
+    address, environment, head = cluster
     stranger = {**environment, "RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}
     stranger.pop("RAY_AUTH_TOKEN_PATH")
     done = finish(
@@ -382,5 +396,13 @@ def test_without_the_token_the_cluster_is_not_entered(configuration, cluster, tm
         env=stranger,
     )
     assert done.returncode == 2
-    assert "token" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert f"the cluster at {address} wants its token" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    asked = finish([PYTHON, "-c", ASK_THE_HEAD, head, token], env=stranger)
+    assert asked.returncode == 0, asked.stderr
+    entered, wrong, none, off = asked.stdout.splitlines()
+    assert entered == "entered"
+    assert f"the cluster at '{head}' (address) refuses the token from RAY_AUTH_TOKEN" in wrong
+    assert "wants its token, and there is none" in none
+    assert "wants its token: set RAY_AUTH_MODE=token" in off

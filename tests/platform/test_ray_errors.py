@@ -93,6 +93,37 @@ def test_of_a_worker_that_died(ray_cluster):
     assert str(found).endswith(".")
 
 
+# As Ray words it for a task that its memory monitor ended.
+LOW = (
+    "1 worker(s) were killed due to the node running low on memory.\n"
+    "Memory on the node (IP: 10.0.0.1, ID: 6f) was 15.23GB used / 16.00GB limit (0.951875)"
+)
+
+
+def test_of_a_worker_without_memory():
+    """Neither the caller's fault nor a riddle: Ray's own exceptions, bare and as text alone."""
+    from ray.exceptions import (
+        ActorDiedError,
+        NodeDiedError,
+        OutOfMemoryError,
+        RayTaskError,
+        WorkerCrashedError,
+    )
+
+    text = f"Traceback ...\nray.exceptions.OutOfMemoryError: {LOW}"
+    wrapped = RayTaskError("score", text, OutOfMemoryError(LOW))
+    for error in (OutOfMemoryError(LOW), wrapped):
+        found = cause_of(error)
+        assert type(found) is EchostillError
+        assert "ran out of memory (15.23GB of 16.00GB in use)" in str(found)
+        assert "use fewer workers, a smaller batch" in str(found)
+    for error in (WorkerCrashedError(), ActorDiedError(), NodeDiedError("its node died")):
+        found = cause_of(error)
+        assert type(found) is EchostillError
+        assert "most often ended for lack of memory: use fewer workers" in str(found)
+        assert len(str(found).splitlines()) == 1
+
+
 class Actor:
     def __init__(self, kind=None):
         fail(kind)

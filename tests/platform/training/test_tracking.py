@@ -49,6 +49,17 @@ def server(tmp_path_factory):
         process.wait(30)
 
 
+def delete_experiment(tracker):
+    """As a person does it in MLflow's pages; no client then takes a run in it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracker.uri)
+    client.delete_experiment(client.get_experiment_by_name("echostill").experiment_id)
+    with pytest.raises(MlflowException, match=r"active|ACTIVE"):
+        tracker.metrics([{"step": 1, "loss": 0.0}])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "server"])
 def test_a_run_has_one_record_whatever_restarts(kind, request, tmp_path):
@@ -58,6 +69,7 @@ def test_a_run_has_one_record_whatever_restarts(kind, request, tmp_path):
     tracker = Tracker.start(uri, store, storage, "student-0", many)
     tracker.metrics([{"step": 1, "loss": 2.0, "weight_by_organ/liver & bile": 0.5}])
     tracker.finish("FAILED")
+    delete_experiment(tracker)
     for step in (2, 3, 4):  # three restarts
         again = Tracker.start(uri, store, storage, "student-0", many)
         assert again == tracker

@@ -1,0 +1,1 @@
+"""What a command depends on outside of itself, checked within seconds and before any work."""
