@@ -1,7 +1,8 @@
-"""The text detector of RapidOCR beside the own finder: the extra ``ocr``.
+"""RapidOCR beside the own finder: the extra ``ocr``.
 
-Its models (PP-OCRv4, Apache-2.0) come in the wheel, and nothing is downloaded. What it finds is not
-read. It runs on one thread: ingest has a worker for each core.
+Its models (PP-OCRv4, Apache-2.0) come in the wheel, and nothing is downloaded. Only what it can read
+counts, since it takes much tissue for text; what it reads is kept nowhere. It runs on one thread:
+ingest has a worker for each core.
 """
 
 import logging
@@ -45,11 +46,11 @@ def find_text_by_ocr(frame: np.ndarray) -> list[Text]:
         frame if frame.ndim == 2 else np.ascontiguousarray(frame[..., ::-1]),
         use_det=True,
         use_cls=False,
-        use_rec=False,
+        use_rec=True,
     )
     height, width = frame.shape[:2]
     texts = []
-    for corners in found or ():
+    for corners, _, _ in found or ():
         (x0, y0), (x1, y1) = np.min(corners, axis=0), np.max(corners, axis=0)
         box = (
             max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0),
