@@ -1,8 +1,8 @@
 """RapidOCR beside the own finder: the extra ``ocr``.
 
-Its models (PP-OCRv4, Apache-2.0) come in the wheel, and nothing is downloaded. Only what it can read
-counts, since it takes much tissue for text; what it reads is kept nowhere. It runs on one thread:
-ingest has a worker for each core.
+Its models (PP-OCRv4, Apache-2.0) come in the wheel, and nothing is downloaded. Only what it can
+read counts, since it takes much tissue for text; what it reads is kept nowhere. It runs on one
+thread: ingest has a worker for each core.
 """
 
 import logging
