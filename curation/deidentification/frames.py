@@ -24,7 +24,6 @@ from echostill.platform.imaging.images import content_hash
 _AHEAD_BYTES = 256 * 2**20  # of frames held while a cine's sector is looked for
 _BLANK = 8  # grey levels that a frame without a picture spans at most
 _MAYBE = 0.2  # score from which text on an even ground is no tissue
-_DOUBTFUL = 0.5  # score from which a text is blackened where there is a likely one
 _LOOKS = 3  # at a frame that is redacted, each after blackening what the one before found
 
 
@@ -153,14 +152,10 @@ class _Cleaner:
             redacted = redact(pixels, texts)
             if lost_share(texts, mask) > self.settings.max_redacted:
                 return redacted, texts, "redaction"
-            # Beside a text also what is doubtful is blackened: it may be the rest of it.
-            found = [text for text in self.find(redacted) if text.lies_in(mask)]
-            if not any(text.score > self.settings.max_text for text in found):
-                rest = [text for text in found if text.score > _DOUBTFUL]
-                if lost_share([*texts, *rest], mask) <= self.settings.max_redacted:
-                    texts = [*texts, *rest]
-                return redact(pixels, texts), texts, ""
-            texts = [*texts, *(text for text in found if text.score > _DOUBTFUL)]
+            left = [text for text in self._likely(redacted) if text.lies_in(mask)]
+            if not left:
+                return redacted, texts, ""
+            texts = [*texts, *left]
         return redact(pixels, texts), texts, "text"
 
     def _likely(self, frame: np.ndarray) -> list[Text]:

@@ -32,6 +32,11 @@ class Estimate:
     first_failure: str = ""  # why the first of these files failed that was not held back
 
     @property
+    def failed(self) -> int:
+        """Number of files in the sample that gave no row, and were to give one."""
+        return len(self.losses)
+
+    @property
     def total_images(self) -> int:
         """Estimated number of images in all files."""
         return round(self.files * self.images / self.sampled) if self.sampled else 0

@@ -32,7 +32,7 @@ from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import Listing, list_files
-from echostill.curation.ingestion.losses import describe_losses, kind_of
+from echostill.curation.ingestion.losses import describe_quarantine
 from echostill.curation.ingestion.repeats import settle_repeated_ids
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
@@ -58,8 +58,6 @@ from echostill.platform.tables.fingerprint import Claim, Fingerprint, fingerprin
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, REDACTED
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, save_configuration
-
-_MANY_HELD_BACK = 0.2  # share of the frames above which ingest warns
 
 
 class IngestConfig(StageConfig, IngestSettings):
@@ -194,29 +192,7 @@ class IngestSetup:
     def describe_losses(self, rows: int) -> str:
         """Describe what is in quarantine by kind, and what is held back for review."""
         records = self.stage.finished(len(self.shards))
-        quarantined = [
-            row
-            for record in records.values()
-            if record["quarantine"] is not None
-            for row in self.stage.read(record).quarantined.to_pylist()
-        ]
-        if not quarantined:
-            return ""
-        kinds = [
-            kind_of(row["error_class"], row["message"])
-            for row in quarantined
-            if row["error_class"] != self.stage.expected_class  # told as passed over
-        ]
-        message = f"; {describe_losses(kinds, rows)}" if kinds else ""
-        held_back = Accounting.of(records.values(), 0).held_back
-        if held_back:
-            message += f"; {held_back} held back for `echostill review {self.store.root}`"
-        if held_back > _MANY_HELD_BACK * rows:
-            message += (
-                f". Warning: {held_back / rows:.0%} of the frames were held back. Look at some of "
-                "them, and consider deidentify.text=redact or deidentify.masks"
-            )
-        return message
+        return describe_quarantine(self.stage, records, rows, self.store.root)
 
 
 @logged(stages.INGEST)
