@@ -1,14 +1,19 @@
-"""Measure de-identification of stills: what leaks of planted text, and what is held back for it.
+"""Measure de-identification: what leaks of planted text, what is held back, redacted, and the cost.
 
-    python benchmarks/deidentification.py FOLDER... [--images 200] [--fit] [--json]
+    python benchmarks/deidentification.py FOLDER... [--images 200] [--finder both] [--json]
+    python benchmarks/deidentification.py FOLDER... --scripts [--texts 300]
+    python benchmarks/deidentification.py FOLDER... --screens [--images 100]
 
-Every folder is one data set. Half of its pictures (by a hash of the name) serve for ``--fit``,
-which prints new weights for the text check, the other half for measuring. Text is drawn at random
-places in the fonts that matplotlib and Pillow bring, 9 to 40 pixels large, bright (140 to 255) or,
-on bright ground, dark; then the picture is compressed as JPEG. It leaks where the frame passes as
-clean with more than a tenth of the text's box left. What is held back is counted on pictures as
-they are: some data sets have lettering of their own, so look at the pictures named before you call
-that false.
+Every folder is one data set. Half of its pictures (by a hash of the name) gave the text finder its
+tissue (``fit_text_finder.py``), the other half is for measuring. Text is drawn at random places,
+bright or, on bright ground, dark; then the picture is compressed as JPEG. It leaks where the frame
+passes as clean with more than a tenth of the text (its ink and a rim) left in the picture. What is
+held back is counted on pictures as they are: some sets have lettering of their own, so look at the
+pictures named before you call that false.
+
+``--scripts`` draws names in each script, in fonts that the fit never saw where Debian has any, and
+in several directions. ``--screens`` puts tissue into drawn screens (``screens.py``) and counts how
+many of them, with no text in the tissue, are held back.
 """
 
 import argparse
@@ -21,13 +26,16 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from lettering import SCRIPTS, Script, blend, font_files, ink_of
 from machine import describe_machine
 from PIL import Image, ImageDraw, ImageFont
-from scipy.optimize import minimize
+from screens import draw_screen
 
-from echostill.curation.deidentification.frames import Cleaned, DeidentifySettings, deidentify
-from echostill.curation.deidentification.sector import brightest
-from echostill.curation.deidentification.text_likelihood import TRAITS, Box, Row, text_rows
+from echostill.curation.deidentification.brightness import brightest
+from echostill.curation.deidentification.filters import grow
+from echostill.curation.deidentification.frames import deidentify
+from echostill.curation.deidentification.settings import DeidentifySettings
+from echostill.curation.deidentification.verdict import Cleaned
 from echostill.platform.imaging.containers import IMAGE_SUFFIXES
 from echostill.platform.imaging.images import decode_image
 
@@ -42,173 +50,256 @@ LONG = (
 SHORT = ("RT 5", "LEFT", "MRI", "4711", "LT3", "F 62Y")
 SIZES = (9, 10, 11, 12, 13, 14, 16, 18, 20, 22, 26, 32, 40)
 COLOURS = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 0), (0, 1, 0), (0, 1, 1))
-THRESHOLDS = (0.5, 0.7, 0.9)
+SEEN = 60  # grey levels of contrast from which a text counts as drawn to be read
+DIRECTIONS = {
+    "Latin, slanted by up to 20 degrees": ("Latin", "slanted"),
+    "Latin, upright (90 or 270 degrees)": ("Latin", "upright"),
+    "Latin, upside down": ("Latin", "upside down"),
+    "Latin, letters below each other": ("Latin", "stacked"),
+    "Chinese, letters below each other": ("Chinese", "stacked"),
+    "Japanese, letters below each other": ("Japanese", "stacked"),
+    "Arabic, upright (90 or 270 degrees)": ("Arabic", "upright"),
+}
+MODES = ("hold", "redact")
 
 
-def draw_text(
-    pixels: np.ndarray, text: str, generator: np.random.Generator
-) -> tuple[np.ndarray, Box, float] | None:
-    """Draw text into a picture: the result, the text's box and its contrast; None if too long."""
-    picture = Image.fromarray(pixels).convert("RGB")
-    pen = ImageDraw.Draw(picture)
-    name, size = FONTS[generator.integers(len(FONTS))], int(generator.choice(SIZES))
+def plain_ink(text: str, g: np.random.Generator) -> np.ndarray:
+    """Draw a text in one of the fonts that matplotlib and Pillow bring: ink (H, W) uint8."""
+    name, size = FONTS[g.integers(len(FONTS))], int(g.choice(SIZES))
     folder = Path(matplotlib.__file__).parent / "mpl-data/fonts/ttf"
     font: Any = ImageFont.truetype(folder / name, size) if name else ImageFont.load_default(size)
-    left, top, right, bottom = (int(edge) for edge in pen.textbbox((0, 0), text, font=font))
-    width, height = right - left, bottom - top
-    if width >= picture.width - 4 or height >= picture.height - 4:
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
+    picture = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(picture).text((-left, -top), text, fill=255, font=font)
+    return np.asarray(picture)
+
+
+def script_ink(script: Script, direction: str, g: np.random.Generator) -> np.ndarray:
+    """Draw a name in a script: ink (H, W) uint8."""
+    files = font_files(script.unseen or script.known)
+    size, angle = int(g.choice([size for size in SIZES if size >= 14])), 0.0
+    if direction == "slanted":
+        angle = float(g.uniform(5, 20) * g.choice([-1, 1]))
+    elif direction == "upright":
+        angle = float(g.choice([90, 270]))
+    elif direction == "upside down":
+        angle = 180.0
+    name = script.names[g.integers(len(script.names))]
+    file = files[g.integers(len(files))]
+    return ink_of(name, file, size, angle, direction == "stacked")[..., 0]
+
+
+def plant(
+    pixels: np.ndarray, ink: np.ndarray, g: np.random.Generator
+) -> tuple[np.ndarray, tuple[int, int], float] | None:
+    """Lay ink over a picture and compress it: the result, where, its contrast; None if too big."""
+    colour = np.asarray(Image.fromarray(pixels).convert("RGB"))
+    (height, width), (rows, columns) = ink.shape, colour.shape[:2]
+    if width >= columns - 4 or height >= rows - 4:
         return None
-    x = int(generator.integers(2, picture.width - width - 2))
-    y = int(generator.integers(2, picture.height - height - 2))
-    ground = brightest(np.asarray(picture))[y : y + height, x : x + width]
-    level, colour = int(generator.integers(140, 256)), COLOURS[generator.integers(len(COLOURS))]
-    if np.percentile(ground, 25) > 120 and generator.random() < 0.7:
-        level, colour = int(generator.integers(0, 30)), COLOURS[0]
+    x, y = int(g.integers(2, columns - width - 2)), int(g.integers(2, rows - height - 2))
+    ground = brightest(colour)[y : y + height, x : x + width]
+    level, tint = int(g.integers(140, 256)), COLOURS[g.integers(len(COLOURS))]
+    if np.percentile(ground, 25) > 120 and g.random() < 0.7:
+        level, tint = int(g.integers(0, 30)), COLOURS[0]
     contrast = abs(level - float(np.percentile(ground, 75 if level >= 140 else 25)))
-    ink = tuple(level * part for part in colour)
-    pen.text((x - left, y - top), text, fill=ink, font=font)
+    drawn = blend(colour, ink, (x, y), [level * part for part in tint])
     sink = io.BytesIO()
-    picture.save(sink, "JPEG", quality=int(generator.integers(75, 96)))
-    return np.asarray(Image.open(sink)), (x, y, x + width, y + height), contrast
+    Image.fromarray(drawn).save(sink, "JPEG", quality=int(g.integers(75, 96)))
+    return np.asarray(Image.open(sink)), (x, y), contrast
 
 
-def on_text(row: Row, text: Box) -> bool:
-    """Return whether most of a row lies on the text, and it covers a good part of it."""
-    wide = min(row.box[2], text[2]) - max(row.box[0], text[0])
-    high = min(row.box[3], text[3]) - max(row.box[1], text[1])
-    shared = max(wide, 0) * max(high, 0)
-    own = (row.box[2] - row.box[0]) * (row.box[3] - row.box[1])
-    return shared > 0.5 * own and shared > 0.15 * (text[2] - text[0]) * (text[3] - text[1])
+def clean(pixels: np.ndarray, settings: DeidentifySettings) -> Cleaned:
+    """De-identify one still."""
+    return next(deidentify([pixels], settings))
 
 
-def clean(pixels: np.ndarray) -> Cleaned:
-    """De-identify one still with the default settings."""
-    return next(deidentify([pixels], (), DeidentifySettings()))
-
-
-def leaked(pixels: np.ndarray, text: Box) -> bool:
+def left_of(cleaned: Cleaned, ink: np.ndarray, at: tuple[int, int]) -> bool:
     """Return whether text that was drawn passes: the frame is clean, and the text still in it."""
-    cleaned = clean(pixels)
     if not cleaned.verdict.clean or cleaned.pixels is None:
         return False
-    left, top, right, bottom = text
-    kept = (cleaned.pixels[top:bottom, left:right] > 0).any(axis=-1)
-    return bool(kept.mean() > 0.1)
+    (x, y), (height, width) = at, ink.shape
+    kept = cleaned.pixels[y : y + height, x : x + width].max(axis=-1) > 0
+    # With a rim: dark ink may be black, and is read where the ground around it is left.
+    return bool(kept[grow(ink, 3) > 100].mean() > 0.1)
 
 
-def examine(folder: Path, images: int, for_fit: bool) -> list[dict[str, Any]]:
-    """Look at one half of a data set's pictures, as they are and with text drawn into them."""
-    found = []
+def pictures_of(folder: Path, number: int) -> list[tuple[Path, np.ndarray, np.random.Generator]]:
+    """Return pictures of the half for measuring, each with its own randomness."""
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     hashes = [hashlib.sha256(file.name.encode()).digest() for file in files]
-    chosen = [(h, f) for h, f in zip(hashes, files, strict=True) if (h[0] % 2 == 0) == for_fit]
-    for digest, file in sorted(chosen)[:images]:
-        pixels = decode_image(file.read_bytes())
-        generator = np.random.default_rng(list(digest))
-        rows = text_rows(pixels)
-        begun = time.process_time()
-        cleaned = clean(pixels)
-        seconds = time.process_time() - begun
-        drawn = []
-        for text in (*generator.choice(LONG, 2), generator.choice(SHORT)):
-            made = draw_text(pixels, str(text), generator)
-            if made is None:
+    chosen = sorted((h, f) for h, f in zip(hashes, files, strict=True) if h[0] % 2)
+    return [
+        (file, decode_image(file.read_bytes()), np.random.default_rng(list(digest)))
+        for digest, file in chosen[:number]
+    ]
+
+
+def measure_set(folder: Path, number: int, finder: str) -> dict[str, Any]:
+    """Count one data set: leaks by kind of text and by mode, frames held back, cost."""
+    ways = {mode: DeidentifySettings(text=mode, finder=finder) for mode in MODES}  # type: ignore[arg-type]
+    plain: dict[str, list[Cleaned]] = {mode: [] for mode in MODES}
+    leaks: dict[tuple[str, str], list[bool]] = {}
+    names, seconds = [], 0.0
+    for file, pixels, g in pictures_of(folder, number):
+        for mode, settings in ways.items():
+            begun = time.process_time()
+            cleaned = clean(pixels, settings)
+            seconds += (time.process_time() - begun) * (mode == "hold")
+            plain[mode].append(Cleaned(None, cleaned.verdict))
+        names.append(file.name)
+        for text in (*g.choice(LONG, 2), g.choice(SHORT)):
+            ink = plain_ink(str(text), g)
+            planted = plant(pixels, ink, g)
+            if planted is None:
                 continue
-            hits = [row for row in text_rows(made[0]) if on_text(row, made[1])]
-            leaks = not for_fit and leaked(*made[:2])
-            told = {"text": str(text), "contrast": made[2], "hits": hits, "leaks": leaks}
-            drawn.append(told)
-        item = {"file": file, "rows": rows, "verdict": cleaned.verdict, "drawn": drawn}
-        found.append({**item, "seconds": seconds})
+            kind = "faint" if planted[2] < SEEN else "long" if text in LONG else "short"
+            for mode, settings in ways.items():
+                leaked = left_of(clean(planted[0], settings), ink, planted[1])
+                leaks.setdefault((mode, kind), []).append(leaked)
+    held = [cleaned.verdict for cleaned in plain["hold"]]
+    redacted = [cleaned.verdict for cleaned in plain["redact"]]
+    return {
+        "data": folder.parent.name if folder.name == "images" else folder.name,
+        "images": len(names),
+        "finder": finder,
+        "milliseconds": round(1000 * seconds / max(len(names), 1), 1),
+        "held_back_text": share([verdict.reason == "text" for verdict in held]),
+        "held_back_sector": share([verdict.reason == "sector" for verdict in held]),
+        "held_back_if_redacted": share([not verdict.clean for verdict in redacted]),
+        "redacted_frames": share([verdict.clean and verdict.redacted > 0 for verdict in redacted]),
+        "redacted_of_sector": round(float(np.mean([v.redacted for v in redacted if v.clean])), 5),
+        **{f"leaks_{kind}_{mode}": share(flags) for (mode, kind), flags in sorted(leaks.items())},
+        "held_back": [n for n, verdict in zip(names, held, strict=True) if not verdict.clean],
+    }
+
+
+def measure_scripts(folders: list[Path], texts: int, finder: str) -> dict[str, dict[str, Any]]:
+    """Count leaks for each script and direction: letters of 14 pixels and more, well seen."""
+    ways = {mode: DeidentifySettings(text=mode, finder=finder) for mode in MODES}  # type: ignore[arg-type]
+    pictures = [item for folder in folders for item in pictures_of(folder, 60)]
+    found: dict[str, dict[str, Any]] = {}
+    rows = {name: (name, "level") for name in SCRIPTS} | DIRECTIONS
+    for number, (row, (name, direction)) in enumerate(rows.items()):
+        g = np.random.default_rng(number)
+        leaks: dict[str, list[bool]] = {mode: [] for mode in MODES}
+        lost = []
+        for _ in range(50 * texts):
+            ink = script_ink(SCRIPTS[name], direction, g)
+            planted = plant(pictures[g.integers(len(pictures))][1], ink, g)
+            if planted is None or planted[2] < SEEN:
+                continue
+            for mode, settings in ways.items():
+                cleaned = clean(planted[0], settings)
+                leaks[mode].append(left_of(cleaned, ink, planted[1]))
+                if mode == "redact" and cleaned.verdict.clean and cleaned.verdict.redacted:
+                    lost.append(cleaned.verdict.redacted)
+            if len(leaks["hold"]) == texts:
+                break
+        found[row] = {
+            "texts": len(leaks["hold"]),
+            **{f"leaks_{mode}": share(flags) for mode, flags in leaks.items()},
+            "redacted_of_sector": round(float(np.mean(lost)), 3) if lost else None,
+        }
+        print(f"{row:<40} {found[row]}", flush=True)
     return found
 
 
-def fit(found: list[dict[str, Any]]) -> tuple[np.ndarray, float]:
-    """Fit the logistic model; rows that look like lettering in all but name are left out.
-
-    The pictures' own lettering would teach that lettering is none: what scores above 0.7 without
-    having been drawn is dropped before the second and third fit.
-    """
-    plain = np.array([row.traits for item in found for row in item["rows"]])
-    hits = [drawn["hits"] for item in found for drawn in item["drawn"] if drawn["hits"]]
-    drawn = np.array([max(rows, key=lambda row: row.traits[0]).traits for rows in hits])
-    kept = np.ones(len(plain), dtype=bool)
-    for _ in range(3):
-        traits = np.concatenate([plain[kept], drawn])
-        target = np.r_[np.zeros(kept.sum()), np.ones(len(drawn))]
-        mean, spread = traits.mean(axis=0), traits.std(axis=0)
-        scaled = np.c_[(traits - mean) / spread, np.ones(len(traits))]
-
-        def loss(b: np.ndarray, x: np.ndarray = scaled, y: np.ndarray = target) -> float:
-            return float((np.logaddexp(0, x @ b) - y * (x @ b)).sum() + (b[:-1] ** 2).sum())
-
-        best = minimize(loss, np.zeros(scaled.shape[1]), method="BFGS").x
-        weights = best[:-1] / spread
-        intercept = float(best[-1] - weights @ mean)
-        kept = plain @ weights + intercept < np.log(0.7 / 0.3)
-    print(f"fitted on {len(plain)} rows as they are ({(~kept).sum()} left out), {len(drawn)} drawn")
-    return weights, intercept
-
-
-def measure(folder: Path, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Count one data set: leaks and frames held back, and what the text check alone would do."""
-    drawn = [d for item in found for d in item["drawn"]]
-    seen = np.array([d["contrast"] >= 60 for d in drawn])
-    long = np.array([d["text"] in LONG for d in drawn])
-    leaks = np.array([d["leaks"] for d in drawn])
-    verdicts = [item["verdict"] for item in found]
-    out: dict[str, Any] = {
-        "data": "/".join(folder.parts[-2:]),
-        "images": len(found),
-        "milliseconds": round(1000 * float(np.mean([item["seconds"] for item in found])), 1),
-        "sector": {
-            name: share([verdict.method == name for verdict in verdicts])
-            for name in sorted({verdict.method for verdict in verdicts})
-        },
-        "held_back_text": share([verdict.reason == "text" for verdict in verdicts]),
-        "held_back_sector": share([verdict.reason == "sector" for verdict in verdicts]),
-        "leaks_long": share(leaks[seen & long]),
-        "leaks_short": share(leaks[seen & ~long]),
-        "leaks_faint": share(leaks[~seen]),
-    }
-    best = np.array([max((row.score for row in d["hits"]), default=0.0) for d in drawn])
-    alarm = np.array([max((row.score for row in item["rows"]), default=0.0) for item in found])
-    for threshold in THRESHOLDS:
-        out[f"text check at {threshold}"] = {
-            "recall_long": share(best[seen & long] > threshold),
-            "recall_short": share(best[seen & ~long] > threshold),
-            "recall_faint": share(best[~seen] > threshold),
-            "alarms": share(alarm > threshold),
+def measure_screens(folders: list[Path], number: int, finder: str) -> dict[str, dict[str, Any]]:
+    """Count drawn screens that are held back, and how much of their tissue the others keep."""
+    settings = DeidentifySettings(finder=finder)  # type: ignore[arg-type]
+    pictures = [item for folder in folders for item in pictures_of(folder, 60)]
+    found = {}
+    for kind in ("rectangle", "fan"):
+        g = np.random.default_rng(7)
+        held, kept, texts = [], [], []
+        for _ in range(number):
+            tissue = brightest(pictures[g.integers(len(pictures))][1])
+            script = list(SCRIPTS.values())[g.integers(len(SCRIPTS))] if g.random() < 0.3 else None
+            screen = draw_screen(tissue, kind, g, script)
+            cleaned = clean(screen.pixels, settings)
+            held.append(not cleaned.verdict.clean)
+            if not cleaned.verdict.clean or cleaned.pixels is None:
+                continue
+            shown = cleaned.pixels.max(axis=-1) > 0
+            lit = (screen.pixels.max(axis=-1) > 12) & screen.tissue
+            kept.append(float(shown[lit].mean()))
+            texts += [shown[y0:y1, x0:x1].mean() > 0.1 for x0, y0, x1, y1 in screen.texts]
+        found[kind] = {
+            "screens": number,
+            "held_back": share(held),
+            "tissue_kept": round(float(np.mean(kept)), 3),
+            "texts_left": share(texts),
         }
-    out["held_back"] = [item["file"].name for item in found if not item["verdict"].clean]
-    return out
+        print(kind, found[kind], flush=True)
+    return found
 
 
 def share(flags: Any) -> float | None:
     """Return the share of true values, None of none at all."""
-    return round(float(np.mean(flags)), 3) if len(flags) else None
+    return round(float(np.mean(flags)), 4) if len(flags) else None
+
+
+def percent(value: float | None) -> str:
+    """Write a share as docs/privacy.md does."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}%" if 0 < value < 0.1 else f"{100 * value:.0f}%"
+
+
+SET_COLUMNS = {
+    "Set": lambda row: row["data"],
+    "Long": lambda row: percent(row.get("leaks_long_hold")),
+    "Short": lambda row: percent(row.get("leaks_short_hold")),
+    "Faint": lambda row: percent(row.get("leaks_faint_hold")),
+    "Long, redacted": lambda row: percent(row.get("leaks_long_redact")),
+    "Short, redacted": lambda row: percent(row.get("leaks_short_redact")),
+    "Held back": lambda row: percent(row["held_back_text"]),
+    "Held back, redacting": lambda row: percent(row["held_back_if_redacted"]),
+    "ms": lambda row: f"{row['milliseconds']:.0f}",
+}
+
+
+def print_sets(results: list[dict[str, Any]]) -> None:
+    """Print the table of the sets in docs/privacy.md."""
+    print("| " + " | ".join(SET_COLUMNS) + " |\n" + "|---" * len(SET_COLUMNS) + "|")
+    for row in results:
+        print("| " + " | ".join(str(cell(row)) for cell in SET_COLUMNS.values()) + " |")
+
+
+def print_scripts(results: dict[str, dict[str, Any]]) -> None:
+    """Print the table of the scripts in docs/privacy.md."""
+    print("| Script | Leaks, held back | Leaks, redacted | Of the sector |\n|---|---|---|---|")
+    for name, row in results.items():
+        cells = row["leaks_hold"], row["leaks_redact"], row["redacted_of_sector"]
+        print(f"| {name} | " + " | ".join(percent(cell) for cell in cells) + " |")
 
 
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="one folder of pictures per data set")
-    parser.add_argument("--images", type=int, default=200, help="pictures of each, at most")
-    parser.add_argument("--fit", action="store_true", help="fit new weights and print them")
+    parser.add_argument("--images", type=int, default=200, help="pictures of each, or screens")
+    parser.add_argument("--texts", type=int, default=300, help="texts for each script")
+    parser.add_argument("--finder", choices=("own", "both"), default="own")
+    parser.add_argument("--scripts", action="store_true", help="measure scripts and directions")
+    parser.add_argument("--screens", action="store_true", help="measure drawn screens")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     given = parser.parse_args()
-    if given.fit:
-        weights, intercept = fit([i for f in given.folders for i in examine(f, given.images, True)])
-        for trait, weight in zip(TRAITS, weights, strict=True):
-            print(f"{trait:<14}{weight:.4g}")
-        print(f"{'intercept':<14}{intercept:.4g}")
-        return
     print(f"machine: {describe_machine()}; one thread")
-    results = [measure(folder, examine(folder, given.images, False)) for folder in given.folders]
-    for result in results:
-        for name, value in result.items():
-            print(f"{name:<20} {' '.join(value) if isinstance(value, list) else value}")
-        print()
+    results: Any
+    if given.scripts:
+        results = measure_scripts(given.folders, given.texts, given.finder)
+        print_scripts(results)
+    elif given.screens:
+        results = measure_screens(given.folders, given.images, given.finder)
+    else:
+        results = [measure_set(folder, given.images, given.finder) for folder in given.folders]
+        for result in results:
+            for name, value in result.items():
+                print(f"{name:<24} {' '.join(value) if isinstance(value, list) else value}")
+            print()
+        print_sets(results)
     if given.json:
         print(json.dumps({"results": results}))
 

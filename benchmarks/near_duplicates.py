@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from echostill.curation.copies.groups import NEAR
 from echostill.curation.copies.stage import DuplicatesConfig, find_links
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings
 from echostill.curation.ingestion.sources import read_source

@@ -24,7 +24,7 @@ from machine import describe_machine
 from steady import run_stage, tile_files
 
 from echostill.curation import IngestConfig, ingest
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.scoring.gradient import prediction_gradient_norms
 from echostill.curation.scoring.worker import ProxySettings
 from echostill.platform import runtime

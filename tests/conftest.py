@@ -224,7 +224,7 @@ def make_pool(tmp_path_factory):
     """Read files as ingest does, without Ray: ``make_pool(store, {name: bytes}, groups)``."""
     import pyarrow as pa
 
-    from echostill.curation.deidentification.frames import DeidentifySettings
+    from echostill.curation.deidentification.settings import DeidentifySettings
     from echostill.curation.ingestion.listing import list_sources
     from echostill.curation.ingestion.settings import IngestSettings
     from echostill.curation.ingestion.sources import read_source

@@ -52,3 +52,11 @@ class Brightness:
     def contrast(self) -> float:
         """Standard deviation of the levels."""
         return math.sqrt(self.variance)
+
+
+def brightest(frame: np.ndarray) -> np.ndarray:
+    """Return each pixel's largest channel, (H, W): coloured text is as bright as white."""
+    if frame.ndim == 2:
+        return frame
+    largest: np.ndarray = np.maximum(np.maximum(frame[..., 0], frame[..., 1]), frame[..., 2])
+    return largest

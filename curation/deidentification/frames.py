@@ -1,195 +1,64 @@
-"""Removal of burned-in identifiers: keep the sector, make the rest black, then look for text.
+"""Burned-in identifiers out of frames: keep the sector, black outside, then look for text.
 
-De-identification fails closed: a frame either passes as clean or is held back for review with a
-reason. Only the setting ``pixels: off`` lets a frame through unchanged; no error and no uncertain
-result does.
+It fails closed: a frame passes as clean, or is held back for a person to look at with the reason.
+No error, no doubt and no setting but ``pixels: off`` lets a frame through unchanged. Text in the
+sector holds a frame back, or is blackened and looked for again.
 """
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
 
-from echostill.curation.deidentification.sector import Box, Motion, Sector, brightest, find_sector
-from echostill.curation.deidentification.text_likelihood import Row, text_rows
-from echostill.platform.config import Config, execution
+from echostill.curation.deidentification.brightness import Box, brightest
+from echostill.curation.deidentification.redaction import lost_share, redact
+from echostill.curation.deidentification.sector import Motion, Sector, find_sector
+from echostill.curation.deidentification.settings import DeidentifySettings, MaskRule
+from echostill.curation.deidentification.text import Text
+from echostill.curation.deidentification.text_finder import Finder, finder
+from echostill.curation.deidentification.verdict import Cleaned, Verdict
 from echostill.platform.imaging.header import Region
 from echostill.platform.imaging.images import content_hash
 
-_AHEAD_BYTES = 256 * 2**20  # of frames kept in memory while the sector of a cine is searched
-_BLANK = 8  # largest range of grey levels in a blank frame
-_TOUCHES = 0.02  # share of a text's box inside the sector from which the text counts
-
-
-class MaskRule(Config):
-    """What to keep of the frames of one scanner, if that is known in advance."""
-
-    manufacturer: str = Field("", description="Manufacturer (0008,0070); empty matches all.")
-    model: str = Field("", description="ManufacturerModelName (0008,1090); empty matches all.")
-    rows: int = Field(description="Rows of the frame.", ge=1)
-    columns: int = Field(description="Columns of the frame.", ge=1)
-    keep: tuple[tuple[int, int, int, int], ...] = Field(
-        description="Rectangles to keep: left, top, right, bottom (the last two exclusive).",
-        min_length=1,
-    )
-
-    @model_validator(mode="after")
-    def _inside(self) -> "MaskRule":
-        for left, top, right, bottom in self.keep:
-            if not (0 <= left < right <= self.columns and 0 <= top < bottom <= self.rows):
-                box = [left, top, right, bottom]
-                raise ValueError(
-                    f"{box} is not a rectangle inside {self.columns} x {self.rows} pixels: "
-                    "expected 0 <= left < right <= columns and 0 <= top < bottom <= rows"
-                )
-        return self
-
-
-class DeidentifySettings(Config):
-    """How identifiers are removed from pixels and names."""
-
-    pixels: Literal["sector", "off"] = Field(
-        "sector",
-        description="Keep the ultrasound sector and hold back frames with text in it; off leaves "
-        "pixels unchanged.",
-    )
-    sources: Literal["auto", "hashed", "names"] = Field(
-        "auto",
-        description="File names and groups as given, or as keyed hashes; auto hashes them if "
-        "there is a key.",
-    )
-    min_confidence: float = Field(
-        0.5, description="Hold back frames whose sector has a lower confidence.", ge=0, le=1
-    )
-    max_text: float = Field(
-        0.7, description="Hold back frames with a higher text score in the sector.", ge=0, le=1
-    )
-    frames_ahead: int = Field(
-        32, description="Frames of a cine that are used to find its sector.", ge=1
-    )
-    masks: tuple[MaskRule, ...] = Field(
-        (), description="What to keep for known scanners; the first match is used."
-    )
-    review_pixels: bool = execution(
-        False, "Write the frames that are held back as pictures. They are identifiable."
-    )
-    contact_sheet: int = execution(
-        0, "Frames to show before and after cleaning. The pictures are identifiable.", ge=0
-    )
-
-    @field_validator("pixels", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return "off" if value is False else value  # YAML reads a bare off as false
+_AHEAD_BYTES = 256 * 2**20  # of frames held while a cine's sector is looked for
+_BLANK = 8  # grey levels that a frame without a picture spans at most
+_MAYBE = 0.2  # score from which text on an even ground is no tissue
+_LOOKS = 3  # at a frame that is redacted, each after blackening what the one before found
 
 
 @dataclass(frozen=True)
-class Scanner:
-    """The scanner that made a frame, as far as the file states it."""
+class Origin:
+    """What a file says about the frames in it, beside their pixels.
+
+    Attributes:
+        manufacturer: Of the scanner; mask rules ask for it.
+        model: Of the scanner.
+        regions: That the file declares.
+        identifying: What of the picture identifies the patient, as the file says: such as
+            ``burned-in annotation``; empty where it says no such thing.
+    """
 
     manufacturer: str = ""
     model: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a frame may pass, and the evidence for it.
-
-    Attributes:
-        reason: Why the frame needs review: ``text``, ``sector`` or ``failed: <error class>``;
-            empty for a clean frame.
-        score: Largest text score in the sector, 0..1.
-        boxes: Boxes of likely text in the sector, in the frame's pixels.
-        confidence: Of the sector, 0..1.
-        method: How the sector was found.
-        cleaned: Content hash of the frame with its outside made black; an approval is valid only
-            for these pixels. Empty if there are none, and for a clean frame.
-    """
-
-    reason: str = ""
-    score: float = 0.0
-    boxes: tuple[Box, ...] = ()
-    confidence: float = 0.0
-    method: str = ""
-    cleaned: str = ""
-
-    @property
-    def clean(self) -> bool:
-        """Whether the frame may pass."""
-        return not self.reason
-
-    def describe(self) -> str:
-        """Describe the verdict in a sentence that :meth:`parse` can read."""
-        boxes = " ".join(",".join(str(edge) for edge in box) for box in self.boxes)
-        return (
-            f"needs review ({self.reason}): text {self.score:.3f} at [{boxes}], sector by "
-            f"{self.method or 'none'} with confidence {self.confidence:.3f}, "
-            f"cleaned pixels {self.cleaned or 'none'}"
-        )
-
-    @classmethod
-    def parse(cls, text: str) -> "Verdict":
-        """Parse the result of :meth:`describe`.
-
-        Raises:
-            ValueError: The text is not such a description.
-        """
-        match = _DESCRIBED.fullmatch(text)
-        if match is None:
-            raise ValueError("not the description of a verdict")
-        reason, score, written, method, confidence, cleaned = match.groups()
-        boxes = []
-        for box in written.split():
-            left, top, right, bottom = (int(edge) for edge in box.split(","))
-            boxes.append((left, top, right, bottom))
-        return cls(
-            reason,
-            float(score),
-            tuple(boxes),
-            float(confidence),
-            "" if method == "none" else method,
-            "" if cleaned == "none" else cleaned,
-        )
-
-
-_DESCRIBED = re.compile(
-    r"needs review \((.+)\): text ([\d.]+) at \[(.*)\], sector by (\S+) with confidence ([\d.]+), "
-    r"cleaned pixels (\w+)"
-)
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """A frame after de-identification.
-
-    ``pixels`` are the frame with its outside made black; None if that failed or if there was no
-    frame. They may be stored only if the verdict is clean or the frame was approved.
-    """
-
-    pixels: np.ndarray | None
-    verdict: Verdict
+    regions: Sequence[Region] = ()
+    identifying: str = ""
 
 
 def deidentify(
     frames: Iterable[np.ndarray | None],
-    regions: Sequence[Region],
     settings: DeidentifySettings,
-    scanner: Scanner | None = None,
+    origin: Origin | None = None,
 ) -> Iterator[Cleaned]:
-    """De-identify the frames of one file, a still or a cine; yields one result per frame.
+    """De-identify the frames of one file, a still or a cine; one comes out for each that goes in.
 
-    The sector of a cine is found in its first ``frames_ahead`` frames (fewer if they are large);
-    text is searched in every frame. Errors of the iterable itself are left to the caller.
+    The sector of a cine is decided on its first ``frames_ahead`` frames (fewer where they are
+    large), the text in it on every frame. Errors of the iterable itself are its caller's.
 
     Args:
-        frames: uint8 (H, W) or (H, W, 3) each; None for a missing frame, which stays None.
-        regions: The regions that the file declares.
+        frames: uint8 (H, W) or (H, W, 3) each; None where a frame is missing, which stays None.
         settings: What to do.
-        scanner: The scanner that made the frames, for mask rules.
+        origin: What the file says about them.
     """
     if settings.pixels == "off":
         yield from (Cleaned(frame, Verdict(method="off")) for frame in frames)
@@ -198,101 +67,139 @@ def deidentify(
     ahead = _take(remaining, settings.frames_ahead)
     present = [frame for frame in ahead if frame is not None]
     try:
-        sector, lettering = _decide(present, regions, settings, scanner or Scanner())
+        cleaner = _cleaner(present, settings, origin or Origin())
     except Exception as error:  # fail closed, whatever it is
-        verdict = Verdict(_failed(error))
-        yield from (Cleaned(None, verdict) for _ in itertools.chain(ahead, remaining))
+        held = Verdict(_failed(error))
+        yield from (Cleaned(None, held) for _ in itertools.chain(ahead, remaining))
         return
-    # The text of a still has been searched already; all other frames are searched separately.
+    # A still's text has been looked for already; other frames than this one are looked at anew.
     still = present[0] if len(present) == 1 else None
     for frame in itertools.chain(ahead, remaining):
-        yield _clean(frame, sector, lettering, frame is still, settings)
+        yield cleaner.clean(frame, looked_at=frame is still)
 
 
 def _take(frames: Iterator[np.ndarray | None], count: int) -> list[np.ndarray | None]:
     taken: list[np.ndarray | None] = []
-    size = 0
-    while len(taken) < count and size < _AHEAD_BYTES:
+    held = 0
+    while len(taken) < count and held < _AHEAD_BYTES:
         try:
             frame = next(frames)
         except StopIteration:
             break
         taken.append(frame)
-        size += 0 if frame is None else frame.nbytes
+        held += 0 if frame is None else frame.nbytes
     return taken
 
 
-def _decide(
-    frames: list[np.ndarray],
-    regions: Sequence[Region],
-    settings: DeidentifySettings,
-    scanner: Scanner,
-) -> tuple[Sector, list[Row]]:
-    """Find the sector, and the text of a still or the text that does not move in a cine."""
+@dataclass(frozen=True)
+class _Cleaner:
+    """Cleans the frames of one file.
+
+    Attributes:
+        sector: What is kept of each frame.
+        standing: Likely text in a still, or that stands still in a cine.
+    """
+
+    settings: DeidentifySettings
+    find: Finder
+    sector: Sector
+    standing: list[Text]
+    identifying: str
+
+    def clean(self, frame: np.ndarray | None, looked_at: bool) -> Cleaned:
+        """Clean one frame; one that has been looked at has no other text than what stands."""
+        if frame is None:
+            return Cleaned(None, Verdict())
+        try:
+            return self._clean(frame, looked_at)
+        except Exception as error:  # fail closed, whatever it is
+            return Cleaned(None, Verdict(_failed(error)))
+
+    def _clean(self, frame: np.ndarray, looked_at: bool) -> Cleaned:
+        mask = self.sector.mask
+        if frame.shape[:2] != mask.shape:
+            raise ValueError(f"a frame of {frame.shape} under a mask of {mask.shape}")
+        value = brightest(frame)
+        if int(value.max()) - int(value.min()) <= _BLANK:
+            return Cleaned(np.zeros_like(frame), Verdict(method="blank"))
+        pixels = frame if mask.all() else np.where(_like(mask, frame), frame, 0)
+        pixels = pixels.astype(np.uint8, copy=False)
+        texts = self.standing if looked_at else [*self.standing, *self._likely(frame)]
+        texts = [text for text in texts if text.lies_in(mask)]
+        reason, redacted = "text" if texts else "", 0.0
+        if texts and self.settings.text == "redact":
+            pixels, texts, reason = self._redact(pixels, texts)
+            redacted = lost_share(texts, mask)
+        if not reason and self.identifying:
+            reason = "declared"
+        if not reason and self.sector.confidence < self.settings.min_confidence:
+            reason = "sector"
+        verdict = Verdict(
+            reason,
+            max((text.score for text in texts), default=0.0),
+            boxes_of(texts),
+            self.sector.confidence,
+            self.sector.method,
+            content_hash(pixels) if reason else "",
+            redacted,
+        )
+        return Cleaned(pixels, verdict)
+
+    def _redact(self, pixels: np.ndarray, texts: list[Text]) -> tuple[np.ndarray, list[Text], str]:
+        """Blacken texts until no more is found: the pixels, all the texts, why that fails."""
+        mask = self.sector.mask
+        for _ in range(_LOOKS):
+            redacted = redact(pixels, texts)
+            if lost_share(texts, mask) > self.settings.max_redacted:
+                return redacted, texts, "redaction"
+            left = [text for text in self._likely(redacted) if text.lies_in(mask)]
+            if not left:
+                return redacted, texts, ""
+            texts = [*texts, *left]
+        return redact(pixels, texts), texts, "text"
+
+    def _likely(self, frame: np.ndarray) -> list[Text]:
+        return [text for text in self.find(frame) if text.score > self.settings.max_text]
+
+
+def boxes_of(texts: Sequence[Text]) -> tuple[Box, ...]:
+    """Return the boxes of texts, each once, in order."""
+    return tuple(sorted({text.box for text in texts}))
+
+
+def _cleaner(frames: list[np.ndarray], settings: DeidentifySettings, origin: Origin) -> _Cleaner:
+    """Find the sector, and the text that stands still in a cine (or is in a still)."""
+    find = finder(settings.finder)
+    identifying = origin.identifying if settings.declared == "hold" else ""
     if not frames:
-        return Sector(np.zeros((0, 0), dtype=bool), 0.0, "none"), []
+        nothing = Sector(np.zeros((0, 0), dtype=bool), 0.0, "none")
+        return _Cleaner(settings, find, nothing, [], identifying)
     motion = Motion()
     for frame in frames:
         motion.add(frame)
-    # In the minimum over the frames of a cine, moving tissue fades and lettering stands out.
-    lettering = _likely(frames[0] if len(frames) == 1 else motion.lowest, settings)
-    rule = _rule(settings.masks, motion.lowest.shape, scanner)
+    # What moves fades out of the darkest picture of a cine, and lettering over it stands out.
+    found = find(frames[0])
+    standing = found if len(frames) == 1 else find(motion.lowest)
+    likely = [text for text in standing if text.score > settings.max_text]
+    rule = _rule(settings.masks, motion.lowest.shape, origin)
     if rule is not None:
         mask = np.zeros(motion.lowest.shape, dtype=bool)
         for left, top, right, bottom in rule.keep:
             mask[top:bottom, left:right] = True
-        return Sector(mask, 1.0, "rule"), lettering
-    found: np.ndarray | Motion = motion if motion.frames > 1 else frames[0]
-    return find_sector(found, regions, [row.box for row in lettering]), lettering
+        return _Cleaner(settings, find, Sector(mask, 1.0, "rule"), likely, identifying)
+    shown: np.ndarray | Motion = motion if motion.frames > 1 else frames[0]
+    drawn = [text for text in [*found, *standing] if text.score > _MAYBE]
+    sector = find_sector(shown, origin.regions, boxes_of(drawn))
+    return _Cleaner(settings, find, sector, likely, identifying)
 
 
-def _likely(frame: np.ndarray, settings: DeidentifySettings) -> list[Row]:
-    return [row for row in text_rows(frame) if row.score > settings.max_text]
-
-
-def _rule(rules: Sequence[MaskRule], shape: tuple[int, ...], scanner: Scanner) -> MaskRule | None:
+def _rule(rules: Sequence[MaskRule], shape: tuple[int, ...], origin: Origin) -> MaskRule | None:
     for rule in rules:
-        fits = rule.manufacturer.casefold() in ("", scanner.manufacturer.casefold())
-        fits = fits and rule.model.casefold() in ("", scanner.model.casefold())
+        fits = rule.manufacturer.casefold() in ("", origin.manufacturer.casefold())
+        fits = fits and rule.model.casefold() in ("", origin.model.casefold())
         if fits and (rule.rows, rule.columns) == shape[:2]:
             return rule
     return None
-
-
-def _clean(
-    frame: np.ndarray | None,
-    sector: Sector,
-    lettering: list[Row],
-    looked_at: bool,
-    settings: DeidentifySettings,
-) -> Cleaned:
-    if frame is None:
-        return Cleaned(None, Verdict())
-    try:
-        if frame.shape[:2] != sector.mask.shape:
-            raise ValueError(f"a frame of {frame.shape} under a mask of {sector.mask.shape}")
-        value = brightest(frame)
-        if int(value.max()) - int(value.min()) <= _BLANK:
-            return Cleaned(np.zeros_like(frame), Verdict(method="blank"))
-        rows = lettering if looked_at else [*lettering, *_likely(frame, settings)]
-        rows = [row for row in rows if _share_inside(row.box, sector.mask) > _TOUCHES]
-        pixels = frame if sector.mask.all() else np.where(_like(sector.mask, frame), frame, 0)
-        reason = ""
-        if sector.confidence < settings.min_confidence:
-            reason = "sector"
-        if rows:
-            reason = "text"
-        verdict = Verdict(
-            reason,
-            max((row.score for row in rows), default=0.0),
-            tuple(sorted({row.box for row in rows})),
-            sector.confidence,
-            sector.method,
-            content_hash(pixels) if reason else "",
-        )
-        return Cleaned(pixels.astype(np.uint8, copy=False), verdict)
-    except Exception as error:  # fail closed, whatever it is
-        return Cleaned(None, Verdict(_failed(error)))
 
 
 def _failed(error: Exception) -> str:
@@ -301,9 +208,3 @@ def _failed(error: Exception) -> str:
 
 def _like(mask: np.ndarray, frame: np.ndarray) -> np.ndarray:
     return mask if frame.ndim == 2 else mask[..., None]
-
-
-def _share_inside(box: Box, mask: np.ndarray) -> float:
-    left, top, right, bottom = box
-    inside = mask[top:bottom, left:right]
-    return float(inside.mean()) if inside.size else 0.0

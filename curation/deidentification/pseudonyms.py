@@ -138,12 +138,15 @@ class Pseudonymiser:
             stem, mark, frame = text, "", ""
         return f"{keyed_hash(self.key, 'name', stem)}{mark}{frame}"
 
+    def group(self, group: str) -> str:
+        """Return a group, or its hash."""
+        return keyed_hash(self.key, "group", group) if self.hidden else group
+
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Pseudonymise a row of the pool: its source and its group."""
         if not self.hidden:
             return row
-        group = keyed_hash(self.key, "group", row["group_id"])
-        return {**row, "source": self.name(row["source"]), "group_id": group}
+        return {**row, "source": self.name(row["source"]), "group_id": self.group(row["group_id"])}
 
     def refusal(self, row: dict[str, str], group: str = "") -> dict[str, str]:
         """Pseudonymise a row of the quarantine: source, message, and the id if it is a name.

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from echostill.curation.deidentification.frames import Cleaned, Verdict
+from echostill.curation.deidentification.verdict import Cleaned, split_context
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.images import encode_png, resize_longest
 from echostill.platform.shards.stage import ShardedStage
@@ -46,12 +46,16 @@ REVIEW_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("source", pa.string()),  # as in the pool: a name, or its keyed hash
-        ("reason", pa.string()),  # text, sector, or failed and the class of the error
+        ("reason", pa.string()),  # text, sector, redaction, declared, or failed and the error class
         ("score", pa.float32()),  # of the most likely text in the sector
         ("boxes", pa.list_(pa.field("element", _BOX))),  # left, top, right, bottom in pixels
         ("confidence", pa.float32()),  # of the sector
         ("method", pa.string()),  # how the sector was found
         ("cleaned", pa.string()),  # hash of the pixels that an approval accepts
+        ("redacted", pa.float32()),  # share of the sector that was blackened
+        ("organ", pa.string()),
+        ("device", pa.string()),
+        ("group_id", pa.string()),  # as in the pool
     ]
 )
 APPROVAL_SCHEMA = pa.schema(
@@ -141,7 +145,7 @@ def _held_back(stage: ShardedStage, record: dict[str, Any]) -> list[dict[str, An
 
 
 def _review_row(row: dict[str, Any]) -> dict[str, Any]:
-    verdict = Verdict.parse(row["message"])
+    verdict, context = split_context(row["message"])
     return {
         "image_id": row["id"],
         "source": row["source"],
@@ -151,12 +155,11 @@ def _review_row(row: dict[str, Any]) -> dict[str, Any]:
         "confidence": verdict.confidence,
         "method": verdict.method,
         "cleaned": verdict.cleaned,
+        "redacted": verdict.redacted,
+        "organ": context.organ,
+        "device": context.device,
+        "group_id": context.group,
     }
-
-
-def waiting_in(stage: ShardedStage, record: dict[str, Any]) -> int:
-    """Return how many frames of a finished shard were held back for review."""
-    return len(_held_back(stage, record))
 
 
 def reopen(stage: ShardedStage, shards: int, approved: Mapping[str, str]) -> int:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from echostill.curation.deidentification.sector import brightest
+from echostill.curation.deidentification.brightness import brightest
 
 BLANK = "BlankPicture"  # class of the quarantine's rows
 

@@ -4,8 +4,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from echostill.curation.deidentification.review import NEEDS_REVIEW
 from echostill.curation.ingestion.archives import read_archive
 from echostill.curation.ingestion.findings import Findings
+from echostill.curation.ingestion.losses import describe_losses, kind_of
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, Row, stream_source
 from echostill.platform.errors import EchostillError
@@ -23,11 +25,16 @@ class Estimate:
 
     files: int
     sampled: int
-    failed: int  # files in the sample that gave no row
+    losses: tuple[str, ...]  # of each file in the sample without a row, see `kind_of`
     images: float  # in the sampled files
     bytes_per_image: float
     codec: str
-    first_failure: str = ""  # why the first of these files gave no row
+    first_failure: str = ""  # why the first of these files failed that was not held back
+
+    @property
+    def failed(self) -> int:
+        """Number of files in the sample that gave no row, and were to give one."""
+        return len(self.losses)
 
     @property
     def total_images(self) -> int:
@@ -42,9 +49,10 @@ class Estimate:
     def describe(self) -> str:
         """Describe the estimate in a sentence."""
         message = f"estimated from {self.sampled} file(s)"
-        if self.failed:
-            number = f"all {self.failed}" if self.failed == self.sampled else f"{self.failed}"
-            message += f"; {number} failed (first: {self.first_failure})"
+        if self.losses:
+            message += f"; no image from {describe_losses(self.losses, self.sampled)}"
+        if self.first_failure:
+            message += f" (first: {self.first_failure})"
         if not self.images:
             return f"unknown, {message}"
         return (
@@ -64,12 +72,14 @@ def estimate(
     step = max(len(sources) // FILES, 1)
     sample = list(sources)[step // 2 :: step][:FILES]
     images, sizes = 0.0, []
-    failures: list[str] = []
+    losses, first_failure = [], ""
     for source in sample:
         read = list(itertools.islice(stream_source(source, settings, findings=findings), ROWS))
         rows = [item for item in read if not isinstance(item, Failure)]
         if not rows and not all(_is_company(item) for item in read):
-            failures.append(_reason(read, settings))
+            failure = next((item for item in read if isinstance(item, Failure)), None)
+            losses.append(_kind(failure))
+            first_failure = first_failure or _reason(failure, settings)
         sizes += [len(row["image"]) for row in rows]
         if rows:
             images += _count(source, settings) if len(read) == ROWS else len(rows)
@@ -77,11 +87,11 @@ def estimate(
     return Estimate(
         files=len(sources),
         sampled=len(sample),
-        failed=len(failures),
+        losses=tuple(losses),
         images=images,
         bytes_per_image=each,
         codec=settings.stage_codec,
-        first_failure=failures[0] if failures else "",
+        first_failure=first_failure,
     )
 
 
@@ -90,12 +100,15 @@ def _is_company(item: Row | Failure) -> bool:
     return isinstance(item, Failure) and item.error_class == NoImageError.__name__
 
 
-def _reason(read: Sequence[Row | Failure], settings: IngestSettings) -> str:
-    """Say why a file gave no row; its message may quote names, so it is left out under a key."""
-    for item in read:
-        if isinstance(item, Failure):
-            return item.error_class if settings.hides_names else item.message
-    return "no images"
+def _kind(failure: Failure | None) -> str:
+    return "without images" if failure is None else kind_of(failure.error_class, failure.message)
+
+
+def _reason(failure: Failure | None, settings: IngestSettings) -> str:
+    """Say why a file failed; its message may quote names, so it is left out under a key."""
+    if failure is None or failure.error_class == NEEDS_REVIEW:
+        return ""
+    return failure.error_class if settings.hides_names else failure.message
 
 
 def _count(source: Source, settings: IngestSettings) -> float:

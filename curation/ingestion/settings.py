@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.quality import QualitySettings
 from echostill.platform.config import Config
 from echostill.platform.errors import UsageError

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from echostill.curation.deidentification.brightness import Brightness
-from echostill.curation.deidentification.frames import Scanner, deidentify
+from echostill.curation.deidentification.frames import Origin, deidentify
 from echostill.curation.deidentification.review import NEEDS_REVIEW, ReviewGate
+from echostill.curation.deidentification.verdict import Context
 from echostill.curation.ingestion.archives import NESTED, Member, Passed, read_archive
 from echostill.curation.ingestion.blanks import BLANK, why_blank
 from echostill.curation.ingestion.findings import Findings
@@ -44,6 +45,7 @@ from echostill.platform.imaging.images import (
 )
 from echostill.platform.imaging.modality import modality
 from echostill.platform.imaging.packed import unpacked
+from echostill.platform.tables.schemas import REDACTED
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Failure:
     id: str
     error_class: str
     message: str
+    context: Context | None = None  # of a frame that was held back
 
     def row(self, stage: str = "ingest") -> dict[str, str]:
         """Return the row of the quarantine table."""
@@ -215,9 +218,9 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
     owner = belonging(source, header, settings, key)
     group = owner.group or identity.file_id
     reading.findings.group(group, owner.study, owner.nobody)
-    scanner = Scanner(model=source.device or settings.device)
+    origin = Origin(model=source.device or settings.device)
     if header is not None:
-        scanner = Scanner(header.manufacturer, header.device)
+        origin = Origin(header.manufacturer, header.device, header.regions, header.identifying)
         # What the user said comes first, then what the file says, then the configured default.
         source = replace(
             source,
@@ -227,8 +230,7 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
     # A cine's sector is looked for on its first frames: these are held meanwhile, not the clip.
     frames, ahead = itertools.tee(settings.frames.read(clip))
     pixels = (frame.pixels for frame in ahead)
-    regions = () if header is None else header.regions
-    all_cleaned = deidentify(pixels, regions, settings.deidentify, scanner)
+    all_cleaned = deidentify(pixels, settings.deidentify, origin)
     for frame, cleaned in zip(frames, all_cleaned, strict=True):
         image_id = identity.of_frame(frame.index)
         name = f"{source.name}#{frame.index}" if clip.frames > 1 else source.name
@@ -241,13 +243,18 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
         gate.look(image_id, frame.pixels, cleaned)
         # Cleaned pixels are staged, or the frame is held back; never the pixels as they were.
         if cleaned.pixels is None or not gate.passes(image_id, cleaned):
-            yield Failure(name, image_id, NEEDS_REVIEW, cleaned.verdict.describe())
+            organ, device = source.organ or settings.organ, source.device or settings.device
+            context = Context(organ, device, group)
+            yield Failure(name, image_id, NEEDS_REVIEW, cleaned.verdict.describe(), context)
             continue
         if reason := why_blank(frame.pixels, cleaned.pixels):
             yield Failure(name, image_id, BLANK, reason)
             continue
         named = replace(source, name=name)
-        yield _row(named, settings, cleaned.pixels, header, image_id, group, frame.index)
+        row = _row(named, settings, cleaned.pixels, header, image_id, group, frame.index)
+        if settings.deidentify.redacts:
+            row[REDACTED.name] = cleaned.verdict.redacted
+        yield row
 
 
 def _row(

@@ -1,16 +1,16 @@
 """The ingest stage: files into the pool, each decoded once; bad rows go to quarantine."""
 
-import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from echostill.curation.deidentification.ocr import require_ocr
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser, key_check, spread
 from echostill.curation.deidentification.review import (
     NEEDS_REVIEW,
@@ -18,7 +18,6 @@ from echostill.curation.deidentification.review import (
     approved_pixels,
     prepare_pictures,
     reopen,
-    waiting_in,
     write_review,
 )
 from echostill.curation.ingestion.changes import (
@@ -33,6 +32,7 @@ from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import Listing, list_files
+from echostill.curation.ingestion.losses import describe_quarantine
 from echostill.curation.ingestion.repeats import settle_repeated_ids
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
@@ -48,7 +48,6 @@ from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerCount, WorkerPlan, check_workers, plan_workers
 from echostill.platform.cluster.waiting import describe_plan, plan_on_cluster
 from echostill.platform.config import StageConfig, execution
-from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.images import NoImageError
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.outcome import Outcome
@@ -56,7 +55,7 @@ from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, Fingerprint, fingerprint
-from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA
+from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, REDACTED
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, save_configuration
 
@@ -75,7 +74,13 @@ class IngestConfig(StageConfig, IngestSettings):
         "Ingest workers, or [fewest, most] of a pool that follows the nodes; default as many as "
         "fit.",
     )
-    max_error_rate: float = execution(0.05, "Largest share of quarantined rows.", ge=0, le=1)
+    max_error_rate: float = execution(
+        0.05,
+        "Largest share of quarantined rows. Frames held back for review do not count: see "
+        "`deidentify.max_held_back_rate`.",
+        ge=0,
+        le=1,
+    )
 
     _workers_fit = field_validator("workers")(check_workers)
 
@@ -104,18 +109,25 @@ class IngestWorker:
             key = self.pseudonymiser.key
             for item in read_source(source, self.settings, key, self.gate, findings):
                 if isinstance(item, Failure):
-                    refused.append(self.pseudonymiser.refusal(item.row(), source.group))
+                    refused.append(self._refusal(item, source))
                 else:
                     rows.append(self.pseudonymiser.row(item))
             units.append((len(rows) - before[0], len(refused) - before[1]))
         self.gate.finish(shard)
         return Outcome(
-            pa.Table.from_pylist(rows, schema=POOL_SCHEMA),
+            pa.Table.from_pylist(rows, schema=_schema(self.settings)),
             pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
             units,
             {"read": time.perf_counter() - started},
             findings.notes(),
         )
+
+    def _refusal(self, failure: Failure, source: Source) -> dict[str, str]:
+        row = self.pseudonymiser.refusal(failure.row(), source.group)
+        if failure.context is not None:
+            group = self.pseudonymiser.group(failure.context.group)
+            row["message"] += replace(failure.context, group=group).describe()
+        return row
 
     def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
         """Read only the sources with these numbers."""
@@ -177,34 +189,10 @@ class IngestSetup:
         keep_summary(self.store.sources(), summary)
         summary.refuse_nothing(Accounting.of(records.values(), 0), self.store.root)
 
-    def held_back(self) -> int:
-        """Number of frames held back for review in the finished shards."""
+    def describe_losses(self, rows: int) -> str:
+        """Describe what is in quarantine by kind, and what is held back for review."""
         records = self.stage.finished(len(self.shards))
-        return sum(waiting_in(self.stage, record) for record in records.values())
-
-    @contextlib.contextmanager
-    def with_review(self) -> Iterator[None]:
-        """Add to an error how many of the quarantined rows were only held back for review."""
-        try:
-            yield
-        except UsageError:  # a request that is wrong, whatever was held back before
-            raise
-        except EchostillError as error:
-            held_back = self.held_back()
-            if not held_back:
-                raise
-            raise EchostillError(
-                f"{error} {held_back} of the rows in quarantine were held back by "
-                f"de-identification ({NEEDS_REVIEW}). They count as errors until they are "
-                f"approved with `echostill review {self.store.root}`."
-            ) from error
-
-    def describe_held_back(self) -> str:
-        """Describe how many frames are held back for review, if any are."""
-        held_back = self.held_back()
-        if not held_back:
-            return ""
-        return f"; {held_back} held back for `echostill review {self.store.root}`"
+        return describe_quarantine(self.stage, records, rows, self.store.root)
 
 
 @logged(stages.INGEST)
@@ -218,16 +206,15 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> StageResult:
     reopened = reopen(ready.stage, len(ready.shards), ready.approved)
     if ready.stage.is_finished():
         return ready.result(ready.stage.accounting(), already_done=True)
-    with ready.with_review():
-        done = ready.stage.run(
-            ready.shards,
-            ready.make_worker(config),
-            _connected_plan(config, len(ready.shards)),
-            progress=config.progress,
-            finish=ready.finish,
-        )
+    done = ready.stage.run(
+        ready.shards,
+        ready.make_worker(config),
+        _connected_plan(config, len(ready.shards)),
+        progress=config.progress,
+        finish=ready.finish,
+    )
     again = f"; {reopened} shard(s) read again for approved frames" if reopened else ""
-    return ready.result(done, again + ready.describe_held_back())
+    return ready.result(done, again + ready.describe_losses(done.rows_in))
 
 
 @logged(stages.INGEST, "retry")
@@ -243,16 +230,16 @@ def retry_ingest(config: IngestConfig) -> StageResult:
     store = Store(config.store)
     ready = _prepare(config, overwrite=False)
     before = store.open_pool().digest if ready.stage.is_finished() else None
-    with ready.with_review():
-        done = ready.stage.retry(
-            ready.shards,
-            ready.make_worker(config),
-            _connected_plan(config, len(ready.shards)),
-            progress=config.progress,
-            finish=ready.finish,
-        )
+    done = ready.stage.retry(
+        ready.shards,
+        ready.make_worker(config),
+        _connected_plan(config, len(ready.shards)),
+        progress=config.progress,
+        finish=ready.finish,
+    )
     sentence = done.describe(store.made_from(before) if before and done.changed else [])
-    return done.result("ingest", "pool", store.pool().root, sentence + ready.describe_held_back())
+    sentence += ready.describe_losses(done.accounting.rows_in)
+    return done.result("ingest", "pool", store.pool().root, sentence)
 
 
 @dataclass(frozen=True)
@@ -269,6 +256,8 @@ class _Request:
 
 
 def _request(config: IngestConfig, store: Store, overwrite: bool) -> _Request:
+    if config.deidentify.finder == "both":
+        require_ocr()
     found = list_files(config)
     listed = divided(found.sources, config.files_per_shard, config.bytes_per_shard)
     contents = beginnings(config, [source for shard in listed for source in shard])
@@ -293,11 +282,13 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
         name="ingest",
         table=store.pool(),
         quarantine=store.quarantine("ingest"),
-        schema=POOL_SCHEMA,
+        schema=_schema(config),
         fingerprint=request.claim.wanted,
         max_error_rate=config.max_error_rate,
         events=store.events(),
         expected_class=NoImageError.__name__,
+        held_back_class=NEEDS_REVIEW,
+        max_held_back_rate=_held_back_limit(config),
     )
     for said in (*request.found.tables, *(f"warning: {one}" for one in request.found.warnings)):
         say(f"{said}.")
@@ -307,6 +298,15 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
     plain = [[asdict(source) for source in shard] for shard in request.shards]
     pseudonymiser, approved = request.pseudonymiser, approved_pixels(store)
     return IngestSetup(store, stage, plain, pseudonymiser, approved, request.found)
+
+
+def _schema(settings: IngestSettings) -> pa.Schema:
+    return POOL_SCHEMA.append(REDACTED) if settings.deidentify.redacts else POOL_SCHEMA
+
+
+def _held_back_limit(config: IngestConfig) -> float:
+    limit = config.deidentify.max_held_back_rate
+    return 1.0 if limit is None else limit
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> WorkerPlan:

@@ -189,6 +189,9 @@ def review_command(
     by: Annotated[
         str | None, typer.Option("--by", help="Who approves; default this machine's user.")
     ] = None,
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Write a page with the pictures, to decide on them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the frames that de-identification held back, or approve some of them.
@@ -196,10 +199,15 @@ def review_command(
     \b
     Example:
       echostill review runs/mine
+      echostill review runs/mine --sheet
       echostill review runs/mine --approve ids.txt --reason "scale marks, no text"
     """
     from echostill.curation.deidentification import review
+    from echostill.curation.deidentification.sheet import write_sheet
 
+    if sheet:
+        print(f"Open {write_sheet(store)} in a browser. Its pictures are identifiable.")
+        return
     if approve:
         count = review.approve(store, approve, reason=reason, by=by)
         print(f"{count} frame(s) approved: the next `echostill ingest` adds them to the pool.")

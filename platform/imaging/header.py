@@ -29,3 +29,4 @@ class DicomHeader:
     regions: tuple[Region, ...] = ()
     manufacturer: str = ""  # never stored: to tell scanners apart
     issuer: str = field(default="", repr=False)  # who gave the patient's id
+    identifying: str = ""  # what of the picture identifies the patient, as the file itself says

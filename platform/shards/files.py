@@ -50,6 +50,7 @@ class ShardFiles:
         schema: Columns of the table.
         fingerprint: What the result depends on.
         expected_class: Error class of quarantined rows that were to be expected, and are no errors.
+        held_back_class: Error class of quarantined rows that wait for a person, and are no errors.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ShardFiles:
     schema: pa.Schema
     fingerprint: Fingerprint
     expected_class: str = field(default="", kw_only=True)
+    held_back_class: str = field(default="", kw_only=True)
 
     def finished(self, shards: int) -> dict[int, Record]:
         """Return the records of the finished shards whose files are still as they were written."""
@@ -116,6 +118,8 @@ class ShardFiles:
             record["notes"] = {kind: list(texts) for kind, texts in outcome.notes.items()}
         if expected := count_expected(outcome.quarantined, self.expected_class):
             record["expected"] = expected
+        if held_back := count_expected(outcome.quarantined, self.held_back_class):
+            record["held_back"] = held_back
         write_record(self.table, record)
         return record
 

@@ -22,22 +22,24 @@ class Accounting:
     shards: int
     shards_resumed: int
     expected: int = 0  # of the quarantined rows: files that hold nothing to read, and are no errors
+    held_back: int = 0  # of the quarantined rows: they wait for a person, and are no errors
 
     @classmethod
     def of(cls, records: Iterable[dict[str, Any]], resumed: int) -> "Accounting":
         """Count what shards' records say; ``resumed`` of them were finished earlier."""
-        shards = out = held = expected = 0
+        shards = out = quarantined = expected = held_back = 0
         for record in records:
             shards += 1
             out += record["part"]["rows"]
-            held += record["quarantine"]["rows"] if record["quarantine"] else 0
+            quarantined += record["quarantine"]["rows"] if record["quarantine"] else 0
             expected += record.get("expected", 0)
-        return cls(out + held, out, held, shards, resumed, expected)
+            held_back += record.get("held_back", 0)
+        return cls(out + quarantined, out, quarantined, shards, resumed, expected, held_back)
 
     @property
     def errors(self) -> int:
-        """Quarantined rows that were not to be expected."""
-        return self.quarantined - self.expected
+        """Quarantined rows that were not to be expected, and do not just wait for a person."""
+        return self.quarantined - self.expected - self.held_back
 
     @property
     def counts(self) -> dict[str, int]:
@@ -47,6 +49,7 @@ class Accounting:
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
             "quarantined": self.quarantined,
+            "held_back": self.held_back,
         }
 
     def describe(self) -> str:

@@ -71,6 +71,7 @@ class ShardedStage(ShardFiles):
 
     max_error_rate: float
     events: Storage | None = None
+    max_held_back_rate: float = 1.0  # of rows that wait for a person
 
     def run(
         self,
@@ -93,8 +94,8 @@ class ShardedStage(ShardFiles):
             finish: Called with all records before the manifest is written; may amend shards.
 
         Raises:
-            EchostillError: The share of quarantined rows is above ``max_error_rate``, or a worker
-                failed. Finished shards are kept.
+            EchostillError: The share of errors is above ``max_error_rate`` or that of rows held
+                back above ``max_held_back_rate``, or a worker failed. Finished shards are kept.
         """
         with self._log("run", len(payloads), plan, progress) as log:
             records = self.finished(len(payloads))
@@ -166,6 +167,7 @@ class ShardedStage(ShardFiles):
             shards,
             shards,
             manifest.get("expected", 0),
+            manifest.get("held_back", 0),
         )
 
     def is_finished(self) -> bool:
@@ -194,6 +196,7 @@ class ShardedStage(ShardFiles):
                 "rows_in": accounting.rows_in,
                 "quarantined": accounting.quarantined,
                 **({"expected": accounting.expected} if accounting.expected else {}),
+                **({"held_back": accounting.held_back} if accounting.held_back else {}),
             },
         )
 
@@ -202,14 +205,29 @@ class ShardedStage(ShardFiles):
         # While running, wait for a hundred rows: one bad file among the first few proves nothing.
         if counts.rows_in == 0 or (running and counts.rows_in < 100):
             return
-        rate = counts.errors / counts.rows_in
-        if rate > self.max_error_rate:
-            raise EchostillError(
-                f"{self.name}: {counts.errors} of {counts.rows_in} rows so far are in "
-                f"quarantine ({rate:.1%}), above max_error_rate {self.max_error_rate:.1%}. "
-                f"See '{self.quarantine.root}'. Finished shards are kept: mend the input or raise "
-                "max_error_rate and run the same command."
-            )
+        for number, limit, what, setting, remedy in (
+            (
+                counts.errors,
+                self.max_error_rate,
+                "in quarantine",
+                "max_error_rate",
+                "mend the input or raise max_error_rate",
+            ),
+            (
+                counts.held_back,
+                self.max_held_back_rate,
+                f"held back ({self.held_back_class})",
+                "max_held_back_rate",
+                "change what holds them back or raise max_held_back_rate",
+            ),
+        ):
+            rate = number / counts.rows_in
+            if rate > limit:
+                raise EchostillError(
+                    f"{self.name}: {number} of {counts.rows_in} rows so far are {what} "
+                    f"({rate:.1%}), above {setting} {limit:.1%}. See '{self.quarantine.root}'. "
+                    f"Finished shards are kept: {remedy} and run the same command."
+                )
 
     def _cut_attempts(self) -> list[int]:
         """Return, and forget, the shards whose attempts were killed before they were finished."""

@@ -48,6 +48,9 @@ POOL_SCHEMA = pa.schema(
     ]
 )
 
+# A column more of the pool where text is redacted: share of the sector that was blackened, 0..1.
+REDACTED = pa.field("redacted", pa.float32())
+
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("stage", pa.string()),

@@ -4,7 +4,7 @@ Values that name a person are kept out of every message and of every ``repr``.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pydicom
@@ -45,7 +45,21 @@ def read_header(dataset: pydicom.Dataset) -> DicomHeader:
         regions=tuple(_regions(dataset)),
         manufacturer=text("Manufacturer"),
         issuer=text("IssuerOfPatientID"),
+        identifying=", ".join(_identifying(text)),
     )
+
+
+_IDENTIFYING = {
+    "BurnedInAnnotation": "burned-in annotation",
+    "RecognizableVisualFeatures": "recognizable visual features",
+}
+
+
+def _identifying(text: Callable[[str], str]) -> Iterator[str]:
+    """Name what identifies the patient, as the file states: any value but NO (PS3.3 C.7.6.1)."""
+    for keyword, name in _IDENTIFYING.items():
+        if text(keyword).upper() not in ("", "NO"):
+            yield name
 
 
 _PERSONAL = (

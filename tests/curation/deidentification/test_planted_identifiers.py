@@ -1,6 +1,7 @@
 """Planted identifiers through the real path: in no table, log, message or staged pixel."""
 
 import io
+import json
 import logging
 import re
 import shutil
@@ -16,7 +17,7 @@ from pydicom.dataset import Dataset
 
 from echostill.curation import IngestConfig, ingest, retry_ingest
 from echostill.curation.deidentification import review
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.identity import digest
 from echostill.curation.ingestion.keys import reveal
 from echostill.curation.ingestion.settings import KEY_VARIABLE
@@ -158,7 +159,7 @@ def test_nothing_planted_comes_out(
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     caplog.set_level(logging.DEBUG)
     config = configured(listing, tmp_path / "store")
-    with pytest.raises(EchostillError, match="2 of the rows in quarantine were held") as raised:
+    with pytest.raises(EchostillError, match="above max_error_rate") as raised:
         ingest(config.model_copy(update={"max_error_rate": 0.01}))
     rotten = str(raised.value)
     said = str(ingest(config))
@@ -293,3 +294,49 @@ def test_approved_frames_enter_as_they_were_cleaned(ray_cluster, export, tmp_pat
     wider = DeidentifySettings(masks=(rule,))
     ingest(config.model_copy(update={"deidentify": wider}), overwrite=True)
     assert first["image_id"] in {row["image_id"] for row in review.waiting(store.root)}
+
+
+def test_redacted_frames_enter_with_the_share_that_was_blackened(
+    ray_cluster, export, tmp_path, monkeypatch, phantom
+):
+    listing, box = export
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    config = configured(
+        listing, tmp_path / "store", deidentify=DeidentifySettings(text="redact"), organ="Liver"
+    )
+    said = str(ingest(config))
+    assert "held back" not in said
+    store = Store(str(tmp_path / "store"))
+    table = store.open_pool().read()
+    assert table.schema.names[-1] == "redacted"
+    rows = table.to_pylist()
+    assert sorted(row["redacted"] > 0 for row in rows)[-3:] == [False, True, True]
+    # Nothing of the name is left over the tissue (100, 120), nor in the border.
+    _, over = phantom.write(phantom.picture(phantom.fan()), "QUENNEVILLE", (100, 120))
+    for row in rows:
+        pixels = decode_staged(row["image"])
+        for x0, y0, x1, y1 in (box, over) if row["redacted"] else (box,):
+            assert not pixels[y0:y1, x0:x1].any()
+        assert pixels[phantom.fan()].mean() > 20
+    assert review.waiting(store.root) == []
+    assert verify_store(store.root).sound
+
+
+def test_frames_held_back_have_a_limit_and_are_told_by_their_context(
+    ray_cluster, export, tmp_path, monkeypatch
+):
+    listing, _ = export
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    limited = DeidentifySettings(max_held_back_rate=0.01)
+    values = {"organ": "Liver", "device": "ACME One"}
+    with pytest.raises(EchostillError, match=r"held back \(NeedsReview\).*max_held_back_rate"):
+        ingest(configured(listing, tmp_path / "store", deidentify=limited, **values))
+    said = str(ingest(configured(listing, tmp_path / "store", **values)))
+    assert "2 held back for text" in said
+    assert "2 held back for `echostill review" in said
+    waiting = review.waiting(str(tmp_path / "store"))
+    assert {(row["organ"], row["device"]) for row in waiting} == {("Liver", "ACME One")}
+    pool = Store(str(tmp_path / "store")).open_pool().read().to_pylist()
+    groups = {row["group_id"] for row in pool}
+    assert {row["group_id"] for row in waiting} <= groups  # hashed as in the pool
+    assert told(json.dumps(waiting)) == []

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from echostill.curation.deidentification.sector import Motion, brightest, find_sector
+from echostill.curation.deidentification.brightness import brightest
+from echostill.curation.deidentification.sector import Motion, find_sector
 from echostill.platform.imaging.dicom import open_dicom
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.header import Region
@@ -149,6 +150,19 @@ def test_a_fan_is_found_inside_its_declared_rectangle(phantom):
     assert sector.method == "declared+texture"
     assert not sector.mask[box[1] : box[3], box[0] : box[2]].any()
     assert not sector.mask[:20].any()
+
+
+def test_a_declared_region_with_text_beside_its_tissue_is_cut_to_the_tissue(phantom):
+    """Scanners declare the whole screen and write into it; small tissue is tissue all the same."""
+    mask = np.zeros((400, 600), dtype=bool)
+    mask[40:120, 200:400] = True
+    frame, box = phantom.write(phantom.picture(mask), "Dist 1.06 cm", (60, 200), 18)
+    whole = Region(0, 0, 599, 399, 1, 1)
+    assert find_sector(frame, [whole]).mask[box[1] : box[3], box[0] : box[2]].all()
+    sector = find_sector(frame, [whole], [box])
+    assert sector.method == "declared+texture"
+    assert overlap(sector.mask, mask) > 0.95
+    assert not sector.mask[box[1] : box[3], box[0] : box[2]].any()
 
 
 def test_graphics_and_signals_are_declared_but_not_kept(phantom):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echostill.curation.deidentification.frames import DeidentifySettings
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion import archives
 from echostill.curation.ingestion.archives import Passed, key_of, read_archive
 from echostill.curation.ingestion.keys import reveal

@@ -28,7 +28,7 @@ from pydicom.uid import (
 )
 
 from echostill.curation import IngestConfig, ingest
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
 from echostill.curation.ingestion.sources import Failure, read_source

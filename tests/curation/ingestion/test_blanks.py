@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from echostill.curation.deidentification.frames import DeidentifySettings, MaskRule
+from echostill.curation.deidentification.settings import DeidentifySettings, MaskRule
 from echostill.curation.ingestion.blanks import why_blank
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source

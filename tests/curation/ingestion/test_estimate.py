@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings
@@ -68,7 +68,10 @@ def test_files_that_give_nothing_are_counted(tmp_path):
     [failure] = read_source(list_sources(settings)[0], settings)
     reason = failure.message
     assert reason.startswith("the file ")
-    assert found.describe() == f"unknown, estimated from 1 file(s); all 1 failed (first: {reason})"
+    assert found.describe() == (
+        "unknown, estimated from 1 file(s); no image from 1 of 1: 1 unreadable files or frames "
+        f"(first: {reason})"
+    )
     assert estimate([], IngestSettings()).describe() == "unknown, estimated from 0 file(s)"
 
 
@@ -78,4 +81,21 @@ def test_a_key_keeps_messages_out_of_the_estimate(tmp_path):
     hashed = DeidentifySettings(sources="hashed", pixels="off")
     settings = IngestSettings(source=str(tmp_path), deidentify=hashed)
     found = estimate(list_sources(settings), settings)
-    assert found.describe().endswith("estimated from 2 file(s); 1 failed (first: DecodeError)")
+    assert found.describe().endswith(
+        "estimated from 2 file(s); no image from 1 of 2: 1 unreadable files or frames "
+        "(first: DecodeError)"
+    )
+
+
+def test_files_that_are_held_back_are_told_from_missing_ones(tmp_path, phantom):
+    lines = ["file", "gone_1.png", "gone_2.png"]
+    for number in range(14):
+        frame = phantom.picture(phantom.fan(), number)
+        if number < 3:
+            frame, _ = phantom.write(frame, "DOE, JANE", (110, 120))
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    settings = IngestSettings(source=str(tmp_path / "list.csv"))
+    message = estimate(list_sources(settings), settings).describe()
+    assert "no image from 5 of 16: 3 held back for text, 2 missing files (first: " in message

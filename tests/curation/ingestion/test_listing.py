@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.listing import list_files, list_sources
 from echostill.curation.ingestion.manifests.paths import common_folder
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from echostill.curation import IngestConfig
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.identity import digest
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings, Source

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from echostill.curation import IngestConfig, ingest, retry_ingest
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.images import decode_staged
 from echostill.platform.tables.store import Store

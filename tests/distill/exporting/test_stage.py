@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from echostill.curation.deidentification.frames import DeidentifySettings
+from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings
 from echostill.curation.ingestion.sources import read_source

@@ -2,6 +2,7 @@ import json
 import os
 import time
 import urllib.request
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -49,7 +50,7 @@ class Worker:
         return self.process([payload[unit] for unit in units])
 
 
-def make_stage(folder, max_error_rate=1.0):
+def make_stage(folder, max_error_rate=1.0, **waiting):
     return ShardedStage(
         "toy",
         Storage(str(folder / "toy")),
@@ -58,15 +59,16 @@ def make_stage(folder, max_error_rate=1.0):
         Fingerprint({"a": 1}, "1", {}, {}),
         max_error_rate,
         Storage(str(folder / "events")),
+        **waiting,
     )
 
 
 PAYLOADS = [[1, 2], [3, -4], [5], [-6, 7, 8]]
 
 
-def run(folder, workers=1, fail_on=None, max_error_rate=1.0, payloads=PAYLOADS):
+def run(folder, workers=1, fail_on=None, max_error_rate=1.0, payloads=PAYLOADS, **waiting):
     worker = Worker(str(folder / "log"), fail_on)
-    stage = make_stage(folder, max_error_rate)
+    stage = make_stage(folder, max_error_rate, **waiting)
     return stage.run(
         payloads, worker, plan_workers(workers, len(payloads), [Node(2)]), progress=False
     )
@@ -234,6 +236,21 @@ def test_a_rotten_run_ends_and_keeps_what_it_finished(ray_cluster, tmp_path):
     (tmp_path / "log").unlink()
     assert run(tmp_path, max_error_rate=0.5).shards_resumed == 4
     assert not (tmp_path / "log").exists()
+
+
+def test_rows_that_wait_for_a_person_are_no_errors(ray_cluster, tmp_path):
+    done = run(tmp_path, max_error_rate=0.0, held_back_class="Negative")
+    assert (done.rows_in, done.quarantined, done.held_back, done.errors) == (8, 2, 2, 0)
+    assert make_stage(tmp_path).accounting() == replace(done, shards_resumed=4)
+    assert events(tmp_path)[-1]["held_back"] == 2
+
+
+def test_rows_that_wait_have_a_limit_of_their_own(ray_cluster, tmp_path):
+    waiting = {"held_back_class": "Negative", "max_held_back_rate": 0.2}
+    with pytest.raises(EchostillError, match=r"2 of 8 rows.*held back.*max_held_back_rate 20\.0%"):
+        run(tmp_path, max_error_rate=0.0, **waiting)
+    waiting["max_held_back_rate"] = 0.25
+    assert run(tmp_path, max_error_rate=0.0, **waiting).shards_resumed == 4
 
 
 def test_plans_leave_the_readers_room():

@@ -199,6 +199,26 @@ def test_films_inside_dicom(dicom, syntax, codec, container):
         opened(broken)
 
 
+@pytest.mark.parametrize(
+    ("elements", "said"),
+    [
+        ({}, ""),
+        ({"BurnedInAnnotation": "NO", "RecognizableVisualFeatures": "NO"}, ""),
+        ({"BurnedInAnnotation": ""}, ""),
+        ({"BurnedInAnnotation": "YES"}, "burned-in annotation"),
+        ({"BurnedInAnnotation": "yes "}, "burned-in annotation"),
+        ({"RecognizableVisualFeatures": "YES"}, "recognizable visual features"),
+        (
+            {"BurnedInAnnotation": "MAYBE", "RecognizableVisualFeatures": "YES"},
+            "burned-in annotation, recognizable visual features",
+        ),
+    ],
+)
+def test_what_identifies_the_patient_in_the_picture_is_read(dicom, elements, said):
+    data = dicom(np.zeros((1, 8, 8), np.uint8), **elements)
+    assert open_dicom(SourceFile("", data=data)).header.identifying == said
+
+
 def test_regions_are_read_and_damaged_ones_left_out(dicom):
     region = pydicom.Dataset()
     region.RegionSpatialFormat, region.RegionDataType = 1, 2
