@@ -252,6 +252,42 @@ class Client:
         body = {"author": author, "reason": reason}
         return self._service.send("DELETE", f"/v1/pins/{part(pin_id)}", body)
 
+    # Frames held back for review
+
+    def review(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Iterate over the frames that de-identification held back, with the decisions on them.
+
+        Args:
+            **filters: lists of values of ``state`` (open, approved, rejected), ``reason``,
+                ``organ``, ``device`` and ``group_id``; bounds ``least`` and ``most`` of the text
+                score; ``sort``.
+        """
+        offset: int | None = 0
+        while offset is not None:
+            page = self._service.get("/v1/review", **filters, offset=offset, limit=PAGE)
+            yield from page["items"]
+            offset = page["next"]
+
+    def review_picture(self, image_id: str) -> bytes:
+        """Return a frame before and after cleaning, side by side, as PNG. It is identifiable."""
+        return self._service.request("GET", f"/v1/review/{part(image_id)}/picture").content
+
+    def decide(
+        self,
+        decision: Literal["approve", "reject", "undo"],
+        images: Sequence[str],
+        *,
+        author: str,
+        reason: str,
+    ) -> dict[str, Any]:
+        """Approve frames that were held back, reject them, or take that back.
+
+        Returns:
+            ``decided``, their number, and ``left``, the ids of those that cannot be approved.
+        """
+        body = {"decision": decision, "images": list(images), "author": author, "reason": reason}
+        return self._service.send("POST", "/v1/review/decisions", body)
+
     # Picking
 
     def selection(self) -> dict[str, Any]:

@@ -1,14 +1,10 @@
-"""Review of frames that were held back: the review table, approvals, and pictures.
+"""Review of frames that were held back: the review table, its pictures, and who passes.
 
 Frames that de-identification holds back are in ingest's quarantine as ``NeedsReview``; the review
-table is made from it. An approval names the frame and the hash of its cleaned pixels, so it becomes
-invalid if changed settings would show more of the frame.
+table is made from it. What people decide on them is in ``decisions``.
 """
 
-import datetime
-import getpass
 import hashlib
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +14,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
+from echostill.curation.deidentification import decisions
+from echostill.curation.deidentification.decisions import (
+    OPEN,
+    Decision,
+    latest,
+    review_storage,
+    state_of,
+)
 from echostill.curation.deidentification.verdict import Cleaned, split_context
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.images import encode_png, resize_longest
@@ -28,7 +32,6 @@ from echostill.platform.tables.table import (
     MANIFEST,
     Table,
     decode_parquet,
-    encode_parquet,
     write_table,
 )
 
@@ -58,20 +61,6 @@ REVIEW_SCHEMA = pa.schema(
         ("group_id", pa.string()),  # as in the pool
     ]
 )
-APPROVAL_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("cleaned", pa.string()),
-        ("by", pa.string()),
-        ("at", pa.string()),  # UTC, ISO 8601
-        ("reason", pa.string()),
-    ]
-)
-
-
-def review_storage(store: Store) -> Storage:
-    """Return the folder of the review table."""
-    return store.storage.at("review")
 
 
 @dataclass
@@ -179,90 +168,64 @@ def reopen(stage: ShardedStage, shards: int, approved: Mapping[str, str]) -> int
 
 
 def waiting(root: str) -> list[dict[str, Any]]:
-    """Return the frames of a store held back for review, and who approved them, if anyone.
+    """Return the frames of a store held back for review, and what was decided on each.
 
     Raises:
         UsageError: The store has no review table.
     """
     store = Store(root)
     rows: list[dict[str, Any]] = Table.open(review_storage(store), "ingest").read().to_pylist()
-    given = {row["image_id"]: row for row in _approvals(store).to_pylist()}
-    for row in rows:
-        approval = given.get(row["image_id"])
-        valid = approval is not None and approval["cleaned"] == row["cleaned"]
-        row["approved_by"] = approval["by"] if approval is not None and valid else ""
-    return rows
+    decided = latest(store)
+    return [{**row, **state_of(row, decided)} for row in rows]
 
 
 def describe(root: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Format the result of :func:`waiting` as text."""
     lines = [f"{'image':<34}{'reason':<22}{'text':>5}{'sector':>8}  {'boxes':<8}source"]
     for row in rows:
-        mark = f"  approved by {row['approved_by']}" if row["approved_by"] else ""
+        mark = f"  {row['state']} by {row['decided_by']}" if row["state"] != OPEN else ""
         lines.append(
             f"{row['image_id']:<34}{row['reason']:<22}{row['score']:>5.2f}"
             f"{row['confidence']:>8.2f}  {len(row['boxes']):<8}{row['source']}{mark}"
         )
-    waits = sum(not row["approved_by"] for row in rows)
+    waits = sum(row["state"] == OPEN for row in rows)
     return "\n".join([*(lines if rows else []), f"{root}: {waits} of {len(rows)} wait for review"])
 
 
-def approved_pixels(store: Store) -> dict[str, str]:
-    """Return the approvals: the hash of the cleaned pixels, by image id."""
-    return {row["image_id"]: row["cleaned"] for row in _approvals(store).to_pylist()}
-
-
-def approve(root: str, wanted: Sequence[str], *, reason: str, by: str | None = None) -> int:
-    """Record that frames may pass as cleaned; the next ingest adds them to the pool.
+def decide(
+    root: str, decision: Decision, wanted: Sequence[str], *, reason: str, by: str | None = None
+) -> int:
+    """Record a decision on frames that were held back.
 
     Args:
         root: The store.
+        decision: ``approve``: the next ingest adds the frames to the pool, as cleaned. ``reject``:
+            they stay held back and no longer wait. ``undo``: they wait again.
         wanted: Image ids, unique prefixes of ids, or files with one of these per line.
-        reason: Why the frames are harmless.
-        by: Who approves; default the user of this machine.
+        reason: Why.
+        by: Who decides; default the user of this machine.
 
     Returns:
-        Number of frames approved.
+        Number of frames.
 
     Raises:
         UsageError: A frame is not held back for review, or has no cleaned pixels to approve; or no
             reason is given.
     """
-    if not reason.strip():
-        raise UsageError("an approval needs a reason: --reason 'what makes these frames harmless'.")
     rows = {row["image_id"]: row for row in waiting(root)}
     chosen = [_find(name, rows) for name in _names(wanted)]
     if not chosen:
-        raise UsageError("no frames given: --approve expects image ids, or a file with image ids.")
+        raise UsageError(
+            f"no frames given: --{decision} expects image ids, or a file with image ids."
+        )
     for row in chosen:
-        if not row["cleaned"]:
+        if decision == "approve" and not row["cleaned"]:
             raise UsageError(
                 f"'{row['image_id']}' cannot be approved: cleaning {row['reason']}, so there are "
                 "no cleaned pixels to approve."
             )
-    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    who = by or getpass.getuser()
-    entries = [
-        {
-            "image_id": row["image_id"],
-            "cleaned": row["cleaned"],
-            "by": who,
-            "at": at,
-            "reason": reason,
-        }
-        for row in chosen
-    ]
-    # One file per call, so that concurrent approvals do not overwrite each other.
-    name = f"{at.replace(':', '')}-{uuid.uuid4().hex[:8]}.parquet"
-    data = encode_parquet(pa.Table.from_pylist(entries, schema=APPROVAL_SCHEMA))
-    review_storage(Store(root)).at("approvals").write(name, data)
-    return len(entries)
-
-
-def _approvals(store: Store) -> pa.Table:
-    storage = review_storage(store).at("approvals")
-    tables = [decode_parquet(storage.read(name)) for name in storage.list()]
-    return pa.concat_tables([APPROVAL_SCHEMA.empty_table(), *tables])
+    cleaned = {row["image_id"]: row["cleaned"] for row in chosen}
+    return decisions.record(Store(root), decision, cleaned, reason=reason, by=by)
 
 
 def _names(wanted: Iterable[str]) -> list[str]:

@@ -8,7 +8,8 @@ all that a filter shows at once, and saves the ids of the approved frames for
 import json
 from importlib import resources
 
-from echostill.curation.deidentification.review import PICTURES, review_storage, waiting
+from echostill.curation.deidentification.decisions import OPEN, review_storage
+from echostill.curation.deidentification.review import PICTURES, waiting
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
 
@@ -27,7 +28,7 @@ def write_sheet(root: str) -> str:
     Raises:
         UsageError: There is no review table, nothing to review, or no picture to look at.
     """
-    rows = [row for row in waiting(root) if not row["approved_by"]]
+    rows = [row for row in waiting(root) if row["state"] == OPEN]
     if not rows:
         raise UsageError(f"{root}: no frame is held back.")
     pictures = review_storage(Store(root)).at(PICTURES)

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from echostill.curation.deidentification.decisions import approved_pixels
 from echostill.curation.deidentification.ocr import require_ocr
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser, key_check, spread
 from echostill.curation.deidentification.review import (
     NEEDS_REVIEW,
     ReviewGate,
-    approved_pixels,
     prepare_pictures,
     reopen,
     write_review,

@@ -3,8 +3,8 @@ import { signal } from "@preact/signals";
 import type { paths } from "./service";
 
 export type {
-  ClusterDetails, ClusterSummary, Comparison, CoresetSummary, Count, Histogram, ImageDetails, Job,
-  Neighbour, Pin, PinBody, Pool, Sample, SelectionKey, Share, Shift, Stats,
+  ClusterDetails, ClusterSummary, Comparison, CoresetSummary, Count, HeldBack, Histogram, ImageDetails, Job,
+  Neighbour, Pin, PinBody, Pool, ReviewList, Sample, SelectionKey, Share, Shift, Stats,
 } from "./service";
 
 // The types of a route's parameters, body and answer, from the OpenAPI document.
@@ -37,9 +37,12 @@ export const routes = {
   selection: get("/v1/selection"),
   jobs: get("/v1/jobs"),
   pins: get("/v1/pins"),
+  review: get("/v1/review"),
+  reviewPicture: get("/v1/review/{image_id}/picture"),
   lookUp: post("/v1/images/lookup"),
   pick: post("/v1/coresets"),
   cancel: remove("/v1/jobs/{job_id}"),
+  decide: post("/v1/review/decisions"),
   addPin: post("/v1/pins"),
   removePin: remove("/v1/pins/{pin_id}"),
 };

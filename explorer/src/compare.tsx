@@ -2,7 +2,7 @@
 import { type Histogram, routes, type Share, type Shift } from "./api";
 import { useAnswer } from "./hooks";
 import { address, adjust, coreset, coresets, name, number, percent, route } from "./state";
-import { Picture } from "./thumbnail";
+import { Thumbnail } from "./thumbnail";
 
 function Bars({ title, histogram }: { title: string; histogram: Histogram }) {
   const top = Math.max(1, ...histogram.pool);
@@ -83,7 +83,7 @@ function Strip({ title, ids }: { title: string; ids: string[] }) {
       <div class="grid small">
         {ids.slice(0, 24).map((id) => (
           <a class="card" href={address(`image/${id}`)} key={id}>
-            <Picture id={id} size={160} alt={`image ${id.slice(0, 8)}`} />
+            <Thumbnail id={id} size={160} alt={`image ${id.slice(0, 8)}`} />
             <span class="caption">{id.slice(0, 8)}</span>
           </a>
         ))}

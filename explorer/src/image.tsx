@@ -3,7 +3,7 @@ import { type ImageDetails, routes } from "./api";
 import { useAnswer, useKeys } from "./hooks";
 import { openPin, removePin } from "./pins";
 import { address, coreset, figure, name, number } from "./state";
-import { Card, Picture } from "./thumbnail";
+import { Card, Thumbnail } from "./thumbnail";
 
 /** Whether the image is in the coreset, and its ranks. */
 function Verdict({ detail }: { detail: ImageDetails }) {
@@ -50,7 +50,7 @@ export function ImageView({ id }: { id: string }) {
   return (
     <article class="image">
       <div class="image-head">
-        <Picture id={image.image_id} size={512} alt={text} />
+        <Thumbnail id={image.image_id} size={512} alt={text} />
         <div>
           <h1>{image.source}</h1>
           <p class="id">{image.image_id}</p>
@@ -115,7 +115,7 @@ export function Clusters() {
         {answer?.items.map((item) => (
           <li key={item.cluster} class="card">
             <a href={address("gallery", { cluster: item.cluster, sort: "dual_rank" })}>
-              <Picture id={item.typical} size={160} alt={`most typical image of cluster ${item.cluster}`} />
+              <Thumbnail id={item.typical} size={160} alt={`most typical image of cluster ${item.cluster}`} />
               <span class="caption"><strong>{item.cluster}</strong> {number(item.selected)} of {number(item.size)} selected</span>
             </a>
             <span class="caption quiet-text">{item.organs.map((o) => name(o.value)).join(", ")}</span>

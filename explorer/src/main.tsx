@@ -9,13 +9,14 @@ import { Clusters, ImageView } from "./image";
 import { MapView } from "./map";
 import { Pick } from "./pick";
 import { PinDialog, Pins } from "./pins";
+import { Review } from "./review";
 import { address, adjust, coreset, coresets, fragment, go, message, number, pool, refresh, route, say } from "./state";
 import { Card } from "./thumbnail";
 import "./style.css";
 
 const VIEWS: [string, string, string][] = [
   ["map", "Map", "m"], ["gallery", "Gallery", "g"], ["clusters", "Clusters", "c"], ["coreset", "Coreset", "o"],
-  ["compare", "Compare", "v"], ["pick", "Pick", "n"], ["pins", "Pins and bans", "h"],
+  ["compare", "Compare", "v"], ["pick", "Pick", "n"], ["pins", "Pins and bans", "h"], ["review", "Review", "w"],
 ];
 
 function SignIn() {
@@ -75,6 +76,7 @@ function View() {
   if (view === "compare") return <Compare />;
   if (view === "pick") return <Pick />;
   if (view === "pins") return <Pins />;
+  if (view === "review") return <Review />;
   if (view === "search") return <Search />;
   return <MapView />;
 }

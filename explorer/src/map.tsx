@@ -6,7 +6,7 @@ import { useKeys } from "./hooks";
 import { openPin } from "./pins";
 import { colours, type Colouring, inside, type Legend, type Points, readPoints } from "./points";
 import { address, adjust, coreset, go, number, pool, route, say } from "./state";
-import { Card, Picture } from "./thumbnail";
+import { Card, Thumbnail } from "./thumbnail";
 
 const COLOURINGS: [Colouring, string][] = [
   ["organ", "organ"], ["device", "device"], ["cluster", "cluster"], ["rank", "dual rank"],
@@ -143,7 +143,7 @@ export function MapView() {
         </ul>
         {hovered && (
           <div class="tip" style={{ left: `${hovered.left + 14}px`, top: `${hovered.top + 14}px` }}>
-            <Picture id={hovered.sample.image_id} size={160} alt="" />
+            <Thumbnail id={hovered.sample.image_id} size={160} alt="" />
             <strong>{hovered.sample.organ || "unknown organ"}</strong>
             <span>{hovered.sample.source}</span>
             <span>cluster {hovered.sample.cluster}, {hovered.sample.selected ? "selected" : "not selected"}</span>

@@ -1,4 +1,4 @@
-// Thumbnails: fetched with the token when they become visible, cached as blobs, a few at a time.
+// Pictures: fetched with the token when they become visible, cached as blobs, a few at a time.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, routes, type Sample } from "./api";
 import { address } from "./state";
@@ -40,26 +40,25 @@ async function picture(path: string, signal: AbortSignal): Promise<string> {
   }
 }
 
-export function Picture({ id, size, alt }: { id: string; size: number; alt: string }) {
+export function Picture({ path, alt }: { path: string; alt: string }) {
   const box = useRef<HTMLSpanElement>(null);
-  const [state, setState] = useState<{ id: string; url: string | null; failed: boolean }>();
+  const [state, setState] = useState<{ path: string; url: string | null; failed: boolean }>();
   useEffect(() => {
     const stop = new AbortController();
-    const address = routes.thumbnail({ image_id: id, size });
     const watch = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
       watch.disconnect();
-      picture(address, stop.signal)
-        .then((url) => setState({ id, url, failed: false }))
-        .catch(() => stop.signal.aborted || setState({ id, url: null, failed: true }));
+      picture(path, stop.signal)
+        .then((url) => setState({ path, url, failed: false }))
+        .catch(() => stop.signal.aborted || setState({ path, url: null, failed: true }));
     }, { rootMargin: "200px" });
     watch.observe(box.current!);
     return () => {
       stop.abort();
       watch.disconnect();
     };
-  }, [id, size]);
-  const here = state?.id === id ? state : undefined;
+  }, [path]);
+  const here = state?.path === path ? state : undefined;
   return (
     <span class="picture" ref={box}>
       {here?.url
@@ -67,6 +66,11 @@ export function Picture({ id, size, alt }: { id: string; size: number; alt: stri
         : <span class="blank" role="img" aria-label={alt}>{here?.failed ? "no picture" : ""}</span>}
     </span>
   );
+}
+
+/** The staged picture of an image. */
+export function Thumbnail({ id, size, alt }: { id: string; size: number; alt: string }) {
+  return <Picture path={routes.thumbnail({ image_id: id, size })} alt={alt} />;
 }
 
 const MARKS: Record<string, string> = { pin: "pinned", ban: "banned", selected: "selected" };
@@ -77,7 +81,7 @@ export function Card({ sample, note }: { sample: Sample; note?: string }) {
   return (
     <a class={`card ${sample.selected ? "selected" : ""}`}
        href={address(`image/${sample.image_id}`)} title={sample.reason ?? undefined}>
-      <Picture id={sample.image_id} size={160} alt={`${sample.organ || "image"}, ${sample.source}`} />
+      <Thumbnail id={sample.image_id} size={160} alt={`${sample.organ || "image"}, ${sample.source}`} />
       <span class="caption">
         <span>{note ?? sample.source.split("/").pop()}</span>
         {mark && <span class={`mark ${mark}`}>{MARKS[mark]}</span>}

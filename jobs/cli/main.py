@@ -185,16 +185,23 @@ def review_command(
         list[str] | None,
         typer.Option("--approve", help="Image id (or the beginning of one), or a file of ids."),
     ] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why the frames are harmless.")] = "",
+    reject: Annotated[
+        list[str] | None,
+        typer.Option("--reject", help="Frames that stay held back and no longer wait."),
+    ] = None,
+    undo: Annotated[
+        list[str] | None, typer.Option("--undo", help="Frames that shall wait again.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why you decide so.")] = "",
     by: Annotated[
-        str | None, typer.Option("--by", help="Who approves; default this machine's user.")
+        str | None, typer.Option("--by", help="Who decides; default this machine's user.")
     ] = None,
     sheet: Annotated[
         bool, typer.Option("--sheet", help="Write a page with the pictures, to decide on them.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the frames that de-identification held back, or approve some of them.
+    """List the frames that de-identification held back, or decide on some of them.
 
     \b
     Example:
@@ -209,8 +216,15 @@ def review_command(
         print(f"Open {write_sheet(store)} in a browser. Its pictures are identifiable.")
         return
     if approve:
-        count = review.approve(store, approve, reason=reason, by=by)
+        count = review.decide(store, "approve", approve, reason=reason, by=by)
         print(f"{count} frame(s) approved: the next `echostill ingest` adds them to the pool.")
+    if reject:
+        count = review.decide(store, "reject", reject, reason=reason, by=by)
+        print(f"{count} frame(s) rejected: they stay held back.")
+    if undo:
+        count = review.decide(store, "undo", undo, reason=reason, by=by)
+        print(f"{count} frame(s) wait again.")
+    if approve or reject or undo:
         return
     rows = review.waiting(store)
     print(json.dumps(rows, indent=1) if as_json else review.describe(store, rows))

@@ -15,6 +15,7 @@ from starlette.responses import FileResponse, HTMLResponse
 
 from echostill.curation.service.answers.uploads import TeacherFeatures
 from echostill.curation.service.data.pages import SampleFinder
+from echostill.curation.service.data.review import ReviewTable
 from echostill.curation.service.data.state import State
 from echostill.curation.service.http import (
     routes_coresets,
@@ -22,6 +23,7 @@ from echostill.curation.service.http import (
     routes_images,
     routes_jobs,
     routes_pins,
+    routes_review,
     routes_sql,
 )
 from echostill.curation.service.http.context import ServiceContext
@@ -42,6 +44,7 @@ ROUTES = (
     routes_jobs,
     routes_images,
     routes_pins,
+    routes_review,
     routes_sql,
 )
 EXPLORER = Path(__file__).parents[1] / "explorer"
@@ -89,6 +92,7 @@ def create_app(options: Options) -> SecurityMiddleware:
     context = ServiceContext(
         state=state,
         finder=SampleFinder(),
+        review=ReviewTable(state.store),
         sql=SqlPool(),
         teacher=TeacherFeatures(state),
         meters=Meters(),

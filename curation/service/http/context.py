@@ -8,6 +8,7 @@ from fastapi import Depends, Query, Request
 
 from echostill.curation.service.answers.uploads import TeacherFeatures
 from echostill.curation.service.data.pages import SampleFinder
+from echostill.curation.service.data.review import ReviewTable
 from echostill.curation.service.data.state import State
 from echostill.curation.service.http.security import Meters
 from echostill.curation.service.jobs.queue import Jobs
@@ -21,6 +22,7 @@ class ServiceContext:
     Attributes:
         state: the mapped store.
         finder: filters and sorts samples.
+        review: the frames that were held back.
         sql: worker processes for queries.
         teacher: computes the features of uploads.
         meters: metrics for Prometheus.
@@ -32,6 +34,7 @@ class ServiceContext:
 
     state: State
     finder: SampleFinder
+    review: ReviewTable
     sql: SqlPool
     teacher: TeacherFeatures
     meters: Meters

@@ -69,6 +69,27 @@ class PinBody(Signed):
     cluster: ClusterOf | None = None
 
 
+class ReviewShown(Body):
+    """All frames held back that a filter shows; `frames` is how many these are."""
+
+    state: list[str] = Field([], max_length=100)
+    reason: list[str] = Field([], max_length=100, examples=[["text"]])
+    organ: list[str] = Field([], max_length=100)
+    device: list[str] = Field([], max_length=100)
+    group_id: list[str] = Field([], max_length=100)
+    least: float = Field(0, ge=0, le=1)
+    most: float = Field(1, ge=0, le=1)
+    frames: int = Field(ge=1)
+
+
+class ReviewBody(Signed):
+    """Frames to decide on: by their ids, or all that a filter shows."""
+
+    decision: Literal["approve", "reject", "undo"]
+    images: list[str] = Field([], max_length=10_000)
+    filter: ReviewShown | None = None
+
+
 def selection_schema() -> dict[str, Any]:
     """The JSON schema of a request for a coreset: the keys of `echostill select` it may set."""
     schema = SelectConfig.model_json_schema()

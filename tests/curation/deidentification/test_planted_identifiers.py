@@ -270,12 +270,14 @@ def test_approved_frames_enter_as_they_were_cleaned(ray_cluster, export, tmp_pat
         ([""], "why not", "is the beginning of 2 ids"),
     ):
         with pytest.raises(UsageError, match=message):
-            review.approve(store.root, wanted, reason=reason)
+            review.decide(store.root, "approve", wanted, reason=reason)
     assert not (tmp_path / "store/review/approvals").exists()
     ids = tmp_path / "ids.txt"
     ids.write_text(f"{first['image_id'][:8]}\n")
-    assert review.approve(store.root, [str(ids)], reason="only a scale", by="R. Reader") == 1
-    shown = {row["image_id"]: row["approved_by"] for row in review.waiting(store.root)}
+    assert (
+        review.decide(store.root, "approve", [str(ids)], reason="only a scale", by="R. Reader") == 1
+    )
+    shown = {row["image_id"]: row["decided_by"] for row in review.waiting(store.root)}
     assert shown == {first["image_id"]: "R. Reader", second["image_id"]: ""}
     said = str(ingest(config))
     assert "1 shard(s) read again for approved frames" in said
@@ -283,7 +285,7 @@ def test_approved_frames_enter_as_they_were_cleaned(ray_cluster, export, tmp_pat
     assert first["image_id"] in store.open_pool().read(["image_id"])["image_id"].to_pylist()
     assert [row["image_id"] for row in review.waiting(store.root)] == [second["image_id"]]
     assert "already done" in str(ingest(config))
-    review.approve(store.root, [second["image_id"]], reason="only a scale")
+    review.decide(store.root, "approve", [second["image_id"]], reason="only a scale")
     retry_ingest(config)
     assert store.open_pool().rows == before + 2
     assert review.waiting(store.root) == []

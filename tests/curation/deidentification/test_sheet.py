@@ -54,7 +54,7 @@ def with_pictures(store, numbers):
 
 def test_the_sheet_has_every_frame_with_a_picture_that_nobody_approved(store):
     with_pictures(store, range(4))
-    review.approve(store.root, [f"{2:032x}"], reason="a scale")
+    review.decide(store.root, "approve", [f"{2:032x}"], reason="a scale")
     where = write_sheet(store.root)
     assert f"/{review.PICTURES}/" in where
     page = Path(where).read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def test_without_pictures_it_says_how_to_get_them(store):
 def test_with_nothing_to_review_there_is_no_sheet(store):
     with_pictures(store, range(5))
     wanted = [f"{number:032x}" for number in range(1, 5)]
-    review.approve(store.root, wanted, reason="scales")
+    review.decide(store.root, "approve", wanted, reason="scales")
     table = pa.Table.from_pylist(rows()[1:], schema=review.REVIEW_SCHEMA)
     write_table(review.review_storage(store), table, stage="ingest", fingerprint={})
     with pytest.raises(UsageError, match="no frame is held back"):
@@ -113,4 +113,6 @@ def test_keys_filters_and_whole_groups_decide(store, tmp_path):
     assert errors == []
     approved = (tmp_path / "approved.txt").read_text().split()
     assert approved == [f"{number:032x}" for number in (1, 2, 4)]
-    assert review.approve(store.root, [str(tmp_path / "approved.txt")], reason="scales") == 3
+    assert (
+        review.decide(store.root, "approve", [str(tmp_path / "approved.txt")], reason="scales") == 3
+    )

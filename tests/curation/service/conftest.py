@@ -18,6 +18,8 @@ import pyarrow as pa
 import pytest
 import uvicorn
 
+from echostill.curation.deidentification.decisions import review_storage
+from echostill.curation.deidentification.review import REVIEW_SCHEMA, prepare_pictures
 from echostill.curation.selection.stage import SelectConfig, select
 from echostill.curation.service.data.derived import derived_folder, prepare
 from echostill.curation.service.data.state import State
@@ -136,6 +138,33 @@ def write_store(root, rows=ROWS, quarantined=QUARANTINED, dimension=DIMENSION):
     return store
 
 
+def hold_back(store, frames=6):
+    """Frames that wait for review, two of a group; the last one could not be cleaned."""
+    rows = [
+        {
+            "image_id": f"{number:08x}" + "e" * 24,
+            "source": f"ward 9/name_{number}.png",
+            "reason": "text" if number < frames - 1 else "failed: ValueError",
+            "score": 0.9 - 0.1 * number,
+            "boxes": [[4, 4, 20, 9]],
+            "confidence": 1.0,
+            "method": "texture",
+            "cleaned": f"{number:064x}" if number < frames - 1 else "",
+            "redacted": 0.0,
+            "organ": ORGANS[number % 2],
+            "device": "CX50",
+            "group_id": f"study{number // 2}",
+        }
+        for number in range(frames)
+    ]
+    table = pa.Table.from_pylist(rows, schema=REVIEW_SCHEMA)
+    write_table(review_storage(store), table, stage="ingest", fingerprint={})
+    for number in range(frames - 1):
+        name = rows[number]["image_id"]
+        prepare_pictures(store).write(f"{name}.png", encode_png(picture(number)))
+    return [row["image_id"] for row in rows]
+
+
 def pick(root, **keys):
     return str(select(SelectConfig(**{"store": str(root), "budget": 60, "clusters": 8, **keys})))
 
@@ -145,6 +174,7 @@ def built(tmp_path_factory):
     """A store with two coresets and everything that a service derives; not to be changed."""
     root = tmp_path_factory.mktemp("service") / "store"
     store = write_store(root)
+    hold_back(store)
     pick(root, name="default")
     pick(root, name="spread", max_per_group=2, seed=1)
     prepare(store, derived_folder(store), lambda stage, fraction: None)
@@ -302,6 +332,7 @@ def make():
     """The functions above, for tests that need a store of their own."""
     return {
         "write_store": write_store,
+        "hold_back": hold_back,
         "identity": identity,
         "features": features,
         "pick": pick,

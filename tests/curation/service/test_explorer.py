@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from echostill.curation.deidentification.decisions import approved_pixels
+from echostill.platform.tables.store import Store
+
 AXE = Path(__file__).parents[3] / "explorer" / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -17,7 +20,7 @@ FLAGS = [
     "--use-angle=swiftshader",  # WebGL without a graphics card
     "--enable-unsafe-swiftshader",
 ]
-VIEWS = ["map", "gallery", "clusters", "coreset", "compare", "pick", "pins"]
+VIEWS = ["map", "gallery", "clusters", "coreset", "compare", "pick", "pins", "review"]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -125,6 +128,35 @@ def test_pick_find_why_compare_pin(visit, own_store, make):
 
     assert visit.complaints == []
     assert visit.elsewhere() == []
+
+
+def test_frames_held_back_are_reviewed_with_keys(visit, own_store, make):
+    page, store = visit.page, Store(str(own_store))
+    frames = [f"{number:08x}" + "e" * 24 for number in range(6)]
+    visit.go("review?sort=image_id", ".frame img")
+    assert page.locator(".frame").count() == 6
+    page.locator(".frame").first.focus()
+    page.keyboard.press("a")  # nobody has said who decides
+    page.get_by_text("Give your name and a reason first").wait_for()
+    main = page.locator("main")
+    main.get_by_label("Your name").fill("R. Reader")
+    main.locator("input[placeholder]").fill("scale marks")
+
+    page.locator(".frame").first.focus()
+    for key in ("a", "r", "a", "ArrowLeft", "u"):
+        page.keyboard.press(key)
+    page.get_by_role("button", name="Save and reload").click()
+    page.wait_for_function("document.querySelectorAll('.frame').length === 4")
+    assert approved_pixels(store) == {frames[0]: f"{0:064x}"}
+
+    # A whole group at once: the one that could not be cleaned stays.
+    main.get_by_label("Group any").select_option("study2")
+    page.wait_for_function("document.querySelectorAll('.frame').length === 2")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Approve all shown").click()
+    page.get_by_text("1 decided; 1 have no cleaned pixels to approve").wait_for()
+    assert set(approved_pixels(store)) == {frames[0], frames[4]}
+    assert visit.complaints == []
 
 
 def test_an_image_that_was_not_scored_says_why(visit, make):

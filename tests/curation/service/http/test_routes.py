@@ -61,6 +61,11 @@ CALLS = {
     "ban": lambda client, values: client.unpin(
         client.ban([values["image_id"]], **SIGNED)["id"], **SIGNED
     ),
+    "review": lambda client, values: values.update(
+        frame=next(client.review(sort="-score"))["image_id"]
+    ),
+    "review_picture": lambda client, values: client.review_picture(values["frame"]),
+    "decide": lambda client, values: client.decide("approve", [values["frame"]], **SIGNED),
     "selection": lambda client, values: client.selection(),
     "pick": lambda client, values: values.update(
         job=client.pick("by-every-method", budget=12, clusters=4)["id"]
