@@ -53,8 +53,12 @@ def picture(
 def decide(context: Context, body: ReviewBody) -> Response:
     """Approve frames, reject them, or take that back: by ids, or all that a filter shows."""
     shown = body.filter
-    wanted = shown and ReviewFilter(
-        {name: tuple(getattr(shown, name)) for name in FACETS}, shown.least, shown.most
+    wanted = (
+        None
+        if shown is None
+        else ReviewFilter(
+            {name: tuple(getattr(shown, name)) for name in FACETS}, shown.least, shown.most
+        )
     )
     made = answers.decide(
         context.state.store,
@@ -62,7 +66,7 @@ def decide(context: Context, body: ReviewBody) -> Response:
         body.decision,
         images=body.images,
         wanted=wanted,
-        expected=shown and shown.frames,
+        expected=None if shown is None else shown.frames,
         author=body.author,
         reason=body.reason,
     )
