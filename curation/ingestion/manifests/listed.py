@@ -55,13 +55,13 @@ def list_manifest(location: str, settings: IngestSettings) -> Listed:
     rows = [_with_slashes(row, root) for row in manifest.rows]
     files = [absolute_path(row["file"], root) if row.get("file") else "" for row in rows]
     base = common_folder([file for file in files if file and not is_inside(file, root)])
-    title = posixpath.basename(location)
+    title = "the manifest" if settings.hides_names else f"'{posixpath.basename(location)}'"
     sources = []
     for number, (row, file) in enumerate(zip(rows, files, strict=True), start=1):
         problem = _row_problem(row, file, root, settings)
         if problem:
             name = portable_name(row.get("file") or f"row {number}")
-            sources.append(Source("", name, problem=f"row {number} of '{title}' {problem}"))
+            sources.append(Source("", name, problem=f"row {number} of {title} {problem}"))
             continue
         name = os.path.relpath(file, root) if is_inside(file, root) else file[len(base) :]
         name = portable_name(Path(name).as_posix().lstrip("/"))
@@ -70,7 +70,7 @@ def list_manifest(location: str, settings: IngestSettings) -> Listed:
         raise UsageError(f"'{location}' lists no files.")
     if manifest.columns is None:
         return Listed(sources, "", [])
-    said = f"'{title}' {manifest.columns.describe()}"
+    said = f"{title} {manifest.columns.describe()}"
     return Listed(sources, said, _doubts(title, rows))
 
 
@@ -96,7 +96,7 @@ def _doubts(title: str, rows: Sequence[dict[str, str]]) -> list[str]:
     nobody = sum(is_placeholder(patient) for patient in named)
     if nobody:
         said.append(
-            f"{nobody} of {len(rows)} rows of '{title}' name no patient (an empty cell, or a "
+            f"{nobody} of {len(rows)} rows of {title} name no patient (an empty cell, or a "
             "placeholder such as ANONYMOUS or 0): their images are grouped by study, or else by "
             "file"
         )
