@@ -15,8 +15,8 @@ from echostill.curation.deidentification.brightness import Box, brightest
 from echostill.curation.deidentification.redaction import lost_share, redact
 from echostill.curation.deidentification.sector import Motion, Sector, find_sector
 from echostill.curation.deidentification.settings import DeidentifySettings, MaskRule
-from echostill.curation.deidentification.text import Text
-from echostill.curation.deidentification.text_finder import Finder, finder
+from echostill.curation.deidentification.text.finder import Finder, finder
+from echostill.curation.deidentification.text.found import Text
 from echostill.curation.deidentification.verdict import Cleaned, Verdict
 from echostill.platform.imaging.header import Region
 from echostill.platform.imaging.images import content_hash

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from echostill.curation.deidentification.brightness import Box
-from echostill.curation.deidentification.text import Text
+from echostill.curation.deidentification.text.found import Text
 
 _MARGIN = 0.15  # around a text's box, in heights of a line: strokes reach beyond what was found
 _LEAST_MARGIN, _LARGEST_MARGIN = 3, 12  # in pixels

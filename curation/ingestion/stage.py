@@ -11,7 +11,6 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from echostill.curation.deidentification.decisions import approved_pixels
-from echostill.curation.deidentification.ocr import require_ocr
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser, key_check, spread
 from echostill.curation.deidentification.review import (
     NEEDS_REVIEW,
@@ -20,6 +19,7 @@ from echostill.curation.deidentification.review import (
     reopen,
     write_review,
 )
+from echostill.curation.deidentification.text.ocr import require_ocr
 from echostill.curation.ingestion.changes import (
     describe_changes,
     divided,

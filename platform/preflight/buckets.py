@@ -43,7 +43,7 @@ def check_bucket(root: str, options: str) -> None:
     scheme, _, rest = root.partition("://")
     if scheme not in ("s3", "gs"):
         return
-    bucket = rest.partition("/")[0]
+    bucket = _bucket(rest)
     given = dict(parse_qsl(options))
     endpoint = _endpoint(scheme, given)
     try:
@@ -51,8 +51,8 @@ def check_bucket(root: str, options: str) -> None:
     except NoAnswerError as error:
         variable = "AWS_ENDPOINT_URL" if scheme == "s3" else "endpoint_override"
         raise UsageError(
-            f"cannot reach the object store of '{root}' at {endpoint}: {error}. Expected one that "
-            f"answers: correct the URI or the endpoint ({variable}), or mend the network."
+            f"cannot reach the object store of '{_shown(root)}' at {endpoint}: {error}. Expected "
+            f"one that answers: correct the URI or the endpoint ({variable}), or mend the network."
         ) from None
     hasty = "&".join([*filter(None, [options]), f"retry_limit_seconds={SECONDS:g}"])
     query = hasty if scheme == "gs" else options
@@ -78,7 +78,7 @@ def _check_exists(filesystem: pafs.FileSystem, bucket: str, root: str) -> None:
 def refusal(root: str, error: Exception) -> UsageError | None:
     """Say in words what an object store's client raised, where it is the request that is wrong."""
     text = str(error)
-    bucket = root.partition("://")[2].partition("/")[0]
+    bucket = _bucket(root.partition("://")[2])
     if any(word in text for word in MISSING):
         return _missing(bucket, root)
     if any(word in text for word in REFUSED):
@@ -88,14 +88,28 @@ def refusal(root: str, error: Exception) -> UsageError | None:
             else "GOOGLE_APPLICATION_CREDENTIALS, or the machine's role"
         )
         return UsageError(
-            f"the object store refuses access to '{root}': expected credentials that may read and "
-            f"write the bucket '{bucket}' ({names})."
+            f"the object store refuses access to '{_shown(root)}': expected credentials that may "
+            f"read and write the bucket '{bucket}' ({names})."
         )
     return None
 
 
 def _missing(bucket: str, root: str) -> UsageError:
-    return UsageError(f"there is no bucket '{bucket}' for '{root}': create it, or correct the URI.")
+    return UsageError(
+        f"there is no bucket '{bucket}' for '{_shown(root)}': create it, or correct the URI."
+    )
+
+
+def _bucket(location: str) -> str:
+    """The bucket of a URI without its scheme; credentials may stand before it (KEY:SECRET@)."""
+    return location.partition("/")[0].rpartition("@")[2]
+
+
+def _shown(root: str) -> str:
+    """A URI for messages, without credentials."""
+    scheme, _, rest = root.partition("://")
+    _, _, folder = rest.partition("/")
+    return f"{scheme}://{_bucket(rest)}" + (f"/{folder}" if folder else "")
 
 
 def _endpoint(scheme: str, options: dict[str, str]) -> str:

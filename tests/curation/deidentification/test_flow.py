@@ -5,7 +5,7 @@ import pytest
 
 from echostill.curation.deidentification.flow import colour_of, hide_flow
 from echostill.curation.deidentification.settings import DeidentifySettings
-from echostill.curation.deidentification.text_finder import find_text
+from echostill.curation.deidentification.text.finder import find_text
 
 LIKELY = DeidentifySettings().max_text
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from echostill.curation.deidentification import frames as deidentification
 from echostill.curation.deidentification.frames import Origin, deidentify
 from echostill.curation.deidentification.settings import DeidentifySettings, MaskRule
-from echostill.curation.deidentification.text import Text
+from echostill.curation.deidentification.text.found import Text
 from echostill.curation.deidentification.verdict import Context, Verdict, split_context
 from echostill.platform.imaging.dicom import open_dicom
 from echostill.platform.imaging.files import SourceFile

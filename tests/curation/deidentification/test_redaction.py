@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echostill.curation.deidentification.redaction import covered, lost_share, redact, widened
-from echostill.curation.deidentification.text import Text
+from echostill.curation.deidentification.text.found import Text
 
 BOXES = st.tuples(
     st.integers(0, 40), st.integers(0, 30), st.integers(1, 30), st.integers(1, 30)

@@ -55,6 +55,15 @@ def test_what_is_dead_is_said_within_the_bar(closed_port):
         assert str(closed_port) in text
 
 
+def test_credentials_in_a_uri_are_not_said(closed_port):
+    text = refusal(
+        Storage,
+        f"s3://AKIA17:secret17@ward/s?endpoint_override=127.0.0.1:{closed_port}&scheme=http",
+    )
+    assert "'s3://ward/s'" in text
+    assert "17@" not in text
+
+
 @pytest.mark.slow  # waits for answers that never come, all of them at once
 def test_what_never_answers_is_said_within_the_bar(silent_port):
     started = time.monotonic()

@@ -126,14 +126,14 @@ def test_only_a_tilde_alone_is_the_home_folder(monkeypatch, tmp_path):
     assert Storage("x/~/y").root == f"{tmp_path}/x/~/y"
 
 
-def test_a_file_is_split_into_its_folder_and_its_name(tmp_path, monkeypatch):
+def test_a_file_is_split_into_its_folder_and_its_name(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path, root, name in (
         ("a.csv", str(tmp_path), "a.csv"),
         ("/a.csv", "/", "a.csv"),
         ("week #3?/50%20.csv", f"{tmp_path}/week #3?", "50%20.csv"),
         ("file:///a%20b/50%25.csv", "/a b", "50%.csv"),
-        ("gs://anonymous@bucket/a/b.csv", "gs://anonymous@bucket/a", "b.csv"),
+        (f"{bucket}/a/b.csv", f"{bucket}/a", "b.csv"),
     ):
         folder, file = file_in(path)
         assert (folder.root, file) == (root, name)

@@ -24,12 +24,14 @@ def test_a_token_is_made_once_and_kept_from_others(tmp_path):
     assert find_token(tmp_path / "other.token")[0] != token
 
 
-def test_a_remote_store_has_its_token_in_the_cache(monkeypatch, tmp_path):
+def test_a_remote_store_has_its_token_in_the_cache(object_store, monkeypatch, tmp_path):
+    for name, value in object_store.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = token_path(Store("gs://anonymous@bucket/store"), None)
+    path = token_path(Store("s3://hospital/store"), None)
     assert path.parent == tmp_path / "echostill" / "tokens"
-    assert token_path(Store("gs://anonymous@bucket/other"), None) != path
-    assert token_path(Store("gs://anonymous@bucket/store"), str(tmp_path / "x")) == tmp_path / "x"
+    assert token_path(Store("s3://hospital/other"), None) != path
+    assert token_path(Store("s3://hospital/store"), str(tmp_path / "x")) == tmp_path / "x"
 
 
 def test_a_file_that_others_can_read_is_refused(tmp_path):

@@ -5,14 +5,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import signal
 
-from echostill.curation.deidentification import text_network
-from echostill.curation.deidentification.text_network import text_logits
+from echostill.curation.deidentification.text import network
+from echostill.curation.deidentification.text.network import text_logits
 
 
 def reference(value):
     """The network in whole numbers of 64 bits, one channel after the other."""
     cells = [value.astype(np.int64)]
-    layers = text_network._layers()
+    layers = network._layers()
     for number, layer in enumerate(layers):
         weight = np.rint(layer.weight).astype(np.int64)
         size, step, reach = weight.shape[2], layer.stride, layer.dilation
@@ -50,13 +50,13 @@ def test_a_larger_picture_too(phantom):
 
 
 def test_no_sum_can_leave_the_numbers_that_float32_holds_exactly():
-    for layer in text_network._layers():
+    for layer in network._layers():
         assert (layer.weight == np.rint(layer.weight)).all()
         assert np.abs(layer.weight).sum(axis=(1, 2, 3)).max() * 255 < 2**24
 
 
 def test_the_reach_of_every_layer_fits_into_the_margin():
-    _, _, *rest, last = text_network._layers()
+    _, _, *rest, last = network._layers()
     assert max(layer.dilation * (layer.weight.shape[2] // 2) for layer in rest) <= 4
     assert last.weight.shape[2:] == (1, 1)
 

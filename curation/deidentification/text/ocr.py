@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from echostill.curation.deidentification.text import Text
+from echostill.curation.deidentification.text.found import Text
 from echostill.platform.errors import UsageError
 
 _SCORE = 1.0  # of what it finds: it keeps its own scores to itself

@@ -1,6 +1,6 @@
 import numpy as np
 
-from echostill.curation.deidentification.text import Text
+from echostill.curation.deidentification.text.found import Text
 
 
 def test_a_text_lies_in_a_mask_that_has_some_of_its_cells_whole():

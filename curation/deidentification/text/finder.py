@@ -1,6 +1,6 @@
 """Where a picture may have lettering drawn into it, and how likely.
 
-The text is not read. A small network (``text_network.py``) marks the cells that look like
+The text is not read. A small network (``network.py``) marks the cells that look like
 lettering of any script, at several sizes; what it marks in one piece is one text. Its recall and
 false alarms are measured by ``benchmarks/deidentification.py``.
 """
@@ -14,8 +14,8 @@ from scipy.special import expit
 
 from echostill.curation.deidentification.brightness import brightest
 from echostill.curation.deidentification.flow import COLOURED, colour_of, hide_flow
-from echostill.curation.deidentification.text import Text
-from echostill.curation.deidentification.text_network import CELL, text_logits
+from echostill.curation.deidentification.text.found import Text
+from echostill.curation.deidentification.text.network import CELL, text_logits
 
 _SMALLEST_SIDE = 100  # of a picture that is looked at once more at half its size
 _SMALL_SIDE = 100  # of a picture that is looked at once more at twice its size
@@ -40,7 +40,7 @@ def finder(name: Literal["own", "both"]) -> Finder:
     """
     if name == "own":
         return find_text
-    from echostill.curation.deidentification.ocr import find_text_by_ocr
+    from echostill.curation.deidentification.text.ocr import find_text_by_ocr
 
     return lambda frame: [*find_text(frame), *find_text_by_ocr(frame)]
 

@@ -37,7 +37,7 @@ class _Layer:
 
 @cache
 def _layers() -> tuple[_Layer, ...]:
-    file = resources.files(__package__ or "").joinpath("text_network.npz")
+    file = resources.files(__package__ or "").joinpath("network.npz")
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
         return tuple(
             _Layer(

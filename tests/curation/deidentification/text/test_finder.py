@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw, ImageFont, features
 
-from echostill.curation.deidentification import text_finder
 from echostill.curation.deidentification.settings import DeidentifySettings
-from echostill.curation.deidentification.text_finder import find_text, finder
+from echostill.curation.deidentification.text import finder as finder_module
+from echostill.curation.deidentification.text.finder import find_text, finder
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import decode_image
 
-QUICKSTART = Path(__file__).parents[3] / "examples/quickstart/pool"
+QUICKSTART = Path(__file__).parents[4] / "examples/quickstart/pool"
 LIKELY = DeidentifySettings().max_text
 DEJAVU = Path(matplotlib.__file__).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
 DEBIAN = Path("/usr/share/fonts")
@@ -217,7 +217,7 @@ def test_a_box_covers_its_text(phantom):
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_doubling_keeps_every_pixel(value):
-    double = text_finder._double(value)
+    double = finder_module._double(value)
     assert double.shape == (2 * value.shape[0], 2 * value.shape[1])
     assert (double[::2, ::2] == value).all()
 
@@ -236,7 +236,7 @@ def test_both_finders_find_what_either_does(phantom):
 
 
 def test_without_its_package_the_second_finder_is_refused(monkeypatch):
-    from echostill.curation.deidentification import ocr
+    from echostill.curation.deidentification.text import ocr
 
     monkeypatch.setitem(__import__("sys").modules, "rapidocr_onnxruntime", None)
     ocr._detector.cache_clear()

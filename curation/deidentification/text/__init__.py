@@ -1,0 +1,1 @@
+"""Lettering in a frame: found by a small network, by OCR, or by both."""
