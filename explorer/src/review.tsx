@@ -77,6 +77,7 @@ export function Review() {
   const [made, setMade] = useState<Record<string, Decision>>({}); // not yet in the list that is shown
   const unsaved = useRef<Record<string, Decision>>({});
   const timer = useRef(0);
+  const saved = useRef(Promise.resolve()); // settles when all that was sent is stored, in order
 
   const offset = Number(values.get("from") ?? 0);
   const chosen = Object.fromEntries(FACETS.map(([field]) => {
@@ -96,8 +97,12 @@ export function Review() {
     setMade({});
     setVersion((old) => old + 1);
   };
-  const save = async () => {
+  const save = () => {
     clearTimeout(timer.current);
+    saved.current = saved.current.then(send);
+    return saved.current;
+  };
+  const send = async () => {
     const decided = unsaved.current;
     unsaved.current = {};
     try {
