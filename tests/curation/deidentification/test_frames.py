@@ -17,6 +17,8 @@ from echostill.platform.imaging.dicom import open_dicom
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.header import Region
 
+pytestmark = pytest.mark.slow
+
 DICOM = Path(__file__).parents[3] / "examples/quickstart/pool/dicom"
 DEFAULT = DeidentifySettings()
 

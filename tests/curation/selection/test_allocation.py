@@ -14,6 +14,8 @@ from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.quotas import share
 from echostill.platform.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 ROWS = 72
 IDS = [f"{row * 0x9E3779B9 % 2**32:08x}{row:024x}" for row in range(ROWS)]
 GENERATOR = np.random.default_rng(4)

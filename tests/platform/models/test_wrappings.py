@@ -27,6 +27,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder, load_weights
 
+pytestmark = pytest.mark.slow
+
 NAME = "tinyusfm-micro"
 
 

@@ -14,6 +14,8 @@ from echostill.curation.deidentification.text.finder import find_text, finder
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import decode_image
 
+pytestmark = pytest.mark.slow
+
 QUICKSTART = Path(__file__).parents[4] / "examples/quickstart/pool"
 LIKELY = DeidentifySettings().max_text
 DEJAVU = Path(matplotlib.__file__).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"

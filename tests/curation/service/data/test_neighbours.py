@@ -16,6 +16,8 @@ from echostill.platform.tables.schemas import scores_schema
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import Table, write_table
 
+pytestmark = pytest.mark.slow
+
 DIMENSION = 24
 
 
