@@ -65,4 +65,5 @@ def _grey_around(value: np.ndarray, known: np.ndarray) -> np.ndarray:
     weight = ndimage.uniform_filter(known.astype(np.float64), _AROUND)
     total = ndimage.uniform_filter(value * known.astype(np.float64), _AROUND)
     mean = np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-6)
-    return np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+    grey: np.ndarray = np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+    return grey

@@ -145,7 +145,8 @@ def _pixels(
     side = CELL * scale
     edges = np.stack([columns, rows, columns + 1, rows + 1], axis=1) * side
     boxes = np.concatenate([np.floor(edges[:, :2]), np.ceil(edges[:, 2:])], axis=1).astype(int)
-    return np.minimum(boxes, [shape[1], shape[0]] * 2)
+    inside: np.ndarray = np.minimum(boxes, [shape[1], shape[0]] * 2)
+    return inside
 
 
 def _double(value: np.ndarray) -> np.ndarray:

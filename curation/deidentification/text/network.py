@@ -77,7 +77,8 @@ def text_logits(value: np.ndarray) -> np.ndarray:
         inner[:, :, _MARGIN : _MARGIN + width] = out[:, :, :width]
     cells = inner[:, :, _MARGIN : _MARGIN + width].reshape(len(padded), -1)
     logits = last.weight[:, :, 0, 0] @ cells
-    return (logits[0] * last.scale[0] + last.offset[0]).reshape(height, width)
+    found: np.ndarray = logits[0] * last.scale[0] + last.offset[0]
+    return found.reshape(height, width)
 
 
 def _inner(padded: np.ndarray, height: int, row: int) -> np.ndarray:
