@@ -80,14 +80,9 @@ def ask(
     Raises:
         NoAnswerError: Nobody listens, or the answer is no HTTP or takes too long.
     """
-    handlers: list[Any] = (
-        [_NoRedirection]
-        if proxies
-        else [
-            _NoRedirection,
-            urllib.request.ProxyHandler({}),
-        ]
-    )
+    handlers: list[Any] = [_NoRedirection]
+    if not proxies:
+        handlers.append(urllib.request.ProxyHandler({}))
     opener = urllib.request.build_opener(*handlers)
     request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
 

@@ -1,7 +1,7 @@
 """Frames that were held back for review: listed, shown and decided on."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from echostill.curation.deidentification.decisions import Decision, record
@@ -26,7 +26,7 @@ def review_list(
     """
     if sort not in SORTS:
         raise bad_request(f"cannot sort by '{sort}': expected {', '.join(SORTS)}.")
-    rows = review.rows()
+    rows = review.rows().values()
     found = sorted(filter(wanted.passes, rows), key=lambda row: (SORTS[sort](row), row["image_id"]))
     end = offset + limit
     return {
@@ -89,7 +89,7 @@ def decide(
     if bool(images) == (wanted is not None):
         raise Problem(422, "invalid", "give either images or a filter.")
     if wanted is not None:
-        rows = [row for row in review.rows() if wanted.passes(row)]
+        rows = [row for row in review.rows().values() if wanted.passes(row)]
         if len(rows) != expected:
             raise conflict(f"the filter shows {len(rows)} frames now, not {expected}: look again.")
     else:
@@ -103,7 +103,7 @@ def decide(
 
 
 def _find(images: Sequence[str], review: ReviewTable) -> list[dict[str, Any]]:
-    rows = {row["image_id"]: row for row in review.rows()}
+    rows = review.rows()
     for image_id in images:
         if image_id not in rows:
             hint = nearest(image_id, rows)
@@ -115,7 +115,7 @@ def _item(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in _SHOWN}, "approvable": bool(row["cleaned"])}
 
 
-def _counts(rows: Sequence[dict[str, Any]], wanted: ReviewFilter, name: str) -> list[Any]:
+def _counts(rows: Collection[dict[str, Any]], wanted: ReviewFilter, name: str) -> list[Any]:
     found = Counter(row[name] for row in rows if wanted.passes(row, but=name))
     return [
         {"value": value, "images": count}

@@ -54,14 +54,14 @@ class ReviewTable:
         self._store = store
         self._lock = threading.Lock()
         self._seen: Any = None
-        self._rows: list[dict[str, Any]] = []
+        self._rows: dict[str, dict[str, Any]] = {}
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the frames held back, in the table's order; none where nothing was held back."""
+    def rows(self) -> Mapping[str, dict[str, Any]]:
+        """Return the frames held back by id, in the table's order; none where nothing was."""
         with self._lock:
             seen = self._signature()
             if seen != self._seen:
-                self._rows, self._seen = self._read() if seen else [], seen
+                self._rows, self._seen = self._read() if seen else {}, seen
             return self._rows
 
     def picture(self, image_id: str) -> bytes | None:
@@ -76,18 +76,18 @@ class ReviewTable:
             return None
         return self._storage.read(MANIFEST), tuple(decisions_storage(self._store).list())
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         rows: list[dict[str, Any]] = Table.open(self._storage, "ingest").read().to_pylist()
         decided = latest(self._store)
         written = set(self._storage.at(PICTURES).list())
-        return [
-            {
+        return {
+            row["image_id"]: {
                 **{key: _plain(value) for key, value in row.items()},
                 **state_of(row, decided),
                 "picture": f"{row['image_id']}.png" in written,
             }
             for row in rows
-        ]
+        }
 
 
 def _plain(value: Any) -> Any:

@@ -53,13 +53,9 @@ def picture(
 def decide(context: Context, body: ReviewBody) -> Response:
     """Approve frames, reject them, or take that back: by ids, or all that a filter shows."""
     shown = body.filter
-    wanted = (
-        None
-        if shown is None
-        else ReviewFilter(
-            {name: tuple(getattr(shown, name)) for name in FACETS}, shown.least, shown.most
-        )
-    )
+    wanted = None
+    if shown is not None:
+        wanted = ReviewFilter(shown.model_dump(include=set(FACETS)), shown.least, shown.most)
     made = answers.decide(
         context.state.store,
         context.review,
