@@ -1,0 +1,1 @@
+"""Statistics of an evaluation: folds by group, intervals of paired differences, families."""
