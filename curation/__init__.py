@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from echostill.curation.client import connect
     from echostill.curation.copies.leakcheck import LeakReport, LeakSettings, check_leaks
     from echostill.curation.copies.stage import DuplicatesConfig, find_duplicates
+    from echostill.curation.datasets.torch_dataset import CoresetDataset
+    from echostill.curation.datasets.writing import export_dataset
     from echostill.curation.ingestion.stage import IngestConfig, ingest, retry_ingest
     from echostill.curation.local import open_store
     from echostill.curation.scoring.stage import ScoreConfig, retry_score, score
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Answer": "selection.explain.questions",
+    "CoresetDataset": "datasets.torch_dataset",
     "DuplicatesConfig": "copies.stage",
     "IngestConfig": "ingestion.stage",
     "LeakReport": "copies.leakcheck",
@@ -25,6 +28,7 @@ _HOMES = {
     "SelectConfig": "selection.stage",
     "check_leaks": "copies.leakcheck",
     "connect": "client",
+    "export_dataset": "datasets.writing",
     "find_duplicates": "copies.stage",
     "ingest": "ingestion.stage",
     "open_store": "local",
@@ -38,6 +42,7 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "CoresetDataset",
     "DuplicatesConfig",
     "IngestConfig",
     "LeakReport",
@@ -46,6 +51,7 @@ __all__ = [
     "SelectConfig",
     "check_leaks",
     "connect",
+    "export_dataset",
     "find_duplicates",
     "ingest",
     "open_store",

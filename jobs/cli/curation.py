@@ -115,7 +115,7 @@ def query_command(
     Example:
       echostill query "select organ, count(*) from pool group by organ" --store runs/quickstart
     """
-    with _asked(store, url, token_file) as questions:
+    with open_questions(store, url, token_file) as questions:
         table = questions.sql(sql, coreset=coreset, limit=limit)
     if as_json:
         print(json.dumps(table.to_pylist(), indent=1, default=str))
@@ -150,8 +150,8 @@ def neighbours_command(
     Example:
       echostill neighbours 3f9a --store runs/quickstart
     """
-    _check_selected(selected)
-    with _asked(store, url, token_file) as questions:
+    check_selected(selected)
+    with open_questions(store, url, token_file) as questions:
         items = questions.neighbours(
             image, k, coreset=coreset, selected=selected, same_group=not other_groups
         )
@@ -182,29 +182,9 @@ def compare_command(
     Example:
       echostill compare default half --store runs/quickstart
     """
-    with _asked(store, url, token_file) as questions:
+    with open_questions(store, url, token_file) as questions:
         found = questions.compare(a, b, limit=limit)
     print(json.dumps(found, indent=1) if as_json else found["text"])
-
-
-def export_coreset_command(
-    name: Annotated[str, typer.Argument(help="Name of the coreset.")],
-    to: Annotated[str, typer.Argument(help="File: .parquet, .csv or .jsonl.")],
-    store: StoreNotUrlOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    selected: SelectedOption = "true",
-) -> None:
-    """Write a coreset's rows, with source, organ and device, to one file.
-
-    \b
-    Example:
-      echostill export-coreset default chosen.csv --store runs/quickstart
-    """
-    _check_selected(selected)
-    with _asked(store, url, token_file) as questions:
-        size = questions.export(name, to, selected=selected)
-    print(f"{to}: {size} bytes")
 
 
 def atlas_command(
@@ -325,7 +305,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "query": query_command,
     "neighbours": neighbours_command,
     "compare": compare_command,
-    "export-coreset": export_coreset_command,
     "atlas": atlas_command,
     "pin": pin_command,
     "why": why_command,
@@ -333,7 +312,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _asked(store: str | None, url: str | None, token_file: str | None) -> "CoresetQuestions":
+def open_questions(
+    store: str | None, url: str | None, token_file: str | None
+) -> "CoresetQuestions":
     """Open what a question is for: a running service, or a store."""
     if store is not None and url is not None:
         raise UsageError("give --store or --url, not both.")
@@ -346,7 +327,8 @@ def _asked(store: str | None, url: str | None, token_file: str | None) -> "Cores
     return open_store(store or DEFAULT_STORE)
 
 
-def _check_selected(selected: str) -> None:
+def check_selected(selected: str) -> None:
+    """Refuse what is no value of ``--selected``."""
     if selected not in ("true", "false", "any"):
         raise UsageError(f"--selected '{selected}' is not valid: expected true, false or any.")
 
