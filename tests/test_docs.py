@@ -23,6 +23,7 @@ from echostill.platform.config import apply_overrides, read_document, resolve
 from echostill.platform.errors import UsageError
 from echostill.platform.stages import STAGES
 from echostill.platform.tables import schemas
+from echostill.platform.tables.holdings import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "infra").glob("*.md")])
@@ -181,6 +182,8 @@ def check_paths(command: list[str]) -> None:
         value = word.rpartition("=")[2]
         is_path = re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?", value) is not None
         if not is_path or value.startswith(OUTPUTS):
+            continue
+        if value.startswith(tuple(f"{kind}/" for kind in KINDS)):  # inside of a store
             continue
         # A source's name is relative to its pool.
         places = (ROOT / value, ROOT / "examples" / "quickstart" / "pool" / value)

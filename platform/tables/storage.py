@@ -128,6 +128,14 @@ class Storage:
             if info.type == pafs.FileType.File and not info.path.endswith(UNFINISHED)
         }
 
+    def modified(self, name: str = "") -> str:
+        """Return when the newest file in a folder was written, UTC; empty where that is unknown."""
+        selector = pafs.FileSelector(self._full(name), allow_not_found=True, recursive=True)
+        with self._explained("list", name):
+            found = self._filesystem.get_file_info(selector)
+        times = [info.mtime for info in found if info.type == pafs.FileType.File and info.mtime]
+        return max(times).strftime("%Y-%m-%dT%H:%M:%SZ") if times else ""
+
     def delete(self, name: str) -> None:
         """Delete a file or a folder; a missing one is fine."""
         kind = self._info(name).type
