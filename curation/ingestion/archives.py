@@ -19,10 +19,16 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Any, cast
 
 from echostill.curation.ingestion.manifests.columns import as_text, match_columns
-from echostill.platform.imaging.containers import ARCHIVE, container_of, has_known_suffix
+from echostill.platform.imaging.containers import (
+    ARCHIVE,
+    IMAGE_SUFFIXES,
+    container_of,
+    has_known_suffix,
+)
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
+from echostill.platform.imaging.viewers import Viewers
 
 _INDEX = "DICOMDIR"  # the table of contents of a DICOM disc
 NESTED = 3  # archives inside each other that are read
@@ -38,6 +44,7 @@ class Member:
     data: bytes | None = field(default=None, repr=False)
     values: dict[str, str] = field(default_factory=dict, repr=False)  # from its .json
     problem: str = ""
+    viewer: str = ""  # why it may be a picture of a viewer or web page, see ``Viewers.claim``
 
 
 @dataclass
@@ -78,18 +85,23 @@ def read_archive(
     passed = Passed() if passed is None else passed
     waiting = _Waiting(passed)
     last = ""
+    zipped = file.head().startswith(b"PK")
+    viewers = Viewers(_names(file, zipped))
     with file.opened() as stream:
         try:
-            entries = _zip_entries if file.head().startswith(b"PK") else _tar_entries
+            entries = _zip_entries if zipped else _tar_entries
             for entry in entries(stream):
                 last = entry.name
+                viewers.add(entry.name)
                 yield from waiting.before(entry.name)
                 if entry.kind == "file" and entry.name.lower().endswith(".json"):
                     waiting.json(entry.name, entry.read())
                     continue
                 member = _member(entry, limits, passed)
                 if member is not None:
-                    waiting.members.append(member)
+                    still = entry.name.lower().endswith(IMAGE_SUFFIXES)
+                    claim = viewers.claim(entry.name) if still else ""
+                    waiting.members.append(replace(member, viewer=claim))
         except _DAMAGE:
             yield from waiting.flush()
             where = f"after its member '{last}'" if last else "from the beginning"
@@ -199,6 +211,27 @@ class _TarInfo(tarfile.TarInfo):
             return super().fromtarfile(tarfile_)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(error)) from None
+
+
+def _names(file: SourceFile, zipped: bool) -> list[str]:
+    """Return the names of an archive's files, as far as it can be read.
+
+    A tar in a bucket would be fetched once more for them: of its files only those before a picture
+    tell what lies beside it.
+    """
+    names: list[str] = []
+    if "://" in file.location and not zipped:
+        return names
+    with contextlib.suppress(*_DAMAGE), file.opened() as stream:
+        if zipped:
+            with zipfile.ZipFile(stream) as packed:
+                return [info.filename for info in packed.infolist() if not info.is_dir()]
+        with tarfile.open(fileobj=stream, mode="r:*", tarinfo=_TarInfo) as archive:
+            while (info := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]
+                if info.isfile():
+                    names.append(info.name)
+    return names
 
 
 def _tar_entries(stream: IO[bytes]) -> Iterator[_Entry]:

@@ -16,7 +16,7 @@ FILE = "files.parquet"
 NAMED = 3  # files that a message names
 # What may change while the pool stays the same: where the files lie, and what mending changes.
 _PASSING = {"file", "size", "problem"}
-_LATER = {"study"}  # what earlier releases did not know is left out where it is empty
+_LATER = {"study", "viewer"}  # what earlier releases did not know is left out where it is empty
 
 
 def divided(sources: Sequence[Source], files: int, size: int) -> list[list[Source]]:

@@ -37,6 +37,7 @@ from echostill.platform.imaging.frames import Limits
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.imaging.labels import MASK, named_masks
 from echostill.platform.imaging.packed import unpacked
+from echostill.platform.imaging.viewers import Viewers
 from echostill.platform.tables.storage import sha256
 
 _INDEX = "DICOMDIR"  # the table of contents of a DICOM disc
@@ -148,8 +149,9 @@ def _list_one(location: str, settings: IngestSettings, into: Listing) -> None:
         into.sources.append(Source(location, name, size=size_of(location)))
         return
     passed: Counter[str] = Counter()
+    viewers = Viewers()
     walk = _remote_folder if "://" in location else _local_folder
-    found = walk(location, settings, passed)
+    found = _told(walk(location, settings, passed, viewers), viewers)
     masks = named_masks(source.name for source in found if not source.problem)
     found = [source for source in found if source.name not in masks]
     passed[MASK] += len(masks)
@@ -162,6 +164,17 @@ def _list_one(location: str, settings: IngestSettings, into: Listing) -> None:
             f"{hint}{there}"
         )
     into.sources += found
+
+
+def _told(sources: list[Source], viewers: Viewers) -> list[Source]:
+    """Return a folder's files, and of pictures whether they may be a viewer's or a web page's."""
+    for source in sources:
+        viewers.add(source.name)
+    stills = {source.name for source in sources if source.name.lower().endswith(IMAGE_SUFFIXES)}
+    return [
+        replace(source, viewer=viewers.claim(source.name)) if source.name in stills else source
+        for source in sources
+    ]
 
 
 def _kind_of_local(location: str) -> str:
@@ -187,7 +200,9 @@ def _kind_of_remote(location: str) -> str:
     raise UsageError(f"source '{location}' does not exist.")
 
 
-def _local_folder(root: str, settings: IngestSettings, passed: Counter[str]) -> list[Source]:
+def _local_folder(
+    root: str, settings: IngestSettings, passed: Counter[str], viewers: Viewers
+) -> list[Source]:
     inside = os.path.realpath(root) + os.sep
     sources = []
 
@@ -214,6 +229,7 @@ def _local_folder(root: str, settings: IngestSettings, passed: Counter[str]) -> 
                 continue
             problem = None if name.upper() == _INDEX else _problem(path, inside)
             if problem is None:
+                viewers.add(_relative(folder, name, root))
                 passed[_INDEX if name.upper() == _INDEX else kind_of_name(name)] += 1
                 continue
             file = "" if problem else path
@@ -256,7 +272,9 @@ def _is_of_use(name: str, head: bytes) -> bool:
     )
 
 
-def _remote_folder(root: str, settings: IngestSettings, passed: Counter[str]) -> list[Source]:
+def _remote_folder(
+    root: str, settings: IngestSettings, passed: Counter[str], viewers: Viewers
+) -> list[Source]:
     storage, key = bucket_of(root.rstrip("/"))
     prefix = f"{key}/" if key else ""
     sources = []
@@ -268,6 +286,7 @@ def _remote_folder(root: str, settings: IngestSettings, passed: Counter[str]) ->
                 passed["hidden files"] += 1
                 continue
             if base.upper() == _INDEX:
+                viewers.add(name)
                 passed[_INDEX] += 1
                 continue
             location = f"{root.rstrip('/')}/{name}"
@@ -275,6 +294,7 @@ def _remote_folder(root: str, settings: IngestSettings, passed: Counter[str]) ->
                 large = not name.lower().endswith(IMAGE_SUFFIXES)
                 sources.append(Source(location, portable_name(name), size=size if large else 0))
             else:
+                viewers.add(name)
                 passed[kind_of_name(base)] += 1
     except OSError as error:
         raise UsageError(f"cannot list '{root}': {error}") from None

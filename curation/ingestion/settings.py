@@ -97,6 +97,7 @@ class Source:
     size: int = 0  # in bytes, where it tells how many frames to expect
     skip: tuple[str, ...] = ()  # members of an archive that are left out
     study: str = field(default="", repr=False)  # the group, where nobody names a patient
+    viewer: str = ""  # why it may be a picture of a viewer or web page, see ``Viewers.claim``
 
 
 def read_key(settings: IngestSettings) -> bytes | None:

@@ -34,6 +34,7 @@ from echostill.platform.imaging.containers import (
     open_clip,
 )
 from echostill.platform.imaging.files import SourceFile
+from echostill.platform.imaging.frames import Frame
 from echostill.platform.imaging.header import DicomHeader
 from echostill.platform.imaging.images import (
     DecodeError,
@@ -45,6 +46,7 @@ from echostill.platform.imaging.images import (
 )
 from echostill.platform.imaging.modality import modality
 from echostill.platform.imaging.packed import unpacked
+from echostill.platform.imaging.viewers import refuse_viewer_picture
 from echostill.platform.tables.schemas import REDACTED
 
 
@@ -206,6 +208,7 @@ def _member_rows(source: Source, member: Member, reading: _Reading) -> Iterator[
         organ=same_organ(values.get("organ", "")) or source.organ,
         device=same_device(values.get("device", "")) or source.device,
         label=values.get("label") or source.label,
+        viewer=member.viewer,
     )
     yield from _content_rows(source, SourceFile(source.name, data=member.data), reading)
 
@@ -228,7 +231,8 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
             device=source.device or settings.device or same_device(header.device),
         )
     # A cine's sector is looked for on its first frames: these are held meanwhile, not the clip.
-    frames, ahead = itertools.tee(settings.frames.read(clip))
+    shown = _without_viewer_pictures(settings.frames.read(clip), source.viewer)
+    frames, ahead = itertools.tee(shown)
     pixels = (frame.pixels for frame in ahead)
     all_cleaned = deidentify(pixels, settings.deidentify, origin)
     for frame, cleaned in zip(frames, all_cleaned, strict=True):
@@ -255,6 +259,17 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
         if settings.deidentify.redacts:
             row[REDACTED.name] = cleaned.verdict.redacted
         yield row
+
+
+def _without_viewer_pictures(frames: Iterator[Frame], claim: str) -> Iterator[Frame]:
+    """Yield frames, and errors for those that are a viewer's, where the file may be one's."""
+    for frame in frames:
+        if claim and frame.pixels is not None:
+            try:
+                refuse_viewer_picture(frame.pixels, claim)
+            except NoImageError as error:
+                frame = Frame(frame.index, None, error)
+        yield frame
 
 
 def _row(

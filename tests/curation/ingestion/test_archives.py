@@ -388,3 +388,67 @@ def test_names_inside_archives_are_found_again(tmp_path, monkeypatch):
     name = "study.zip/inner.tar/deep.zip/a/0.png"
     hashed = Pseudonymiser(b"sixteen bytes or more", hidden=True).name(name)
     assert reveal(settings, Storage(str(tmp_path / "pool")), [hashed]) == {hashed: name}
+
+
+def speckled(seed=0):
+    """A picture that looks like ultrasound: large, grey and speckled, on black."""
+    pixels = np.clip(60 * np.random.default_rng(seed).rayleigh(1.0, (160, 200)), 0, 255)
+    pixels[:, :40] = 0
+    sink = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def disc():
+    """Members of a disc with its viewer: three pictures of ultrasound, four of the viewer."""
+    return (
+        ("DICOMDIR", b""),
+        ("EXPORT/1.png", speckled(1)),
+        ("VIEWER/about.png", png(2)),
+        ("VIEWER/logo.png", png(3)),
+        ("VIEWER/res/one.png", png(4)),
+        ("VIEWER/run.exe", b"MZ"),
+        ("VIEWER/shot.png", speckled(5)),
+        ("VIEWER/photo.png", png(6)),
+        ("logo2.png", speckled(7)),
+        ("plain.png", png(8)),
+    )
+
+
+def as_zip(members):
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as packed:
+        for name, data in members:
+            packed.writestr(name, data)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("packing", ["folder", "tar", "tgz", "zip"])
+def test_the_pictures_of_a_discs_viewer_are_no_rows_and_are_named(tmp_path, packing):
+    where = tmp_path / "disc"
+    if packing == "folder":
+        for name, data in disc():
+            (where / name).parent.mkdir(parents=True, exist_ok=True)
+            (where / name).write_bytes(data)
+    else:
+        where = tmp_path / f"disc.{packing}"
+        made = {"tar": lambda: tar(*disc()), "tgz": lambda: tar(*disc(), mode="w:gz")}
+        where.write_bytes(made.get(packing, lambda: as_zip(disc()))())
+    read = read_all(where)
+    begin = "" if packing == "folder" else f"disc.{packing}/"
+    rows = {item["source"].removeprefix(begin) for item in read if isinstance(item, dict)}
+    assert rows == {"EXPORT/1.png", "VIEWER/shot.png", "plain.png"}
+    lost = {item.source.removeprefix(begin) for item in read if isinstance(item, Failure)}
+    assert lost == {name for name, _ in disc() if name.endswith(".png")} - rows
+    assert {item.error_class for item in read if isinstance(item, Failure)} == {"NoImageError"}
+
+
+def test_beside_a_page_of_its_own_a_data_set_is_kept(tmp_path):
+    for name, data in (("README.html", b"<html>"), ("1.png", png(1)), ("small.png", png(2))):
+        (tmp_path / name).write_bytes(data)
+    assert all(isinstance(item, dict) for item in read_all(tmp_path))
+
+
+def test_a_picture_that_is_named_as_a_source_is_read_whatever_it_is_called(tmp_path):
+    (tmp_path / "logo.png").write_bytes(png())
+    assert [item["source"] for item in read_all(tmp_path / "logo.png")] == ["logo.png"]
