@@ -33,6 +33,7 @@ from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import Listing, list_files
 from echostill.curation.ingestion.losses import describe_quarantine
+from echostill.curation.ingestion.patients.devices import settle_devices
 from echostill.curation.ingestion.repeats import settle_repeated_ids
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
@@ -183,6 +184,7 @@ class IngestSetup:
                 f"warning: {renamed} image(s) have the id (for DICOM, the SOP instance UID) of "
                 "another image but other pixels: their ids are derived from their content."
             )
+        settle_devices(stage, records)
         write_review(self.store, stage, records)
         summary = Summary.of(stage, records, self.listing)
         summary.warn()
@@ -278,6 +280,7 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
     request = _request(config, store, overwrite)
     request.claim.take(overwrite)
     keep_key(store.pool(), request.pseudonymiser, request.contents)
+    limit = config.deidentify.max_held_back_rate
     stage = ShardedStage(
         name="ingest",
         table=store.pool(),
@@ -288,7 +291,7 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
         events=store.events(),
         expected_class=NoImageError.__name__,
         held_back_class=NEEDS_REVIEW,
-        max_held_back_rate=_held_back_limit(config),
+        max_held_back_rate=1.0 if limit is None else limit,
     )
     for said in (*request.found.tables, *(f"warning: {one}" for one in request.found.warnings)):
         say(f"{said}.")
@@ -302,11 +305,6 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
 
 def _schema(settings: IngestSettings) -> pa.Schema:
     return POOL_SCHEMA.append(REDACTED) if settings.deidentify.redacts else POOL_SCHEMA
-
-
-def _held_back_limit(config: IngestConfig) -> float:
-    limit = config.deidentify.max_held_back_rate
-    return 1.0 if limit is None else limit
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> WorkerPlan:

@@ -90,12 +90,14 @@ def finish(arguments, **options):
     )
 
 
-def kill_when(arguments, sign, sent):
-    """Start a command and kill its driver as soon as a file appears that the pattern fits."""
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def kill_when(arguments, sign, sent, said):
+    """Start a command and kill its driver as soon as a file appears that the pattern fits.
+
+    What it says goes into the file ``said``; its exit code is returned.
+    """
     folder, pattern = sign
+    with said.open("wb") as sink:
+        process = subprocess.Popen(arguments, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         if any(folder.glob(pattern)):
@@ -103,8 +105,15 @@ def kill_when(arguments, sign, sent):
         time.sleep(0.02)
     assert process.poll() is None, "the command ended before it could be killed"
     process.send_signal(sent)
-    process.wait(60)
-    assert process.returncode != 0
+    return process.wait(60)
+
+
+def ended_like_ctrl_c(code, said):
+    """Hold that a command that was asked to end said so in one line, with no trace of any kind."""
+    assert code == 1, said
+    assert "interrupted" in said
+    for trace in ("Traceback", "SIGTERM received", "PC: @", "*** Aborted", " @ 0x"):
+        assert trace not in said, said
 
 
 def digests(store):
@@ -133,7 +142,11 @@ def stores(configuration, tmp_path_factory):
         ("runs/distilled-0/train/*/checkpoint_*/state.pt", signal.SIGKILL),
         ("reports/default/units/*.json", signal.SIGKILL),
     ):
-        kill_when(command(configuration, rough), (rough, pattern), sent)
+        said = folder / "said.txt"
+        code = kill_when(command(configuration, rough), (rough, pattern), sent, said)
+        assert code != 0
+        if sent == signal.SIGTERM:
+            ended_like_ctrl_c(code, said.read_text())
     done = finish(command(configuration, rough))
     assert done.returncode == 0, done.stderr
     return calm, rough
