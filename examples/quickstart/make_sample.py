@@ -5,8 +5,9 @@
 
 The first command writes the pool, the benchmark and ATTRIBUTION.md. The second writes the manifest
 of the images the shipped teacher was pretrained on: everything there is, without the benchmark's
-groups. Which group goes where depends on its name and the seed below, and was decided before any
-model saw an image.
+groups. With ``--without breast_busi gallbladder_ba`` no image of these sets is in it, so that they
+can be held-out tasks of a teacher. Which group goes where depends on its name and the seed below,
+and was decided before any model saw an image.
 """
 
 import argparse
@@ -229,10 +230,18 @@ def write_pool(source: Path, out: Path) -> set[str]:
     return clips
 
 
-def write_teacher_pool(source: Path, path: Path) -> None:
-    """Write the manifest for the teacher's pretraining: all images but the benchmark's groups."""
+def write_teacher_pool(source: Path, path: Path, without: list[str]) -> None:
+    """Write the manifest for the teacher's pretraining: all images but the benchmark's groups.
+
+    Args:
+        source: Folder of the data sets.
+        path: Of the manifest.
+        without: Data sets of which no image is taken.
+    """
     lines = []
     for dataset, organ in ORGANS.items():
+        if dataset in without:
+            continue
         for row in outside_benchmark(source, dataset):
             file = (source / dataset / row["file"]).resolve()
             lines.append([str(file), f"{organ}/{row['group']}", organ])
@@ -292,11 +301,18 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="the development data")
     parser.add_argument("--out", type=Path, help="folder that gets pool/ and benchmark/")
     parser.add_argument("--teacher-pool", type=Path, help="CSV for the teacher's pretraining")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        choices=sorted(ORGANS),
+        help="sets that the teacher must not see",
+    )
     arguments = parser.parse_args()
     if arguments.out is None and arguments.teacher_pool is None:
         parser.error("give --out, --teacher-pool or both")
     if arguments.teacher_pool is not None:
-        write_teacher_pool(arguments.source, arguments.teacher_pool)
+        write_teacher_pool(arguments.source, arguments.teacher_pool, arguments.without)
     if arguments.out is not None:
         for name in ("pool", "benchmark"):
             shutil.rmtree(arguments.out / name, ignore_errors=True)
