@@ -12,6 +12,7 @@ from echostill.distill.objective.running_mean import RunningMean, RunningMeanSet
 from echostill.distill.objective.terms.term import at_least_float32
 from echostill.distill.objective.terms.tokens import normalise_tokens
 from echostill.distill.objective.views import Views
+from echostill.platform.config import added
 from echostill.platform.models import Encoder
 from echostill.platform.training.collective import over_workers
 from echostill.platform.training.loop import Totals
@@ -27,6 +28,10 @@ class ConsistencySettings(RunningMeanSettings):
     )
     level: Literal["sample", "token"] = Field("sample", description="What a weight belongs to.")
     centring: bool = Field(True, description="Subtract the running mean feature first.")
+    centre: Literal["joint", "view"] | None = added(
+        "What is subtracted: one running mean of both views (joint, the default), or that of each "
+        "view from its own features (view)."
+    )
     weighting: Weighting = Field("linear", description="From consistency to weight.")
     temperature: float = Field(0.1, gt=0, description="Of the softmax weighting.")
     fixed_weight: float = Field(1.0, ge=0, description="The weight when it is fixed.")
@@ -38,7 +43,7 @@ def consistency_of(spatial: Tensor, frequency: Tensor, mean: Tensor | None = Non
     Args:
         spatial: (..., D) features of the view with hidden blocks.
         frequency: (..., D) features of the view with stopped bands.
-        mean: (D,), or None to subtract nothing.
+        mean: (D,) of both views, (2, D) with that of each, or None to subtract nothing.
 
     Returns:
         (...) in [-1, 1], float32 at least; identical features give 1, even both equal to the mean.
@@ -46,7 +51,8 @@ def consistency_of(spatial: Tensor, frequency: Tensor, mean: Tensor | None = Non
     spatial, frequency = at_least_float32(spatial), at_least_float32(frequency)
     scale = spatial.norm(dim=-1).maximum(frequency.norm(dim=-1))
     if mean is not None:
-        spatial, frequency = spatial - mean, frequency - mean
+        of_spatial, of_frequency = mean.expand(2, -1)
+        spatial, frequency = spatial - of_spatial, frequency - of_frequency
     first, second = spatial.norm(dim=-1), frequency.norm(dim=-1)
     cosine = (spatial * frequency).sum(dim=-1) / (first * second).clamp_min(1e-30)
     # What is left after centring may be rounding alone; such features have no direction.
@@ -102,11 +108,13 @@ class Consistency:
         self.settings, self.compares = settings, views == "separated"
         self.blocks = tuple(blocks) if settings.consistency == "each" else ()
         self.by_token = settings.level == "token"
+        means = 2 if settings.centre == "view" else 1
         # Of pooled features, unless the final tokens themselves are compared.
         last = teacher.dim if self.by_token and not self.blocks else teacher.feature_dim
-        self.mean = RunningMean(last, settings.momentum)
+        self.mean = RunningMean(means * last, settings.momentum)
         self.block_means = [
-            RunningMean(teacher.layer(block).dim, settings.momentum) for block in self.blocks
+            RunningMean(means * teacher.layer(block).dim, settings.momentum)
+            for block in self.blocks
         ]
         self.modules: dict[str, nn.Module] = {"mean_feature": self.mean}
         if self.block_means:
@@ -131,11 +139,18 @@ class Consistency:
         compared = list(zip(self.block_means, self._by_block(outputs), strict=True))
         found: list[list[Tensor]] = [[] for _ in outputs]
         for running, features in compared or [(self.mean, self._last(outputs))]:
-            mean = running.take_features(features) if self.settings.centring else None
+            mean = self._take(running, features) if self.settings.centring else None
             for part, feature in zip(found, features, strict=True):
                 spatial, frequency = feature.chunk(2)
                 part.append(consistency_of(spatial, frequency, mean))
         return [torch.stack(part) for part in found]
+
+    def _take(self, running: RunningMean, features: Sequence[Tensor]) -> Tensor:
+        """Take in a batch's features (2 B, ..., D); return their mean (D,), or by view (2, D)."""
+        if self.settings.centre != "view":
+            return running.take_features(features)
+        pairs = [torch.cat(feature.chunk(2), dim=-1) for feature in features]
+        return running.take_features(pairs).unflatten(0, (2, -1))
 
     def _last(self, outputs: Sequence[ViewOutputs]) -> list[Tensor]:
         features = [_tokens(part) if self.by_token else _pooled(part) for part in outputs]

@@ -29,7 +29,13 @@ from echostill.distill.objective.outputs import (
 from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.distill.objective.terms.term import Term, TermLoss
 from echostill.distill.objective.views import make_views
-from echostill.distill.objective.weighing import add_up, by_image, mean_by_image, weigh
+from echostill.distill.objective.weighing import (
+    add_up,
+    averaged,
+    by_image,
+    mean_by_image,
+    weigh,
+)
 from echostill.platform.errors import UsageError
 from echostill.platform.masking.masks import Masks
 from echostill.platform.masking.mim import MaskedImageModel
@@ -191,6 +197,8 @@ class DistillationObjective(nn.Module):
         for term, loss in self._terms:
             target = signal.targets[term.name] if signal and term.follows_teacher else None
             rows, logged = loss.losses(student, target)
+            if self.settings.reduction == "mean":
+                rows = averaged(rows, len(pixels))
             whole, share = add_up(rows, len(pixels)), term.weight(self.settings)
             if signal and term.follows_teacher:
                 own = weigh(rows, whole, signal.weight, by_block=term.weighted_by_block)

@@ -10,7 +10,7 @@ from echostill.distill.objective.consistency import ConsistencySettings
 from echostill.distill.objective.terms.table import TERMS, TermSettings
 from echostill.distill.objective.terms.term import Term
 from echostill.distill.objective.views import Views
-from echostill.platform.config import Config
+from echostill.platform.config import Config, added
 from echostill.platform.masking.masks import MaskSettings
 
 Preset = Literal["tinyusfm", "mae-lite", "fixed-weight", "mim-only", "usfm-pretrain"]
@@ -50,6 +50,10 @@ class CommonSettings(Config):
     )
     distil: bool = Field(True, description="Follow a teacher; without, masked image modelling.")
     beta: float = Field(1.0, ge=0, description="Weight of distillation against reconstruction.")
+    reduction: Literal["sum", "mean"] | None = added(
+        "Losses of a term's matched blocks and views are added up (sum, the default), or averaged, "
+        "so that beta does not depend on how many there are."
+    )
     combination: Literal["sum", "balance"] = Field("sum", description="How the losses add up.")
 
 

@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 
+def averaged(rows: Sequence[Tensor], images: int) -> tuple[Tensor, ...]:
+    """Divide losses by the number of blocks times views, so that their sum is the mean.
+
+    Args:
+        rows: By block, (B,), (V B,) or (V B, N).
+        images: B.
+    """
+    count = sum(len(each) // images for each in rows)
+    return tuple(rows) if count == 1 else tuple(each / count for each in rows)
+
+
 def add_up(rows: Sequence[Tensor], images: int) -> Tensor:
     """Add up the losses of matched blocks, then those of the views.
 

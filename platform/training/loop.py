@@ -25,9 +25,9 @@ from echostill.platform.training.batches import (
 from echostill.platform.training.collective import TrainingWorker, in_batch_order, over_workers
 from echostill.platform.training.optimisation import (
     SKIPPED_STEPS,
+    GradientClip,
     MovingAverage,
     autocast,
-    clip_gradients,
     computing_type,
     deterministic,
     parameter_groups,
@@ -117,6 +117,7 @@ class TrainingState:
     average: dict[str, Tensor] | None = None  # the averaged weights
     scaler: dict[str, Any] | None = None  # of float16 gradients
     totals: Totals = field(default_factory=Totals)
+    norms: dict[str, tuple[float, float]] = field(default_factory=dict)  # see GradientClip
 
 
 class NonFiniteLossError(EchostillError):
@@ -184,6 +185,8 @@ def train(
         name: [p for p in member.parameters() if p.requires_grad]
         for name, member in task.members().items()
     }
+    relative = settings.clipping == "relative"
+    clip = GradientClip(settings.gradient_clip, relative=relative, norms=state.norms)
     stops = set(settings.checkpoint_steps())
     skipped, saved = 0, False
     task.train()
@@ -213,7 +216,7 @@ def train(
                 scaler.scale(loss * torch.where(finite, share, math.nan)).backward()
             outputs.append((share, loss.detach(), metrics))
         scaler.unscale_(optimiser)
-        norms = {n: clip_gradients(p, settings.gradient_clip) for n, p in members.items()}
+        norms = {name: clip(name, parameters) for name, parameters in members.items()}
         if not torch.isfinite(torch.stack(list(norms.values()))).all():
             skipped += 1
             if not scaler.is_enabled() or skipped > SKIPPED_STEPS:
@@ -231,6 +234,7 @@ def train(
             row = _measure(task, images, settings, seed, step, worker, outputs, state.totals)
             row |= {"step": state.step, "learning_rate": settings.rate_at(step)}
             row |= {f"{name}gradient_norm": float(norm) for name, norm in norms.items()}
+            row |= {f"{name}clipped_share": share for name, share in clip.shares().items()}
             row["epoch"] = state.step * settings.batch_size / len(images)
             if state.step in stops:
                 row |= state.totals.means()

@@ -14,6 +14,7 @@ from echostill.platform.models import Encoder
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 # Float16 overflows now and then and its scaler skips such steps; so many in a row are no accident.
 SKIPPED_STEPS = 20
+NORM_MEMORY = 0.99  # of the mean gradient norm that clipping is relative to: about 100 steps
 
 
 def parameter_groups(
@@ -73,6 +74,63 @@ def clip_gradients(parameters: Sequence[nn.Parameter], largest: float | None) ->
     """Scale gradients down to a largest global norm, and return the norm before that, a scalar."""
     norm = nn.utils.clip_grad_norm_(parameters, largest or math.inf)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class GradientClip:
+    """Scales the gradients of each member down to a largest global norm, and counts how often.
+
+    A fixed norm fits one loss, one model and one moment of training: of the quickstart's students
+    it clips every step, which makes each step as long as any other. A norm relative to those of
+    the steps before clips what stands out and nothing else (in the spirit of AutoClip, Seetharaman
+    et al. 2020, which takes a percentile of them): the limit is a multiple of the exponential mean
+    of what earlier steps had after clipping, so that an outlier hardly moves it.
+
+    Attributes:
+        norms: By member, the running sum of norms and that of their weights; a restart needs it.
+    """
+
+    def __init__(
+        self,
+        largest: float | None,
+        *,
+        relative: bool = False,
+        norms: dict[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """Set it up.
+
+        Args:
+            largest: Largest norm, or multiple of the running mean; None clips nothing.
+            relative: Whether it is a multiple.
+            norms: Of a checkpoint.
+        """
+        self.largest, self.relative = largest or math.inf, relative
+        self.norms = {} if norms is None else norms
+        self._steps: dict[str, int] = {}
+        self._clipped: dict[str, int] = {}
+
+    def __call__(self, member: str, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Clip the gradients of a member, and return their norm before that, a scalar."""
+        limit = self.largest
+        if self.relative:
+            total, weight = self.norms.get(member, (0.0, 0.0))
+            limit = self.largest * total / weight if weight else math.inf
+        norm = clip_gradients(parameters, limit)
+        found = float(norm)
+        self._steps[member] = self._steps.get(member, 0) + 1
+        if math.isfinite(found):  # a step that is not is skipped, or ends the run
+            self._clipped[member] = self._clipped.get(member, 0) + (found > limit)
+            if self.relative:
+                self.norms[member] = (
+                    NORM_MEMORY * total + (1 - NORM_MEMORY) * min(found, limit),
+                    NORM_MEMORY * weight + 1 - NORM_MEMORY,
+                )
+        return norm
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of steps that were clipped, by member, since this was last asked."""
+        found = {name: self._clipped.get(name, 0) / steps for name, steps in self._steps.items()}
+        self._steps, self._clipped = {}, {}
+        return found
 
 
 def computing_type(precision: Precision, device: torch.device) -> torch.dtype:

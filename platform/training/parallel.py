@@ -66,6 +66,7 @@ def whole_state(task: TrainingTask, state: TrainingState) -> dict[str, Any]:
         "scaler": state.scaler,
         "step": state.step,
         "history": json.dumps(state.history),
+        "norms": dict(state.norms),
         "totals": {name: list(values) for name, values in state.totals.items()},
     }
 

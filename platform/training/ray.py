@@ -212,6 +212,7 @@ def _restore(task: TrainingTask) -> TrainingState:
         saved["average"],
         saved["scaler"],
         Totals(saved["totals"]),
+        dict(saved.get("norms", {})),  # checkpoints of earlier releases have none
     )
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from echostill.platform.config import Config, execution
+from echostill.platform.config import Config, added, execution
 from echostill.platform.training.augment import AugmentSettings
 from echostill.platform.training.optimisation import Precision
 
@@ -23,7 +23,13 @@ class TrainingSettings(Config):
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="How the rate goes on after the warm-up."
     )
-    gradient_clip: float | None = Field(1.0, description="Largest global gradient norm.")
+    gradient_clip: float | None = Field(
+        1.0, ge=0, description="Largest global gradient norm; null or 0 clips nothing."
+    )
+    clipping: Literal["absolute", "relative"] | None = added(
+        "What gradient_clip is: the norm itself (absolute, the default), or a multiple of the mean "
+        "norm of about the last hundred steps (relative)."
+    )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the rate per block, from the last block backwards."
     )

@@ -21,7 +21,8 @@ class Losses(NamedTuple):
     Attributes:
         rows: One tensor for each matched block, or a single one. Each is (B,) by image, (V B,) by
             view and image, or (V B, N) by view, image and token. The objective adds up blocks and
-            views and takes the mean over tokens, which gives a loss per image (B,).
+            views, or averages them (``reduction``), and takes the mean over tokens, which gives a
+            loss per image (B,).
         parts: Further values for the log by name, scalars.
     """
 

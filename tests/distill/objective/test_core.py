@@ -197,18 +197,21 @@ def reference(objective, batch, constant=None):
         if len(layer) == 1:
             consistency.append(np.ones(BATCH))
             continue
-        mean = 0.0
+        mean = 0.0, 0.0
         if settings.centring:
-            mean = np.concatenate(layer).reshape(-1, layer[0].shape[-1]).mean(0)
-        consistency.append(cosine(layer[0] - mean, layer[1] - mean))
+            parts = layer if settings.centre == "view" else [np.concatenate(layer)] * 2
+            mean = [part.reshape(-1, part.shape[-1]).mean(0) for part in parts]
+        consistency.append(cosine(layer[0] - mean[0], layer[1] - mean[1]))
     weight = [reference_weight(c, settings.weighting) for c in consistency]
     weight = constant.setdefault("weight", weight)
     rows = [w if w.ndim == 2 else w[:, None] for w in weight]
     plain, weighted = np.zeros(BATCH), np.zeros(BATCH)
+    averages = settings.reduction == "mean"
+    share = settings.token_weight / (len(token_layers) * len(views) if averages else 1)
     for index, layer in enumerate(token_layers):
         own = rows[index] if len(rows) > 1 else rows[0]
-        plain = plain + settings.token_weight * layer.mean(1)
-        weighted = weighted + settings.token_weight * (own * layer).mean(1)
+        plain = plain + share * layer.mean(1)
+        weighted = weighted + share * (own * layer).mean(1)
     mean_weight = np.mean(rows, axis=0)
     if settings.level == "token" and mean_weight.shape[1] > 1:  # the class token: its image's
         prefix = mean_weight.mean(1, keepdims=True)
@@ -237,6 +240,8 @@ def reference(objective, batch, constant=None):
             (settings.relation_weight, relations),
         ):
             if share:
+                attended = len(settings.attention_layers or (6,)) * len(views)
+                share = share / attended if averages else share
                 plain = plain + share * term.mean(1)
                 weighted = weighted + share * (mean_weight * term).mean(1)
     per_image = np.mean([row.mean(1) for row in rows], axis=0)
@@ -262,6 +267,15 @@ VARIANTS = [
     {"relation_weight": 1.0, "token_weight": 0.0},
     {"reconstruction": {"pixel": "mse", "frequency": "focal", "frequency_weight": 0.3}},
     {"views": "joint", "weighting": "fixed", "token_weight": 2.0},
+    {"centre": "view", "reduction": "mean", "beta": 3.0},
+    {"centre": "view", "level": "token", "weighting": "batch-normalised"},
+    {
+        "views": "spatial",
+        "weighting": "fixed",
+        "reduction": "mean",
+        "layers": [2, 6],
+        "teacher_layers": [3, 6],
+    },
     {"layers": [5, 1], "teacher_layers": [6, 2], "consistency": "each"},
     {
         "attention_weight": 0.5,
@@ -270,6 +284,8 @@ VARIANTS = [
         "attention_teacher_layers": [2, 6],
         "consistency": "each",
         "level": "token",
+        "centre": "view",
+        "reduction": "mean",
     },
 ]
 

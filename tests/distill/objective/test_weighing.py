@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echostill.distill.objective.weighing import add_up, by_image, mean_by_image, weigh
+from echostill.distill.objective.weighing import add_up, averaged, by_image, mean_by_image, weigh
 
 
 def loops(rows, images, weight, by_block):
@@ -57,6 +57,11 @@ def test_the_sum_is_that_of_the_loops(
     assert found.shape == whole.shape
     np.testing.assert_allclose(by_image(whole).numpy(), plain, rtol=1e-12)
     np.testing.assert_allclose(by_image(found).numpy(), weighted, rtol=1e-12)
+    mean_rows = averaged(given_rows, images)
+    mean = add_up(mean_rows, images)
+    found = weigh(mean_rows, mean, torch.from_numpy(weight), by_block=by_block)
+    np.testing.assert_allclose(by_image(mean).numpy(), plain / (blocks * views), rtol=1e-12)
+    np.testing.assert_allclose(by_image(found).numpy(), weighted / (blocks * views), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 4), (1, 4, 5), (3, 4, 5)])

@@ -75,6 +75,7 @@ def run(images, settings=SETTINGS, state=None, task=None, keep=None, **options):
     [
         {},
         {"ema": 0.9, "layer_decay": 0.8, "schedule": "linear"},
+        {"clipping": "relative", "gradient_clip": 1.01},
         {"precision": "float16", "learning_rate": 0.1},
         {"precision": "bfloat16", "balance": "weighted", "organ_weights": {"lung": 3.0}},
     ],
@@ -88,10 +89,10 @@ def test_a_run_cut_at_a_checkpoint_ends_as_the_whole_one(images, change):
     task = Toy()
     task.load_state_dict(weights)
     buffer = io.BytesIO()
-    torch.save([then.optimiser, then.average, then.scaler], buffer)
+    torch.save([then.optimiser, then.average, then.scaler, then.norms], buffer)
     buffer.seek(0)
-    optimiser, average, scaler = torch.load(buffer, weights_only=True)
-    saved = TrainingState(6, optimiser, then.history, average, scaler, then.totals)
+    optimiser, average, scaler, norms = torch.load(buffer, weights_only=True)
+    saved = TrainingState(6, optimiser, then.history, average, scaler, then.totals, norms)
     cut, again = run(images, settings, state=saved, task=task)
     assert again.history == state.history
     assert whole.seen[24:] == cut.seen
