@@ -97,15 +97,14 @@ def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str])
             "one: distil them in turn, each with a cache_name, or use cache: false."
         )
     image_size, patch_size = sides.pop()
-    kept = _kept_shape(encoder, needs)
     spec = CacheSpec(
         layers=needs.blocks,
         tokens=needs.tokens,
         views=views,
         precision=config.cache_precision,
         images=len(image_ids),
-        patches=kept.grid[0] * kept.grid[1],
-        dim=kept.dim,
+        shapes=_kept_shapes(encoder, needs),
+        pooled=encoder.feature_dim,
         shard_bytes=SHARD_BYTES,
     )
     store = Store(config.store)
@@ -225,8 +224,7 @@ def plan_cache(config: DistillConfig, *, overwrite: bool = False) -> Plan:
     out = Plan("cache")
     out.add("teacher", job.teacher.describe())
     out.add("views", f"{spec.images} images x {spec.views} x 2 (hidden blocks, stopped bands)")
-    kept = ", ".join(spec.outputs)
-    out.add("kept", f"pooled, {kept}: {spec.patches} tokens of {spec.dim} in {spec.precision}")
+    out.add("kept", f"pooled, {_describe_outputs(spec)} in {spec.precision}")
     limit = config.cache_limit_gb * 1e9
     above = " ABOVE the limit" if spec.bytes > limit else ""
     out.add("size", f"{describe_bytes(spec.bytes)}, limit {describe_bytes(limit)}{above}")
@@ -286,21 +284,21 @@ def _request(run: StudentRun, teacher: Encoder, decoder: DecoderSettings) -> Tea
     return DistillationObjective(student, teacher, run.objective).request
 
 
-def _kept_shape(teacher: Encoder, needs: Needs) -> Layer:
-    """Return the width and grid of all tokens that a cache keeps.
-
-    Raises:
-        UsageError: They are not all the same, as those of a model with stages.
-    """
-    shapes = {teacher.layer(block) for block in needs.blocks}
+def _kept_shapes(teacher: Encoder, needs: Needs) -> tuple[tuple[int, int], ...]:
+    """Return patches and channels of all tokens that a cache keeps, in the order of its outputs."""
+    layers = [teacher.layer(block) for block in needs.blocks]
     if needs.tokens:
-        shapes.add(Layer(teacher.dim, teacher.patch_grid()))
-    if len(shapes) > 1:
-        raise UsageError(
-            f"'{teacher.name}' gives tokens of several widths or grids, and a teacher cache holds "
-            "tokens of one: use cache: false, or match blocks of one stage (teacher_layers)."
-        )
-    return shapes.pop() if shapes else Layer(teacher.dim, teacher.grid or (0, 0))
+        layers.append(Layer(teacher.dim, teacher.patch_grid()))
+    return tuple((layer.grid[0] * layer.grid[1], layer.dim) for layer in layers)
+
+
+def _describe_outputs(spec: CacheSpec) -> str:
+    """Say which token outputs are kept and of what shape; a model with stages has several."""
+    named = list(zip(spec.outputs, spec.shapes, strict=True))
+    return "; ".join(
+        f"{', '.join(name for name, own in named if own == shape)}: {shape[0]} tokens of {shape[1]}"
+        for shape in dict.fromkeys(spec.shapes)
+    )
 
 
 def _check_held(run: StudentRun, request: TeacherRequest) -> None:

@@ -11,7 +11,7 @@ hidden blocks first and that of stopped bands second; ``manifest.json`` is writt
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,8 +46,8 @@ class CacheSpec:
     views: int
     precision: Precision
     images: int
-    patches: int
-    dim: int
+    shapes: tuple[tuple[int, int], ...]  # patches and channels of each of the token outputs
+    pooled: int  # numbers of a pooled feature
     shard_bytes: int = SHARD_BYTES  # kept with the cache: rows are found by it
 
     @property
@@ -65,9 +65,12 @@ class CacheSpec:
     @property
     def bytes_per_image(self) -> int:
         """Bytes of all views of one image."""
-        values = self.patches * self.dim
-        one = 2 * values if self.precision == "float16" else values + 2 * 4 * self.dim
-        return self.views * DOMAINS * (len(self.outputs) * one + 4 * self.dim)
+        half = self.precision == "float16"
+        tokens = sum(
+            2 * patches * dim if half else patches * dim + 2 * 4 * dim
+            for patches, dim in self.shapes
+        )
+        return self.views * DOMAINS * (tokens + 4 * self.pooled)
 
     @property
     def bytes(self) -> int:
@@ -83,6 +86,18 @@ class CacheSpec:
     def shards(self) -> int:
         """Number of shards."""
         return -(-self.images // self.images_per_shard)
+
+
+def read_spec(values: Mapping[str, Any]) -> CacheSpec:
+    """Read a specification from a manifest; earlier releases kept one shape for all outputs."""
+    values = dict(values)
+    if "shapes" not in values:
+        shape = (values.pop("patches"), values.pop("dim"))
+        values["shapes"] = [shape] * (len(values["layers"]) + values["tokens"])
+        values["pooled"] = shape[1]
+    values["layers"] = tuple(values["layers"])
+    values["shapes"] = tuple((patches, dim) for patches, dim in values["shapes"])
+    return CacheSpec(**values)
 
 
 def layer_name(layer: int) -> str:
@@ -166,9 +181,7 @@ class TeacherCache:
                 f"the teacher cache '{self.folder}' {state}: run `echostill cache` first."
             )
         self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        values = dict(self.manifest["spec"])
-        values["layers"] = tuple(values["layers"])
-        self.spec = CacheSpec(**values)
+        self.spec = read_spec(self.manifest["spec"])
         self.image_ids: list[str] = self.manifest["image_ids"]
         self._maps: dict[tuple[int, str], np.ndarray] = {}
 

@@ -181,6 +181,31 @@ def test_a_student_of_another_input_size_and_grid(store):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("side", [96, 256])
+def test_a_convolutional_teacher_of_stages(store, tmp_path, side):
+    """Stages of several widths and grids; at 256 pixels the last has the student's own 8 x 8."""
+    weights = str(tmp_path / "teacher.safetensors")
+    torch.manual_seed(0)
+    save_weights(create_encoder("timm:test_efficientnet", image_size=side), weights, {})
+    teacher = TeacherSettings(model="timm:test_efficientnet", weights=weights, image_size=side)
+    changes = {"teacher": teacher, "cache_name": f"stages-{side}"}
+    settings = config(store, **changes)
+    cached = build(settings, store)
+    live = task(store, find_teacher(settings), changes=changes, one={}).train()
+    kept = task(store, cached, changes=changes, one={}).train()
+    followed = live.objective.teacher
+    layers = [followed.layer(block) for block in followed.third_layers()]
+    assert len(set(layers)) == 3
+    assert (layers[-1].grid == live.objective.grid) == (side == 256)
+    images = stage_images(store.open_pool(), store.root, 128)
+    batch = make_batch(images, TRAINING, 0, 128, 0, ALONE)
+    wanted, found = (float(each(batch)[0].detach()) for each in (live, kept))
+    assert found == pytest.approx(wanted, rel=AGREES["float16"])
+    said = plan_cache(settings).describe()
+    assert all(f"{layer.grid[0] ** 2} tokens of {layer.dim}" in said for layer in layers)
+
+
+@pytest.mark.slow
 def test_students_that_share_a_cache_each_get_their_own_layers_of_each_part(store, caches):
     """Two students, other layers, and a batch cut in two: as with the live teacher."""
     objectives = {

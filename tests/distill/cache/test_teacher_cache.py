@@ -15,6 +15,7 @@ from echostill.distill.cache.teacher_cache import (
     TeacherCache,
     quantisation_error,
     quantise,
+    read_spec,
     restore,
     write_manifest,
 )
@@ -33,8 +34,8 @@ def spec(**changes):
         "views": 3,
         "precision": "int8",
         "images": 5,
-        "patches": 4,
-        "dim": 8,
+        "shapes": ((4, 8), (9, 3), (1, 8))[: 3 if changes.get("tokens") else 2],
+        "pooled": 8,
     }
     return CacheSpec(**{**values, **changes})
 
@@ -80,14 +81,9 @@ def test_what_float16_cannot_hold_is_refused():
 def test_the_size_is_that_of_the_arrays(precision, tokens):
     one = spec(precision=precision, tokens=tokens)
     size = 0
-    for name in ("pooled", *one.outputs):
-        shape = (
-            (one.views, 2, one.dim) if name == "pooled" else (one.views, 2, one.patches, one.dim)
-        )
-        values = np.zeros(shape, dtype=np.float32)
-        if name == "pooled":
-            size += values.nbytes
-            continue
+    size += np.zeros((one.views, 2, one.pooled), dtype=np.float32).nbytes
+    for _, shape in zip(one.outputs, one.shapes, strict=True):
+        values = np.zeros((one.views, 2, *shape), dtype=np.float32)
         codes, ranges = quantise(values, precision)
         size += codes.nbytes + (0 if ranges is None else ranges.nbytes)
     assert one.bytes_per_image == size
@@ -112,7 +108,7 @@ def cache(tmp_path):
                     for r in rows
                 ]
             )
-            shape = (8,) if name == "pooled" else (4, 8)
+            shape = ((8,), *made.shapes)[number]
             values = np.broadcast_to(
                 where.reshape(*where.shape, *(1 for _ in shape)), (*where.shape, *shape)
             ).astype(np.float32)
@@ -169,3 +165,11 @@ def test_the_manifest_is_plain(cache):
     content = json.loads((cache.folder / "manifest.json").read_text())
     assert content["spec"]["layers"] == [2, 6]
     assert content["image_ids"] == cache.image_ids
+    assert read_spec(content["spec"]) == cache.spec
+
+
+def test_a_cache_of_an_earlier_release_has_one_shape():
+    old = {"layers": [2, 6], "tokens": True, "views": 1, "precision": "int8", "images": 5}
+    found = read_spec({**old, "patches": 4, "dim": 8, "shard_bytes": 100})
+    assert found.shapes == ((4, 8),) * 3
+    assert (found.pooled, found.layers, found.shard_bytes) == (8, (2, 6), 100)
