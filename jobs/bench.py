@@ -1,39 +1,9 @@
-"""Benchmarks: the cards of eval, prepared with the search for copies of curation."""
+"""Benchmarks as a Ray job: `python jobs/bench.py run --config ...` under `ray job submit`."""
 
-from echostill.curation.copies.look_alikes import LookAlikes
-from echostill.eval.unius.cards import find_card
-from echostill.eval.unius.prepare import prepare
-from echostill.eval.unius.prepared import PreparedSet
+import sys
 
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: its select.py would hide Python's own select module
+    from echostill.jobs.cli.main import main
 
-def prepare_bench(
-    name: str,
-    download: str | None,
-    folder: str,
-    *,
-    accept_differences: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> PreparedSet:
-    """Prepare a set of UniUS-Bench, or one that a card file describes.
-
-    Args:
-        name: Name of a published set, or path of a card (.yaml).
-        download: Folder or archive, as it was downloaded; None says where to get it.
-        folder: Folder or URI to write into.
-        accept_differences: Go on where counts or checksums differ from the card's.
-        overwrite: Replace a set that was prepared from something else.
-        progress: Show a progress bar.
-
-    Raises:
-        UsageError: There is no such card or download, or it is not what the card says.
-    """
-    return prepare(
-        find_card(name),
-        download,
-        folder,
-        LookAlikes(),
-        accept_differences=accept_differences,
-        overwrite=overwrite,
-        progress=progress,
-    )
+    main(["bench", *sys.argv[1:]])

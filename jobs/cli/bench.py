@@ -88,7 +88,7 @@ def prepare_command(
     Example:
       echostill bench prepare busi --from Dataset_BUSI_with_GT.zip --to runs/bench/busi
     """
-    from echostill.jobs.bench import prepare_bench
+    from echostill.jobs.benchmarks.preparation import prepare_bench
 
     done = prepare_bench(
         name, download, to, accept_differences=accept_differences, overwrite=overwrite

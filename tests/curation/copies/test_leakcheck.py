@@ -194,7 +194,7 @@ def test_other_weights_are_not_taken_for_the_teacher(scored, leaky, tmp_path):
 
 def test_prepared_benchmarks_are_found_in_one_call(store, tmp_path):
     """Every image of every prepared set in a folder, however the pool came by it."""
-    from echostill.jobs.bench import prepare_bench
+    from echostill.jobs.benchmarks.preparation import prepare_bench
 
     for place, name in enumerate(("first", "second")):
         for seed in (0, 1, 2):

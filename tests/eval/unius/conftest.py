@@ -440,7 +440,7 @@ def make_tree():
 @pytest.fixture(scope="session")
 def prepared_set(tmp_path_factory):
     """Return a function that prepares the tree of a set once, and gives its folder."""
-    from echostill.jobs.bench import prepare_bench
+    from echostill.jobs.benchmarks.preparation import prepare_bench
 
     made = {}
 

@@ -17,7 +17,7 @@ from echostill.eval.unius.cards import (
     read_folder,
 )
 from echostill.eval.unius.layouts import compiled
-from echostill.jobs.bench import prepare_bench
+from echostill.jobs.benchmarks.preparation import prepare_bench
 from echostill.platform.errors import UsageError
 
 CARDS = list(published_cards().values())

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from echostill.eval.unius.prepared import BENCH_SCHEMA, bench_manifests, open_prepared
-from echostill.jobs.bench import prepare_bench
+from echostill.jobs.benchmarks.preparation import prepare_bench
 from echostill.platform.errors import EchostillError, UsageError
 
 

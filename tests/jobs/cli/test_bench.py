@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from echostill.jobs.bench import prepare_bench
+from echostill.jobs.benchmarks.preparation import prepare_bench
 from echostill.jobs.cli.bench import bench
 from echostill.jobs.cli.main import app, main
 

@@ -1,0 +1,1 @@
+"""Benchmarks: a set prepared with the search for copies of curation."""
