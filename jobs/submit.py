@@ -10,10 +10,10 @@ from pathlib import Path
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.preflight.clusters import check_dashboard
 from echostill.platform.progress import console
-from echostill.platform.stages import BESIDE, STAGES
+from echostill.platform.stages import BENCH, BESIDE, STAGES
 from echostill.platform.tables.storage import local_folder
 
-COMMANDS = (*STAGES, "run", *BESIDE)
+COMMANDS = (*STAGES, "run", *BESIDE, BENCH.name)
 EXCLUDED = [".git", ".venv", "runs", "build", "dist", "tests", ".mypy_cache", ".hypothesis"]
 
 

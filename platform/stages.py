@@ -121,6 +121,15 @@ SWEEP = StageInfo(
     writes="sweeps",
     in_run=False,
 )
+# A group of commands, of which `echostill bench run` is like a stage.
+BENCH = StageInfo(
+    "bench",
+    "Measure models on the prepared sets of a benchmark, a Ray task for each set, model and seed.",
+    "echostill bench run --sets busi --models teacher,students",
+    reads=("runs",),
+    writes="benchmarks",
+    in_run=False,
+)
 
 # In the order in which they follow each other.
 STAGES = {

@@ -1,4 +1,4 @@
-"""Commands of benchmarks: list the cards, show one, prepare a set from its download.
+"""Commands of benchmarks: cards, prepared sets, runs of models on them.
 
 Each command imports what it needs when it runs.
 """
@@ -8,11 +8,19 @@ from typing import Annotated
 
 import typer
 
-from echostill.jobs.cli.options import JsonOption, Overwrite
+from echostill.jobs.cli.options import (
+    ConfigFile,
+    DryRun,
+    JsonOption,
+    Overrides,
+    Overwrite,
+    help_of,
+)
+from echostill.platform.stages import BENCH
 
 bench = typer.Typer(
     name="bench",
-    help="UniUS-Bench: list its sets, show a card, prepare a set from its download.\n\n"
+    help="UniUS-Bench: list its sets, prepare them from downloads, compare models on them.\n\n"
     "\b\nExample:\n  echostill bench list",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -112,3 +120,51 @@ def verify_command(
     print(json.dumps(result.as_dict(), indent=1) if as_json else result.describe())
     if not result.sound:
         raise typer.Exit(1)
+
+
+@bench.command("run", help=help_of(BENCH), short_help=BENCH.summary)
+def run_command(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    sets: Annotated[
+        str | None, typer.Option("--sets", help="Prepared sets, with commas; default all.")
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            "--models",
+            help="With commas: teacher, students, untrained, a run or a family of runs, baselines, "
+            "the name of one, unet, timm:NAME.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Seeds, with commas, such as 0,1,2.")
+    ] = None,
+    prepared: Annotated[
+        str | None, typer.Option("--prepared", help="Folder of the prepared sets.")
+    ] = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure models on prepared sets."""
+    import time
+
+    from echostill.eval.unius.running.run import BENCH_STAGE
+    from echostill.eval.unius.running.settings import load_bench
+    from echostill.jobs.stages import said
+
+    lists = {"sets": sets, "models": models, "seeds": seeds}
+    given = [f"{key}={_listed(key, text)}" for key, text in lists.items() if text is not None]
+    given += [f"prepared={prepared}"] if prepared is not None else []
+    settings = load_bench(config, [*(overrides or []), *given])
+    if dry_run:
+        print(BENCH_STAGE.dry_run(settings, overwrite=overwrite))
+        return
+    started = time.monotonic()
+    print(said("bench", BENCH_STAGE.run(settings, overwrite=overwrite), started))
+
+
+def _listed(key: str, text: str) -> str:
+    """Return names with commas as a list in YAML."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return json.dumps([int(name) if key == "seeds" and name.isdigit() else name for name in names])

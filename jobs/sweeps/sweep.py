@@ -8,8 +8,6 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,7 +49,7 @@ from echostill.platform.tables.store import Store, finish_run, read_manifest
 from echostill.platform.training.ray import plan as plan_training
 from echostill.platform.training.ray import side_by_side
 from echostill.platform.training.run import is_finished, read_history
-from echostill.platform.training.tracking import PARENT_VARIABLE, Tracker
+from echostill.platform.training.tracking import PARENT_VARIABLE, Tracker, nested_under
 
 PAGE, TABLE = "comparison.html", "comparison.json"
 
@@ -85,7 +83,7 @@ def sweep(config: SweepConfig, *, overwrite: bool = False) -> StageResult:
         {"grid": {key: str(values) for key, values in config.grid.items()}},
     )
     failures: dict[str, str] = {}
-    with _nested_under(tracker):
+    with nested_under(tracker):
         if unfinished:
             failures = _train(config, storage, unfinished, tracker, overwrite=overwrite)
         rows = {}
@@ -337,22 +335,6 @@ def _write(
         for name in (TABLE, PAGE):
             tracker.artifact(storage.local_path(name))
     tracker.finish("FAILED" if failed else "FINISHED")
-
-
-@contextmanager
-def _nested_under(tracker: Tracker) -> Iterator[None]:
-    before = os.environ.get(PARENT_VARIABLE)
-    os.environ[PARENT_VARIABLE] = tracker.run_id
-    try:
-        yield
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    finally:
-        if before is None:
-            del os.environ[PARENT_VARIABLE]
-        else:
-            os.environ[PARENT_VARIABLE] = before
 
 
 STAGE = Stage(stages.SWEEP, SweepConfig, sweep, plan_sweep)

@@ -83,6 +83,10 @@ class Store:
         """A sweep's comparison."""
         return self._named("sweeps", name)
 
+    def benchmark(self, name: str) -> Storage:
+        """Results on the sets of a benchmark, and their report."""
+        return self._named("benchmarks", name)
+
     def _named(self, folder: str, name: str) -> Storage:
         """One of several results of a kind; a UsageError where the name would be a path."""
         return self.storage.at(f"{folder}/{check_name(name)}")

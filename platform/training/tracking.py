@@ -8,8 +8,8 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +160,23 @@ class Tracker:
     def finish(self, status: str = "FINISHED") -> None:
         """Close the record with a status."""
         mlflow_client(self.uri).set_terminated(self.run_id, status)
+
+
+@contextmanager
+def nested_under(tracker: Tracker) -> Iterator[None]:
+    """Nest the records that are started meanwhile; what fails, also ends this one as failed."""
+    before = os.environ.get(PARENT_VARIABLE)
+    os.environ[PARENT_VARIABLE] = tracker.run_id
+    try:
+        yield
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    finally:
+        if before is None:
+            del os.environ[PARENT_VARIABLE]
+        else:
+            os.environ[PARENT_VARIABLE] = before
 
 
 def _metric_name(name: str) -> str:

@@ -1,0 +1,292 @@
+"""The frozen protocol: probes on a model's features; the model is not trained.
+
+Everything that is tested (each round's test images, plain and changed) goes through the encoder
+once. The probes are those of ``evaluate``.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from echostill.eval.datasets import LabelledDataset
+from echostill.eval.metrics import classification_metrics
+from echostill.eval.probes import (
+    INVERSE_PENALTIES,
+    knn_probe,
+    linear_probe,
+    linear_probe_segmentation,
+    pooled_features,
+    require_size,
+    token_features,
+)
+from echostill.eval.splits import Split
+from echostill.eval.unius.protocols.data import BenchData, limited, nested_share
+from echostill.eval.unius.protocols.measures import (
+    CLEAN,
+    Measured,
+    measure_classification,
+    measure_segmentation,
+)
+from echostill.eval.unius.protocols.robustness import corrupt, corrupt_masks
+from echostill.eval.unius.protocols.settings import ProtocolSettings
+from echostill.platform.models import Encoder
+from echostill.platform.seeding import stream
+
+FEW_SHOT_PENALTY = sorted(INVERSE_PENALTIES)[len(INVERSE_PENALTIES) // 2]
+
+
+@dataclass(frozen=True)
+class Extended:
+    """A dataset with changed copies of some rows behind its own.
+
+    Attributes:
+        dataset: Its own rows, then the copies.
+        conditions: For each condition the rows tested, and where their images are.
+    """
+
+    dataset: LabelledDataset
+    conditions: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def run_frozen(
+    encoder: Encoder,
+    data: BenchData,
+    settings: ProtocolSettings,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> list[Measured]:
+    """Measure an encoder by its features.
+
+    Args:
+        encoder: The encoder.
+        data: The task at the encoder's input size.
+        settings: What is measured.
+        seed: Of the inner splits, the shares and the draws.
+        device: Where the encoder computes.
+    """
+    own = settings.frozen
+    rounds = [
+        Split(limited(data, split.train, own.most_training_images, seed), split.test)
+        for split in data.rounds(own.split)
+    ]
+    tested = np.concatenate([split.test for split in rounds])
+    extended = extend(data, tested, settings, seed)
+    if data.task.kind == "classification":
+        features = pooled_features(encoder, extended.dataset.pixels, device=device)
+        measured = _classify(features, data, extended, rounds, settings, seed)
+        return measured + _few_shots(features, data, rounds, settings, seed)
+    tokens = grid_features(encoder, extended.dataset.pixels, device=device)
+    return _segment(tokens, data, extended, rounds, settings, seed)
+
+
+def extend(data: BenchData, tested: np.ndarray, settings: ProtocolSettings, seed: int) -> Extended:
+    """Put changed copies of tested rows behind the dataset."""
+    dataset, count = data.dataset, len(data.dataset)
+    conditions = {CLEAN: (tested, tested)}
+    parts = {"pixels": [dataset.pixels], "labels": [dataset.labels], "masks": [dataset.masks]}
+    groups, files = [dataset.groups], list(dataset.files)
+    order = np.sort(stream(seed, "corrupted").permutation(len(tested))[: settings.corrupted_images])
+    rows = tested[order]
+    for kind in settings.corruptions:
+        conditions[kind] = rows, np.arange(count, count + len(rows))
+        count += len(rows)
+        ids = [data.ids[row] for row in rows]
+        parts["pixels"].append(corrupt(kind, dataset.pixels[rows], ids))
+        groups.append(dataset.groups[rows])
+        files += [dataset.files[row] for row in rows]
+        if dataset.labels is not None:
+            parts["labels"].append(dataset.labels[rows])
+        if dataset.masks is not None:
+            parts["masks"].append(corrupt_masks(kind, dataset.masks[rows]))
+    joined = {
+        name: None if arrays[0] is None else np.concatenate([a for a in arrays if a is not None])
+        for name, arrays in parts.items()
+    }
+    larger = replace(dataset, files=tuple(files), groups=np.concatenate(groups), **joined)
+    return Extended(larger, conditions)
+
+
+@torch.inference_mode()
+def grid_features(
+    encoder: Encoder,
+    pixels: np.ndarray,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Extract tokens of three layers on one grid, concatenated: (N, tokens, channels) float32.
+
+    A plain ViT gives :func:`token_features`. The stages of other models have grids of their own,
+    which are resampled to a token per 16 pixels, as the published models have.
+    """
+    layers = encoder.third_layers()
+    shapes = [encoder.layer(layer) for layer in layers]
+    if len({shape.grid for shape in shapes}) == 1 and shapes[0].grid[0] == shapes[0].grid[1]:
+        return token_features(encoder, pixels, batch_size=batch_size, device=device)
+    require_size(encoder, pixels)
+    side = max(encoder.image_size // 16, 1)
+    encoder = encoder.to(device).eval()
+    parts = []
+    for start in range(0, len(pixels), batch_size):
+        batch = torch.from_numpy(pixels[start : start + batch_size]).to(device).float() / 255
+        maps = [
+            resampled(tokens[:, encoder.prefix_tokens :], shape.grid, side)
+            for tokens, shape in zip(encoder(batch, layers).intermediate, shapes, strict=True)
+        ]
+        parts.append(torch.cat(maps, dim=2).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def resampled(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Resample tokens (B, rows x columns, D) to (B, side x side, D): means, or bilinear."""
+    maps = tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+    if min(grid) >= side:
+        maps = functional.adaptive_avg_pool2d(maps, side)
+    else:
+        maps = functional.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
+    return maps.flatten(2).transpose(1, 2)
+
+
+def _classify(
+    features: np.ndarray,
+    data: BenchData,
+    extended: Extended,
+    rounds: list[Split],
+    settings: ProtocolSettings,
+    seed: int,
+) -> list[Measured]:
+    measured = []
+    dataset = extended.dataset
+    for share in settings.shares:
+        found: dict[str, list[np.ndarray]] = {"k-NN": [], "linear probe": []}
+        order = []
+        for split in rounds:
+            train = nested_share(data, split.train, share, seed)
+            places = _places(extended, split.test)
+            order.append(places)
+            whole = Split(train, places)
+            neighbours = settings.frozen.neighbours
+            near = knn_probe(features, dataset, whole, neighbours=neighbours)
+            found["k-NN"].append(near.predictions)
+            linear = linear_probe(features, dataset, whole, seed=seed)
+            found["linear probe"].append(linear.predictions)
+        places = np.concatenate(order)
+        for method, parts in found.items():
+            table = np.zeros((len(dataset), len(dataset.class_names)))
+            table[places] = np.concatenate(parts)
+            measured += [
+                measure_classification(
+                    data, rows, table[where], method=method, condition=condition, share=share
+                )
+                for condition, (rows, where) in extended.conditions.items()
+            ]
+    return measured
+
+
+def _segment(
+    tokens: np.ndarray,
+    data: BenchData,
+    extended: Extended,
+    rounds: list[Split],
+    settings: ProtocolSettings,
+    seed: int,
+) -> list[Measured]:
+    measured = []
+    dataset = extended.dataset
+    assert dataset.masks is not None
+    for share in settings.shares:
+        masks = np.zeros_like(dataset.masks)
+        for split in rounds:
+            places = _places(extended, split.test)
+            whole = Split(nested_share(data, split.train, share, seed), places)
+            masks[places] = linear_probe_segmentation(tokens, dataset, whole, seed=seed).predictions
+        for condition, (rows, where) in extended.conditions.items():
+            changed = replace(data, dataset=_moved(data.dataset, dataset, rows, where))
+            measured.append(
+                measure_segmentation(
+                    changed,
+                    rows,
+                    masks[where],
+                    method="linear probe",
+                    condition=condition,
+                    share=share,
+                    native=condition == CLEAN and share == 1,
+                )
+            )
+    return measured
+
+
+def _moved(
+    own: LabelledDataset, extended: LabelledDataset, rows: np.ndarray, where: np.ndarray
+) -> LabelledDataset:
+    """Return the dataset with the masks that a condition's images have."""
+    assert own.masks is not None
+    assert extended.masks is not None
+    masks = own.masks.copy()
+    masks[rows] = extended.masks[where]
+    return replace(own, masks=masks)
+
+
+def _places(extended: Extended, test: np.ndarray) -> np.ndarray:
+    """Return where all images of some tested rows are, of every condition."""
+    return np.concatenate(
+        [where[np.isin(rows, test)] for rows, where in extended.conditions.values()]
+    )
+
+
+def _few_shots(
+    features: np.ndarray,
+    data: BenchData,
+    rounds: list[Split],
+    settings: ProtocolSettings,
+    seed: int,
+) -> list[Measured]:
+    """Linear probes trained on a few groups of each class; the mean over the draws."""
+    dataset = data.dataset
+    assert dataset.labels is not None
+    measured = []
+    for few in settings.frozen.few_shot:
+        draws = []
+        for draw in range(settings.frozen.draws):
+            tables, tests = [], []
+            for number, split in enumerate(rounds):
+                chosen = _few(dataset, split.train, few, stream(seed, "few", few, draw, number))
+                if chosen is None:
+                    break
+                probe = linear_probe(
+                    features[: len(dataset)],
+                    dataset,
+                    Split(chosen, split.test),
+                    seed=seed,
+                    inverse_penalties=(FEW_SHOT_PENALTY,),
+                )
+                tables.append(probe.predictions)
+                tests.append(split.test)
+            if len(tables) == len(rounds):
+                labels = dataset.labels[np.concatenate(tests)]
+                draws.append(classification_metrics(labels, np.concatenate(tables)))
+        if draws:
+            means = {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
+            values = [draw["balanced_accuracy"] for draw in draws]
+            means["balanced_accuracy_spread"] = float(np.std(values))
+            measured.append(Measured(f"few-shot {few}", CLEAN, 1.0, means))
+    return measured
+
+
+def _few(
+    dataset: LabelledDataset, rows: np.ndarray, few: int, random: np.random.Generator
+) -> np.ndarray | None:
+    """Return the rows of a few groups of each class; None where a class has no more than these."""
+    assert dataset.labels is not None
+    chosen = []
+    for label in range(len(dataset.class_names)):
+        own = rows[dataset.labels[rows] == label]
+        names = np.unique(dataset.groups[own])
+        if len(names) <= few:
+            return None
+        kept = names[random.permutation(len(names))[:few]]
+        chosen.append(own[np.isin(dataset.groups[own], kept)])
+    return np.sort(np.concatenate(chosen))
