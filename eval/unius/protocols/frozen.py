@@ -204,7 +204,7 @@ def _segment(
             whole = Split(nested_share(data, split.train, share, seed), places)
             masks[places] = linear_probe_segmentation(tokens, dataset, whole, seed=seed).predictions
         for condition, (rows, where) in extended.conditions.items():
-            changed = replace(data, dataset=_moved(data.dataset, dataset, rows, where))
+            changed = moved(data, extended, rows, where)
             measured.append(
                 measure_segmentation(
                     changed,
@@ -219,15 +219,13 @@ def _segment(
     return measured
 
 
-def _moved(
-    own: LabelledDataset, extended: LabelledDataset, rows: np.ndarray, where: np.ndarray
-) -> LabelledDataset:
-    """Return the dataset with the masks that a condition's images have."""
-    assert own.masks is not None
-    assert extended.masks is not None
-    masks = own.masks.copy()
-    masks[rows] = extended.masks[where]
-    return replace(own, masks=masks)
+def moved(data: BenchData, extended: Extended, rows: np.ndarray, where: np.ndarray) -> BenchData:
+    """Return the data with the masks that a condition's images have."""
+    assert data.dataset.masks is not None
+    assert extended.dataset.masks is not None
+    masks = data.dataset.masks.copy()
+    masks[rows] = extended.dataset.masks[where]
+    return replace(data, dataset=replace(data.dataset, masks=masks))
 
 
 def _places(extended: Extended, test: np.ndarray) -> np.ndarray:

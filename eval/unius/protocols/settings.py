@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 
 from echostill.platform.config import Config
 
+IMAGE_SIZE = 224  # of the published models, and of the reference U-Net [C]
+
 Share = Annotated[float, Field(gt=0, le=1)]
 Corruption = Literal["speckle", "gain", "depth", "shadow"]
 Protocol = Literal["frozen", "published"]

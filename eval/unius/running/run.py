@@ -17,8 +17,11 @@ from echostill.eval.efficiency import efficiency
 from echostill.eval.unius.protocols.data import BenchTask, find_tasks, load_data
 from echostill.eval.unius.protocols.frozen import run_frozen
 from echostill.eval.unius.protocols.measures import Measured
+from echostill.eval.unius.protocols.networks import UNet, network_for
+from echostill.eval.unius.protocols.published import run_published
+from echostill.eval.unius.protocols.settings import IMAGE_SIZE, ProtocolSettings
 from echostill.eval.unius.running import rows
-from echostill.eval.unius.running.models import BenchUnit, find_bench_units
+from echostill.eval.unius.running.models import UNET, BenchUnit, find_bench_units
 from echostill.eval.unius.running.settings import BenchConfig
 from echostill.platform.cluster.devices import compute_device
 from echostill.platform.cluster.nodes import Nodes
@@ -90,21 +93,27 @@ def plan_bench(config: BenchConfig, *, overwrite: bool = False) -> Plan:
 def measure_unit(unit: BenchUnit, config: BenchConfig) -> tuple[rows.Row, bytes]:
     """Do one unit: its row and its predictions. Depends on nothing but the arguments."""
     device = compute_device()
-    encoder = unit.model.load()
-    data = load_data(unit.task, encoder.image_size)
-    measured: list[Measured] = run_frozen(encoder, data, config.protocol, unit.model.seed, device)
-    return rows.make_row(unit, encoder.image_size, measured)
+    encoder = None if unit.model.model == UNET else unit.model.load()
+    size = (config.protocol.image_size or IMAGE_SIZE) if encoder is None else encoder.image_size
+    data = load_data(unit.task, size)
+    settings, seed = config.protocol, unit.model.seed
+    measured: list[Measured]
+    if encoder is not None and unit.protocol == "frozen":
+        measured = run_frozen(encoder, data, settings, seed, device)
+    else:
+        measured = run_published(encoder, data, settings, seed, device)
+    return rows.make_row(unit, size, measured)
 
 
 def estimate_hours(units: Sequence[BenchUnit], config: BenchConfig) -> float:
     """Estimate how long one worker takes, from a pass of each model that is timed here."""
-    seconds: dict[tuple[str, int | None], float] = {}
+    seconds: dict[tuple[str, int | None, str], float] = {}
     total = 0.0
     for unit in units:
-        model = (unit.model.model, unit.model.image_size)
+        model = (unit.model.model, unit.model.image_size, unit.protocol)
         if model not in seconds:
-            seconds[model] = _seconds_per_image(unit)
-        total += seconds[model] * _images(unit.task, config)
+            seconds[model] = _seconds_per_image(unit, config.protocol)
+        total += seconds[model] * _images(unit, config.protocol)
     return total / 3600
 
 
@@ -165,23 +174,45 @@ def _write_costs(storage: Storage, units: Sequence[BenchUnit]) -> None:
         costs = json.loads(storage.read(rows.COSTS))
     for unit in units:
         if unit.model.candidate not in costs:
-            costs[unit.model.candidate] = efficiency(unit.model.build())
+            costs[unit.model.candidate] = _cost(unit)
     storage.write(rows.COSTS, json.dumps(costs, indent=1).encode())
 
 
-def _images(task: BenchTask, config: BenchConfig) -> int:
-    """Return how many images go through the encoder for a task."""
-    changed = min(task.rows, config.protocol.corrupted_images) * len(config.protocol.corruptions)
-    return task.rows + changed
+def _cost(unit: BenchUnit) -> dict[str, Any]:
+    if unit.model.model != UNET:
+        return dict(efficiency(unit.model.build()))
+    return {"parameters": sum(parameter.numel() for parameter in UNet(1).parameters())}
 
 
-def _seconds_per_image(unit: BenchUnit) -> float:
-    encoder = replace(unit.model, weights=None).load().eval()
-    batch = torch.full((8, 3, encoder.image_size, encoder.image_size), 0.5)
-    with torch.inference_mode():
-        encoder(batch)
+def _images(unit: BenchUnit, settings: ProtocolSettings) -> float:
+    """Return how many images go through the model: once each, or in every epoch."""
+    task, published = unit.task, settings.published
+    changed = min(task.rows, settings.corrupted_images) * len(settings.corruptions)
+    if unit.protocol == "frozen":
+        return task.rows + changed
+    classifies = task.kind == "classification"
+    epochs = published.classification_epochs if classifies else published.segmentation_epochs
+    return epochs * task.training * sum(settings.shares) + changed
+
+
+def _seconds_per_image(unit: BenchUnit, settings: ProtocolSettings) -> float:
+    """Time a pass of frozen features, or a training step without its optimiser."""
+    trains = unit.protocol == "published"
+    encoder = None if unit.model.model == UNET else replace(unit.model, weights=None).load()
+    size = (settings.image_size or IMAGE_SIZE) if encoder is None else encoder.image_size
+    batch = torch.full((settings.published.batch_size, 3, size, size), 0.5)
+    segments = unit.task.kind != "classification"
+    network: Any = network_for(encoder, 2, segments=segments, width=128, dice_weight=0.0)
+    targets = torch.zeros((len(batch), size, size) if segments else len(batch), dtype=torch.long)
+    for timed in (False, True):
         started = time.perf_counter()
-        encoder(batch)
+        if trains:
+            torch.autograd.backward(network.training_step(batch, targets))
+        elif encoder is not None:
+            with torch.inference_mode():
+                encoder(batch)
+        if timed:
+            break
     return (time.perf_counter() - started) / len(batch)
 
 
