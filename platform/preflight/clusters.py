@@ -5,6 +5,7 @@ Ray itself retries for minutes, and does not say which of the two is missing.
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ HEAD_PORT = 6379
 # ping). Whoever has no token is refused before either is looked at.
 HEAD = "/ray.rpc.NodeInfoGcsService/CheckAlive", b""
 CLIENT_SERVER = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"
+RECENT_SECONDS = 60.0  # a cluster that answered is not asked again: a command checks each stage
 HOW = (
     "put it in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH (on the head node: "
     "~/.ray/auth_token)"
 )
+
+_answered: dict[tuple[str, tuple[str, str] | None], float] = {}  # when, by address and token
 
 
 def check_ray(address: str | None = None) -> None:
@@ -46,7 +50,11 @@ def check_ray(address: str | None = None) -> None:
             " An http:// address is the dashboard's, for `echostill submit`." if dashboard else ""
         )
         raise _unreachable(where, "it is no address of a head node", hint)
+    asked = target, find_token()
+    if time.monotonic() - _answered.get(asked, -RECENT_SECONDS) < RECENT_SECONDS:
+        return
     _call(location, where, *(CLIENT_SERVER if target.startswith("ray://") else HEAD))
+    _answered[asked] = time.monotonic()
 
 
 def check_dashboard(address: str) -> None:

@@ -98,6 +98,36 @@ def test_the_address_comes_from_the_configuration_or_the_environment(monkeypatch
     check_ray()
 
 
+def test_a_cluster_that_answers_is_asked_once_and_one_that_refuses_again(monkeypatch):
+    import grpc
+
+    asked = []
+
+    def answer(request, context):
+        token = dict(context.invocation_metadata()).get("authorization")
+        asked.append(token)
+        if token != "Bearer right":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
+        return b""
+
+    head = grpc.method_handlers_generic_handler(
+        "ray.rpc.NodeInfoGcsService", {"CheckAlive": grpc.unary_unary_rpc_method_handler(answer)}
+    )
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, handlers=[head])
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        for token in ("wrong", "wrong", "right", "right", "wrong", "right"):
+            monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+            if token == "right":
+                check_ray(address)
+            else:
+                assert "refuses the token" in refusal(check_ray, address)
+        server.stop(None).wait()
+    assert asked == ["Bearer wrong", "Bearer wrong", "Bearer right", "Bearer wrong"]
+
+
 def test_something_else_at_the_port(web_server):
     host = web_server.address.removeprefix("http://")
     assert "what answers there is not Ray" in refusal(check_ray, host)
