@@ -189,7 +189,7 @@ def plan_capacity(
 
     sample = min(score.proxy.sample, images)
     proxy_cost = 2 * step * student_cost  # two views, one of each domain
-    proxy = _training("proxy", score.proxy.paced, proxy_cost, units, speed, value["restart"])
+    proxy = _training("proxy", score.proxy.paced, proxy_cost, cluster, speed, value["restart"])
     proxy = replace(proxy, disk=sample * student.image_size**2)
 
     passes = score.mask_draws * len(score.proxy.snapshot_steps())
@@ -216,7 +216,7 @@ def plan_capacity(
     )
 
     distil_cost = 2 * (teacher_cost + step * student_cost)
-    distil = _training("distill", distill.training, distil_cost, units, speed, value["restart"])
+    distil = _training("distill", distill.training, distil_cost, cluster, speed, value["restart"])
     distil = replace(distil, disk=budget * student.image_size**2)
     return [ingest, proxy, scores, selection, distil]
 
@@ -230,9 +230,16 @@ def _encoder(model: str, image_size: int | None) -> tuple[Encoder, float]:
 
 
 def _training(
-    stage: str, settings: TrainingSettings, cost: float, units: int, speed: float, restart: float
+    stage: str,
+    settings: TrainingSettings,
+    cost: float,
+    cluster: Cluster,
+    speed: float,
+    restart: float,
 ) -> StagePlan:
-    workers = min(settings.worker_range[1], units)
+    units = cluster.gpus or cluster.cpus
+    one_each = settings.workers is None and cluster.gpus > 0
+    workers = min(settings.batch_size if one_each else settings.worker_range[1], units)
     rate = speed / units * workers / cost
     seconds = settings.steps * settings.batch_size / rate
     lost = seconds / min(settings.checkpoints, settings.steps) + restart

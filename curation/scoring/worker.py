@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -33,12 +33,18 @@ PROXY_THREADS = 2  # of all its workers together, where none are set
 class ProxySettings(Config):
     """The proxy's brief training and the steps at which its gradients are measured."""
 
-    training: TrainingSettings = TrainingSettings(steps=2000, batch_size=256)
+    training: TrainingSettings = TrainingSettings(steps=2000, batch_size=256, workers=1)
     sample: int = Field(50_000, ge=1, description="Pool images that the proxy is trained on.")
     snapshots: int = Field(5, ge=3, description="Steps at which its weights are stored.")
     decoder: DecoderSettings = DecoderSettings()
     masks: MaskSettings = MaskSettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
+
+    @field_validator("training")
+    @classmethod
+    def _workers_are_fixed(cls, training: TrainingSettings) -> TrainingSettings:
+        # The coreset depends on the proxy's last digits: they do not follow the GPUs of a cluster.
+        return training.model_copy(update={"workers": training.workers or 1})
 
     @model_validator(mode="after")
     def _steps_suffice(self) -> "ProxySettings":

@@ -24,7 +24,8 @@ from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.outputs import Needs, TeacherRequest, all_needs
 from echostill.distill.settings import DistillConfig, StudentRun
 from echostill.platform import stages
-from echostill.platform.cluster.plans import plan_workers, threads_each
+from echostill.platform.cluster.nodes import Nodes
+from echostill.platform.cluster.plans import WorkerPlan, gpus_for, plan_workers, threads_each
 from echostill.platform.cluster.waiting import cluster_nodes, plan_on_cluster
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
@@ -331,10 +332,14 @@ def _build(
     # Staged once, before every worker asks for them.
     stage_images(Store(job.store).open_pool(), job.store, job.image_size, job.image_ids)
     workers = config.training.worker_range[1]
-    where = plan_on_cluster(
-        config,
-        lambda nodes: plan_workers(workers, len(todo), nodes, device=config.compute_on),
-    )
+
+    def planned(nodes: Nodes) -> WorkerPlan:
+        device = config.compute_on
+        default = config.training.workers is None
+        count = gpus_for(1, len(todo), nodes, device) if default else workers
+        return plan_workers(count, len(todo), nodes, device=device)
+
+    where = plan_on_cluster(config, planned)
     threads = config.training.threads or threads_each(cluster_nodes(), where.workers)
     tasks = TaskPool(
         where.workers,

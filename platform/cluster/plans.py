@@ -232,6 +232,25 @@ def _plan_on_gpus(
     return WorkerPlan(most, share, threads or min(own), 1.0)
 
 
+def gpus_for(runs: int, most: int, nodes: Nodes, device: Device = "auto") -> int:
+    """How many GPUs each of so many trainings at once can have for itself.
+
+    Args:
+        runs: Trainings that share the cluster.
+        most: Workers that a training has work for.
+        nodes: Of the cluster.
+        device: As for :func:`plan_replicas`.
+
+    Returns:
+        At least 1, as on CPUs, where a worker has threads instead of companions.
+
+    Raises:
+        NodesMissingError: GPUs are asked for, and there is none.
+    """
+    places = capacity(nodes, LEAST, 1.0) if _on_gpu(nodes, device) else 1
+    return max(min(places // runs, most), 1)
+
+
 def runs_at_once(
     runs: int, workers: int, nodes: Nodes, *, device: Device = "auto", threads: int | None = None
 ) -> int:

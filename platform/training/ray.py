@@ -18,7 +18,13 @@ from torch import Tensor
 
 from echostill.platform import runtime
 from echostill.platform.cluster.nodes import Nodes
-from echostill.platform.cluster.plans import Device, WorkerPlan, plan_replicas, runs_at_once
+from echostill.platform.cluster.plans import (
+    Device,
+    WorkerPlan,
+    gpus_for,
+    plan_replicas,
+    runs_at_once,
+)
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import Progress
 from echostill.platform.ray_errors import cause_of
@@ -99,6 +105,8 @@ def plan(
         UsageError: The workers do not fit the nodes.
     """
     fewest, most = settings.worker_range
+    if settings.workers is None:
+        fewest = most = gpus_for(at_once, settings.batch_size, nodes, device)
     return plan_replicas(
         fewest, most, nodes, device=device, threads=settings.threads, at_once=at_once
     )
@@ -141,7 +149,7 @@ def run_training(
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     settings = job.settings
-    if settings.sharding == "full" and settings.worker_range[1] == 1:
+    if settings.sharding == "full" and where.workers == 1:
         raise UsageError("sharding 'full' spreads a model over workers: give training.workers.")
     resources = {"CPU": where.cpus_per_worker}
     if where.gpus_per_worker:
@@ -152,7 +160,7 @@ def run_training(
         train_loop_config={"job": job, "threads": where.threads, "storage": storage},
         torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=settings.workers,
+            num_workers=where.workers if settings.workers is None else settings.workers,
             use_gpu=bool(where.gpus_per_worker),
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=settings.resize_seconds,

@@ -186,15 +186,16 @@ def _train(
 
 
 def _resolved(config: ComputeConfig, where: WorkerPlan) -> ComputeConfig:
-    """Return the configuration with the threads that a run of its own computes with.
+    """Return the configuration with the workers and threads that a run of its own computes with.
 
     They follow the nodes, and the last digits of the weights follow them.
     """
     training = getattr(config, "training", None)
     if training is None:  # the proxy's are fixed (ProxySettings.paced)
         return config
-    threads = training.model_copy(update={"threads": where.threads})
-    return config.model_copy(update={"training": threads})
+    workers = where.workers if training.workers is None else training.workers
+    resolved = training.model_copy(update={"workers": workers, "threads": where.threads})
+    return config.model_copy(update={"training": resolved})
 
 
 def _export(

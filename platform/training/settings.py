@@ -67,9 +67,10 @@ class TrainingSettings(Config):
     )
     log_every: int = execution(10, "Steps between logged metrics.", ge=1)
     keep: int = execution(2, "Checkpoints kept while the run lasts.", ge=1)
-    workers: int | tuple[int, int] = execution(
-        1,
-        "Ray Train workers, or [fewest, most] to follow the nodes that come and go.",
+    workers: int | tuple[int, int] | None = execution(
+        None,
+        "Ray Train workers, or [fewest, most] to follow the nodes that come and go; default one "
+        "per GPU where GPUs compute, and one on CPUs.",
         rounds=True,
     )
     resize_seconds: float = execution(60.0, "How often an elastic run looks for nodes.", ge=0)
@@ -105,8 +106,11 @@ class TrainingSettings(Config):
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """Fewest and most workers."""
-        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+        """Fewest and most workers; one where their number follows the GPUs."""
+        if isinstance(self.workers, tuple):
+            return self.workers
+        count = 1 if self.workers is None else self.workers
+        return count, count
 
     def seed_of_views(self, seed: int) -> int:
         """Return the seed of crops and masks of a run with a seed.

@@ -153,6 +153,14 @@ def test_the_order_of_the_shards_does_not_matter(scored, worker):
         assert worker.process(payload).rows.equals(table.read_part(name))
 
 
+def test_the_proxy_does_not_follow_the_machine():
+    assert ProxySettings().paced.workers == 1
+    for workers, threads in ((None, 2), (1, 2), (2, 1), ((1, 4), 1)):
+        training = TrainingSettings(workers=workers)
+        paced = ProxySettings(training=training).paced
+        assert (paced.workers, paced.threads) == (workers or 1, threads)
+
+
 def test_threads_and_neighbours_do_not_change_a_digit(scored, worker):
     """The last batch of this shard holds one image, whose sums would be split among threads."""
     payload = payloads(scored)[-1]

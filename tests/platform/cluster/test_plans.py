@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from echostill.platform.cluster.nodes import Node
 from echostill.platform.cluster.plans import (
     NodesMissingError,
+    gpus_for,
     plan_replicas,
     plan_workers,
     runs_at_once,
@@ -241,6 +242,20 @@ def test_pools_grow_and_shrink_between_their_bounds():
 )
 def test_runs_are_trained_side_by_side_where_there_is_room(name, runs, workers, device, at_once):
     assert runs_at_once(runs, workers, CLUSTERS[name], device=device) == at_once
+
+
+@given(ANY, st.sampled_from(["auto", "cpu"]), st.integers(1, 4), st.integers(1, 6))
+def test_trainings_without_a_number_of_workers_share_all_gpus(nodes, device, runs, most):
+    each = gpus_for(runs, most, nodes, device)
+    machines = [Machine(node) for node in nodes if node.cpus]
+    there = sum(len(machine.gpus) for machine in machines) if device == "auto" else 0
+    if there < runs:
+        assert each == 1  # on CPUs, or too few: the plan says so
+        return
+    there = sum(machine.take(0.01, 1.0) for machine in machines for _ in range(3))
+    assert each == min(there // runs, most)
+    plan = plan_replicas(each, each, nodes, device=device, at_once=runs)
+    assert list(placements(nodes, each * runs, plan.cpus_per_worker, plan.gpus_per_worker))
 
 
 def test_decoding_and_computing_are_sized_apart():

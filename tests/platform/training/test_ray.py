@@ -180,6 +180,15 @@ def test_weights_spread_over_workers_end_as_whole_ones(ray_cluster, calm, tmp_pa
     same(trained, calm)
 
 
+def test_without_a_number_of_workers_there_is_one_per_gpu_and_one_on_cpus():
+    settings = TrainingSettings(batch_size=6)
+    assert plan(settings, [Node(2)]) == WorkerPlan(1, 2.0, 2)
+    assert plan(settings, [Node(16, 4), Node(8)]).workers == 4
+    assert plan(settings, [Node(16, 8)]).workers == 6  # of which each has an image
+    assert plan(settings, [Node(16, 8)], at_once=3).workers == 2
+    assert plan(settings, [Node(16, 8)], "cpu").workers == 1
+
+
 def test_elastic_runs_are_planned_for_the_fewest_workers():
     settings = TrainingSettings(workers=(1, 4))
     assert plan(settings, [Node(2)]) == WorkerPlan(4, 1.0, 1, 0.0)
