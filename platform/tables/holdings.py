@@ -208,7 +208,7 @@ def _holding(
         place,
         storage.exists(last) or storage.exists(MANIFEST),
         sum(storage.sizes().values()),
-        storage.modified(),
+        storage.newest(),
         made_from,
         used_by,
         _details(place, manifest),

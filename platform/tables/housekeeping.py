@@ -20,6 +20,7 @@ from echostill.platform.tables.holdings import (
     holdings,
     storage_of,
 )
+from echostill.platform.tables.lease import hold
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import CONFIGURATION, Store
 from echostill.platform.tables.table import MANIFEST
@@ -83,7 +84,8 @@ def delete_result(store: Store, place: str, *, force: bool = False) -> Holding:
     """
     holding = find_holding(store, place)
     check_deletable(holding, force=force)
-    _delete(storage_of(store, place))
+    with hold(store.storage, "delete", place, alone=False):
+        _delete(storage_of(store, place))
     return holding
 
 
@@ -111,8 +113,13 @@ def rename_result(store: Store, place: str, name: str) -> str:
         UsageError: There is no such result, it is not finished or cannot be renamed, or the new
             name is taken.
     """
-    kind, _, old = place.partition("/")
-    target = f"{kind}/{check_name(name)}"
+    target = f"{place.partition('/')[0]}/{check_name(name)}"
+    with hold(store.storage, "rename", place, alone=False):
+        _rename(store, place, target, name)
+    return target
+
+
+def _rename(store: Store, place: str, target: str, name: str) -> None:
     into = storage_of(store, target)
     resumed = into.exists(RENAMED_FROM) and into.read(RENAMED_FROM).decode() == place
     if not resumed:
@@ -122,7 +129,7 @@ def rename_result(store: Store, place: str, name: str) -> str:
         if target == place or into.exists():
             raise UsageError(f"'{target}' exists: choose another name, or delete it first.")
         configuration = _values(storage_of(store, place), FINGERPRINT).get("configuration", {})
-        if configuration.get("name") != old:
+        if configuration.get("name") != holding.name:
             raise UsageError(
                 f"'{place}' cannot be renamed: its name comes from its configuration, as a run's "
                 "comes from its student and seed."
@@ -132,7 +139,6 @@ def rename_result(store: Store, place: str, name: str) -> str:
     _copy(source, into, name)
     _delete(source)
     into.delete(RENAMED_FROM)
-    return target
 
 
 def _copy(source: Storage, into: Storage, name: str) -> None:
@@ -196,9 +202,11 @@ def find_waste(store: Store) -> list[Waste]:
 def collect_waste(store: Store, waste: Iterable[Waste]) -> int:
     """Delete what :func:`find_waste` found, and return how many bytes that was."""
     freed = 0
-    for each in waste:
-        _delete(store.storage.at(STAGED) if each.place == STAGED else storage_of(store, each.place))
-        freed += each.size
+    with hold(store.storage, "gc", "gc"):  # alone: what is unfinished may be at work
+        for each in waste:
+            staged = each.place == STAGED
+            _delete(store.storage.at(STAGED) if staged else storage_of(store, each.place))
+            freed += each.size
     return freed
 
 

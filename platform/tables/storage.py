@@ -136,7 +136,7 @@ class Storage:
             if info.type == pafs.FileType.File and not info.path.endswith(UNFINISHED)
         }
 
-    def modified(self, name: str = "") -> str:
+    def newest(self, name: str = "") -> str:
         """Return when the newest file in a folder was written, UTC; empty where that is unknown."""
         selector = pafs.FileSelector(self._full(name), allow_not_found=True, recursive=True)
         with self._explained("list", name):

@@ -77,9 +77,9 @@ class TableFolder(Storage):
         found = [folder.sizes(name, recursive=recursive) for folder in folders]
         return {name: size for sizes in found for name, size in sizes.items()}
 
-    def modified(self, name: str = "") -> str:
+    def newest(self, name: str = "") -> str:
         """Return when the newest file in a folder was written, UTC; empty where that is unknown."""
-        return max(folder.modified(name) for folder in (self._parts, self._records))
+        return max(folder.newest(name) for folder in (self._parts, self._records))
 
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, or None where there is no such file."""
