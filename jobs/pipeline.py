@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from echostill.platform.models.weights import find_teacher
 from echostill.platform.preflight.checks import check_stage, check_writable
 from echostill.platform.progress import console
 from echostill.platform.stages import IN_RUN, STAGES
+from echostill.platform.tables.lease import hold
 from echostill.platform.tables.store import Store
 
 
@@ -91,9 +93,12 @@ def run_pipeline(
                 print(f"{name}\n  waits for an earlier stage: {error}")
         return
     started = time.monotonic()
-    for name, config in configs.items():
-        begun = time.monotonic()
-        result = find_stage(name).run(config, overwrite=overwrite)
-        console.print(f"[bold]{name:>10}[/bold]  {time.monotonic() - begun:6.1f} s  ", end="")
-        console.print(str(result), markup=False, soft_wrap=True)
+    with ExitStack() as held:  # between its stages too
+        for store in {config.store for config in configs.values()}:
+            held.enter_context(hold(Store(store).storage, "run", "run"))
+        for name, config in configs.items():
+            begun = time.monotonic()
+            result = find_stage(name).run(config, overwrite=overwrite)
+            console.print(f"[bold]{name:>10}[/bold]  {time.monotonic() - begun:6.1f} s  ", end="")
+            console.print(str(result), markup=False, soft_wrap=True)
     print(f"done in {time.monotonic() - started:.0f} s; the report: {result.where}")

@@ -11,11 +11,11 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.preflight.clusters import check_ray
+from echostill.platform.processes import all_processes, find_process
 
 ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothing goes on
 # A message of Ray's, as a regex: training starts more processes than CPUs, and most only wait.
@@ -142,29 +142,23 @@ def describe_loss(name: str) -> str:
 
 def _watch_processes() -> None:
     """Look after the processes of the local Ray that this process has started."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        name, parent = _process(int(entry.name))
-        if parent == os.getpid() and name in ESSENTIAL:
-            _watch[int(entry.name)] = name
+    for process in all_processes():
+        if process.parent == os.getpid() and process.name in ESSENTIAL:
+            _watch[process.number] = process.name
     if _watch:
         atexit.register(_watch.clear)  # before Ray's own, which ends its processes
         threading.Thread(target=_look_after, daemon=True, name="echostill-watch").start()
 
 
-def _process(number: int) -> tuple[str, int]:
-    """Return a process's name and its parent; ("", 0) where it is gone, or dead and not buried."""
-    try:
-        text = Path(f"/proc/{number}/stat").read_text()
-    except OSError:
-        return "", 0
-    name, rest = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
-    return ("", 0) if rest[0] in "ZX" else (name, int(rest[1]))
+def _lives(number: int, name: str) -> bool:
+    process = find_process(number)
+    return process is not None and process.name == name
 
 
 def _look_after() -> None:
     while _watch:
         time.sleep(0.25)
-        dead = [name for number, name in list(_watch.items()) if _process(number)[0] != name]
+        dead = [name for number, name in list(_watch.items()) if not _lives(number, name)]
         if dead and _watch:
             _watch.clear()
             _lost.append(dead[0])

@@ -17,6 +17,7 @@ from echostill.platform.config import StageConfig, load
 from echostill.platform.preflight.checks import check_stage, check_writable, read_only
 from echostill.platform.shards.events import stage_run
 from echostill.platform.stages import StageInfo
+from echostill.platform.tables import lease
 from echostill.platform.tables.store import Store
 
 Counts = dict[str, int | float]
@@ -103,7 +104,8 @@ class Stage(Generic[ConfigType]):
 def logged(info: StageInfo, mode: str = "run") -> Callable[[Call], Call]:
     """Make a stage's call write its start, its end and what it made to the store's event log.
 
-    Before anything else, what the stage depends on outside of this process is checked.
+    Before anything else, what the stage depends on outside of this process is checked, and that no
+    other job works on the store.
 
     Args:
         info: The stage.
@@ -116,7 +118,15 @@ def logged(info: StageInfo, mode: str = "run") -> Callable[[Call], Call]:
             check_stage(info, config)
             store = Store(config.store)
             check_writable(store, info.writes)
-            with stage_run(store.events(), info.name, store.storage.exists, mode=mode) as events:
+            with (
+                lease.hold(store.storage, info.name, result_of(info, config), alone=info.alone),
+                stage_run(
+                    store.events(),
+                    info.name,
+                    functools.partial(lease.is_store, store.storage),
+                    mode=mode,
+                ) as events,
+            ):
                 result = call(config, *arguments, **options)
                 events.outcome |= outcome(result)
             return result
@@ -124,6 +134,12 @@ def logged(info: StageInfo, mode: str = "run") -> Callable[[Call], Call]:
         return cast(Call, run)
 
     return decorate
+
+
+def result_of(info: StageInfo, config: StageConfig) -> str:
+    """Return the folder of the store that a stage writes its result into."""
+    name = getattr(config, "name", None)
+    return f"{info.writes}/{name}" if isinstance(name, str) else info.writes
 
 
 def outcome(result: StageResult) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class StageInfo:
         in_run: Whether `echostill run` runs it by default.
         on_ray: Whether it always computes on Ray, so that its address is checked beforehand.
         tracked: Whether it records runs in MLflow, which is checked beforehand.
+        alone: Whether no other job may work on the store meanwhile. Otherwise only none that writes
+            the same result.
         section: Section of a configuration file that holds its keys.
     """
 
@@ -33,6 +35,7 @@ class StageInfo:
     in_run: bool = True
     on_ray: bool = True
     tracked: bool = True
+    alone: bool = True
     section: str = ""
 
     def __post_init__(self) -> None:
@@ -79,6 +82,7 @@ SELECT = StageInfo(
     writes="coresets",
     on_ray=False,  # only some: the stage itself checks
     tracked=False,
+    alone=False,  # it adds a coreset, also from the service while a training goes on
 )
 DISTILL = StageInfo(
     "distill",
@@ -102,6 +106,7 @@ REPORT = StageInfo(
     writes="reports",
     on_ray=False,
     tracked=False,
+    alone=False,
 )
 CACHE = StageInfo(
     "cache",

@@ -45,6 +45,7 @@ from echostill.platform.models.trained import open_run
 from echostill.platform.progress import Progress
 from echostill.platform.ray_errors import cause_of
 from echostill.platform.stage import Plan, Stage, StageResult, logged
+from echostill.platform.tables import lease
 from echostill.platform.tables.fingerprint import Fingerprint, code_version
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store, finish_run, read_manifest
@@ -262,9 +263,11 @@ def _train(
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     at_once = _at_once(config, runs, cluster_nodes())
+    owner = lease.owner()
 
     def trainable(choice: dict[str, Any]) -> dict[str, Any]:
         os.environ[PARENT_VARIABLE] = tracker.run_id
+        os.environ[lease.OWNER_VARIABLE] = owner  # its runs share the sweep's lease
         run = runs[choice["run"]]
         own = run.config.model_copy(update={"at_once": at_once})
         try:

@@ -75,6 +75,14 @@ class Storage:
         info = self._info(name)
         return int(info.size) if info.type == pafs.FileType.File else None
 
+    def modified(self, name: str) -> float | None:
+        """Return when a file was last written, by the storage's own clock, in seconds since 1970.
+
+        None where there is no such file.
+        """
+        info = self._info(name)
+        return info.mtime_ns / 1e9 if info.type == pafs.FileType.File else None
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
         with (

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.names import check_name, is_name
+from echostill.platform.processes import submission
 from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table
@@ -26,8 +27,7 @@ class Store:
         Raises:
             UsageError: A relative path inside a submitted Ray job, whose folder is thrown away.
         """
-        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        if in_job and "://" not in root and not os.path.isabs(root):
+        if submission() is not None and "://" not in root and not os.path.isabs(root):
             raise UsageError(
                 f"store '{root}' is relative, and a submitted job's folder is thrown away: give an "
                 "absolute path that every node sees, or an s3:// or gs:// URI."
