@@ -18,8 +18,10 @@ from echostill.platform.preflight.clusters import check_ray
 from echostill.platform.processes import all_processes, find_process
 
 ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothing goes on
-# A message of Ray's, as a regex: training starts more processes than CPUs, and most only wait.
+# Messages of Ray's, as regexes: training starts more processes than CPUs, and most only wait;
 MANY_WORKERS = r"worker processes have been started on node: .* the maximum expected startup"
+# and of a lost node Ray prints the end of its log, where cluster/members.py says it in a sentence.
+LOST_NODE = r"Raylet is terminated\. Termination is unexpected|The node with node id: .*marked dead"
 LAST_WORDS_SECONDS = 10.0  # for a driver to end by itself once one of them is dead
 
 
@@ -37,7 +39,7 @@ def connect_ray(address: str | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # Each report of a worker waits for the controller's next look; its two seconds are long here.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", MANY_WORKERS)
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{MANY_WORKERS}|{LOST_NODE}")
     import ray
 
     if ray.is_initialized():
@@ -49,7 +51,7 @@ def connect_ray(address: str | None = None) -> None:
     if target == "local":
         options |= {"include_dashboard": False, "object_store_memory": _object_store_bytes()}
     try:
-        ray.init(address=target, **options)
+        _dashboard[:] = [str(ray.init(address=target, **options).dashboard_url or "")]
     except Exception as error:  # Ray raises a bare Exception where its processes start too slowly
         if target == "local":
             raise EchostillError(
@@ -103,6 +105,12 @@ def _spend_warning() -> None:
 
 
 _started: list[str] = []
+_dashboard: list[str] = []  # of the Ray that this process has connected to
+
+
+def dashboard_url() -> str:
+    """Return the address of the connected Ray's dashboard; empty where it has none."""
+    return _dashboard[0] if _dashboard else ""
 
 
 def is_local() -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from echostill.platform import runtime
 from echostill.platform.cluster.devices import check_gpus
+from echostill.platform.cluster.members import watch_nodes
 from echostill.platform.cluster.nodes import Node, Nodes, describe
 from echostill.platform.cluster.plans import NodesMissingError, WorkerPlan
+from echostill.platform.cluster.sight import check_sight
 from echostill.platform.config import StageConfig
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
@@ -70,10 +72,12 @@ def plan_on_cluster(config: StageConfig, make: Planner) -> WorkerPlan:
         make: Plans for given nodes.
 
     Raises:
-        UsageError: The request does not fit the nodes, or this machine, which gets no more.
+        UsageError: The request does not fit the nodes, or this machine, which gets no more; or a
+            node does not see the store.
         EchostillError: No such node came in time, or torch cannot use the GPUs that Ray gives.
     """
     runtime.connect_ray(config.address)
+    watch_nodes()
     until = time.monotonic() + config.wait_for_nodes
     while True:
         try:
@@ -91,6 +95,7 @@ def plan_on_cluster(config: StageConfig, make: Planner) -> WorkerPlan:
                 ) from None
     if plan.gpus_per_worker:
         check_gpus()
+    check_sight(config.store, config.address)
     return plan
 
 

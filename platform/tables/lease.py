@@ -264,6 +264,8 @@ class Lease:
     def _others(self) -> list[Holder]:
         found = []
         for name in self._folder.list():
+            if not name.endswith(".json"):  # what nodes prove with that they see the store
+                continue
             key = name.removesuffix(".json")
             if key != self._own.key and (holder := self._read(key)) is not None:
                 found.append(holder)

@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from echostill.platform import runtime
 from echostill.platform.models import Encoder
 from echostill.platform.preflight.tracking import EXPERIMENT, mlflow_client, needs_server
+from echostill.platform.processes import submission
 from echostill.platform.progress import console
 from echostill.platform.tables.fingerprint import flatten
 from echostill.platform.tables.storage import Storage
@@ -28,6 +30,7 @@ from echostill.platform.training.mlflow_files import (
 
 RUN_FILE = "mlflow.json"
 MAX_PARAMETERS = 100  # MLflow's limit per call
+JOB_TAG, PAGE_TAG = "ray.submission_id", "ray.dashboard"  # of a run: the job that writes it
 PARENT_VARIABLE = "ECHOSTILL_MLFLOW_PARENT"  # id of the run that new runs are nested under
 
 
@@ -71,7 +74,9 @@ class Tracker:
                 with suppress(Exception):  # a deleted record is made anew below
                     client.get_run(known["run_id"])
                     client.update_run(known["run_id"], status="RUNNING")
-                    return cls(resolved, known["run_id"])
+                    tracker = cls(resolved, known["run_id"])
+                    tracker.name_job(name)
+                    return tracker
         if experiment is None:
             location = None
             if resolved.startswith("sqlite"):
@@ -86,7 +91,28 @@ class Tracker:
         tracker = cls(resolved, run.info.run_id)
         storage.write(RUN_FILE, json.dumps({"uri": resolved, "run_id": tracker.run_id}).encode())
         tracker.parameters(parameters)
+        tracker.name_job(name)
         return tracker
+
+    def name_job(self, name: str) -> None:
+        """Let the record and the Ray job that writes it name each other; outside of a job, nothing.
+
+        Args:
+            name: The run's name.
+        """
+        job = submission()
+        if job is None:
+            return
+        page = job.page(runtime.dashboard_url())
+        client = mlflow_client(self.uri)
+        for key, value in ((JOB_TAG, job.name), (PAGE_TAG, page)):
+            if value:
+                client.set_tag(self.run_id, key, value)
+        where = self.run_id
+        if self.uri.startswith(("http://", "https://")):
+            experiment = client.get_run(self.run_id).info.experiment_id
+            where = f"{self.uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+        console.print(f"MLflow run of {name}: {where}", markup=False, soft_wrap=True)
 
     def parameters(self, values: dict[str, Any]) -> None:
         """Record parameters, flattened to dotted keys."""
