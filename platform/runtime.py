@@ -21,7 +21,10 @@ ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothi
 # Messages of Ray's, as regexes: training starts more processes than CPUs, and most only wait;
 MANY_WORKERS = r"worker processes have been started on node: .* the maximum expected startup"
 # and of a lost node Ray prints the end of its log, where cluster/members.py says it in a sentence.
-LOST_NODE = r"Raylet is terminated\. Termination is unexpected|The node with node id: .*marked dead"
+LOST_NODE = (
+    r"Raylet is terminated\. Termination is unexpected|The node with node id: .*marked dead"
+    r"|so the task will be retried\. Error: The actor is temporarily unavailable"
+)
 LAST_WORDS_SECONDS = 10.0  # for a driver to end by itself once one of them is dead
 
 

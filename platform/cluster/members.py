@@ -83,13 +83,13 @@ class NodeWatch:
             lost = self._nodes[key]
             left = describe([_node(node) for node in now.values()])
             self._say(
-                f"node {lost['NodeManagerAddress']} ({describe([_node(lost)])}) was lost: ended, "
-                "out of memory, or cut off from the network. What it had not finished is done "
-                f"again by the others; the cluster has {left}."
+                f"node {lost['NodeManagerAddress']} ({_size(lost)}) was lost: ended, out of "
+                "memory, or cut off from the network. What it had not finished is done again by "
+                f"the others; the cluster has {left}."
             )
         for key in now.keys() - self._nodes.keys():
             came = now[key]
-            self._say(f"node {came['NodeManagerAddress']} came ({describe([_node(came)])})")
+            self._say(f"node {came['NodeManagerAddress']} ({_size(came)}) came")
         self._nodes = now
 
 
@@ -100,6 +100,10 @@ def _living(nodes: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
 def _node(node: Mapping[str, Any]) -> Node:
     resources = node["Resources"]
     return Node(float(resources.get("CPU", 0)), float(resources.get("GPU", 0)))
+
+
+def _size(node: Mapping[str, Any]) -> str:
+    return describe([_node(node)]).removeprefix("1 node of ")
 
 
 def _say(text: str) -> None:
