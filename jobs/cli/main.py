@@ -316,7 +316,7 @@ def submit_command(
       echostill submit select --address http://127.0.0.1:8265 --config config.yaml budget=20000
       echostill submit --follow raysubmit_4LamXRuQpYdSMg7J
     """
-    from echostill.jobs import submit
+    from echostill.jobs.submission import submit
 
     if follow is not None:
         if stage is not None or context.args:
@@ -324,7 +324,7 @@ def submit_command(
         raise typer.Exit(submit.follow(follow, address=address))
     if stage is None:
         raise UsageError(f"no stage to submit: give one of {', '.join(submit.COMMANDS)}.")
-    request = submit.Request(
+    request = submit.JobRequest(
         stage,
         context.args,
         working_dir=working_dir,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echostill.jobs.following import Follower, how_to_follow
+from echostill.jobs.submission.following import Follower, how_to_follow
 from echostill.platform.config import StageConfig, read_document
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.preflight.answers import NoAnswerError, within
@@ -27,7 +27,7 @@ NODES_SECONDS = 8.0  # for the dashboard to say which nodes it has
 
 
 @dataclass(frozen=True)
-class Request:
+class JobRequest:
     """What a job is to be.
 
     Attributes:
@@ -94,7 +94,7 @@ def named_files(values: Any) -> list[str]:
 
 
 @contextmanager
-def uploaded(request: Request, document: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def uploaded(request: JobRequest, document: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Give the folder to upload and the command's arguments as they are in there.
 
     Without a folder in the request it is the current one where the configuration names files in
@@ -127,7 +127,7 @@ def uploaded(request: Request, document: dict[str, Any]) -> Iterator[tuple[str, 
         yield made, arguments
 
 
-def read_configuration(request: Request) -> dict[str, Any]:
+def read_configuration(request: JobRequest) -> dict[str, Any]:
     """Read the configuration of a command, from here or from the folder that is uploaded.
 
     Raises:
@@ -193,7 +193,7 @@ def dashboard(address: str | None) -> str:
     return target
 
 
-def submit(request: Request, *, address: str | None, wait: bool) -> int:
+def submit(request: JobRequest, *, address: str | None, wait: bool) -> int:
     """Submit a stage as a Ray job, follow its log, and return its exit code.
 
     Ctrl-C stops following; the job goes on.
@@ -209,7 +209,7 @@ def submit(request: Request, *, address: str | None, wait: bool) -> int:
         )
     given = request.runtime_env or {}
     if request.working_dir is None and "working_dir" in given:
-        request = Request(**{**vars(request), "working_dir": str(given["working_dir"])})
+        request = JobRequest(**{**vars(request), "working_dir": str(given["working_dir"])})
     document = read_configuration(request)
     store = store_of(request.arguments, document)
     with uploaded(request, document) as (folder, arguments):

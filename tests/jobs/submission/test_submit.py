@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from echostill.jobs.submit import (
-    Request,
+from echostill.jobs.submission.submit import (
+    JobRequest,
     entrypoint,
     environment,
     named_files,
@@ -18,7 +18,7 @@ from echostill.platform.errors import UsageError
 
 def sent(*arguments, **request):
     """The files of the folder that is sent, and the arguments in there."""
-    given = Request("select", arguments, **request)
+    given = JobRequest("select", arguments, **request)
     with uploaded(given, read_configuration(given)) as (folder, inside):
         if "://" in folder:
             return folder, inside

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from echostill.jobs import following
-from echostill.jobs.following import Follower, JobLog
+from echostill.jobs.submission import following
+from echostill.jobs.submission.following import Follower, JobLog
 from echostill.platform.errors import EchostillError, UsageError
 
 LINES = ["one\n", "two\n", "three\n", "four\n"]
