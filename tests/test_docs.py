@@ -104,6 +104,8 @@ def check_echostill(arguments: list[str]) -> None:
     if name == "submit":
         with click_errors(), COMMAND.commands[name].make_context(name, list(rest)) as context:
             stage, extra = context.params["stage"], list(context.args)
+        if context.params["follow"] and stage is None:
+            return
         assert stage in (*STAGES, "run")
         check_echostill([stage, *extra])
     elif name in STAGES:
@@ -169,7 +171,9 @@ def check_ray(arguments: list[str]) -> None:
     for word in rest:
         if word.startswith("--"):
             assert word.split("=")[0] in options, f"ray {command.name} has no option {word}"
-    if entrypoint:
+    if entrypoint[:1] == ["echostill"]:
+        check_echostill(entrypoint[1:])
+    elif entrypoint:
         assert entrypoint[0] == "python"
         script = ROOT / entrypoint[1]
         assert script.parent == ROOT / "jobs"

@@ -1,1 +1,1 @@
-"""A stage as a job of a Ray cluster: sent there, and followed from here."""
+"""Stages as Ray jobs: what is sent to a cluster, and how a job there is followed."""

@@ -11,8 +11,9 @@ from typing import Any
 
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.preflight.answers import SECONDS, SILENT, NoAnswerError, ask
+from echostill.platform.processes import all_processes, submission
 
-LOCAL = ("local", "auto")  # "auto" finds a cluster of this machine, or says at once that none runs
+RAYLET = "raylet"  # the process that every machine of a cluster has
 HEAD_PORT = 6379
 # A call that every head answers, and one of its server for ray:// clients, with its argument (a
 # ping). Whoever has no token is refused before either is looked at.
@@ -39,9 +40,13 @@ def check_ray(address: str | None = None) -> None:
     """
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     # A job, or a worker, runs on the cluster that it asks for.
-    if target in LOCAL or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or _connected():
+    if target == "local" or submission() is not None or _connected():
         return
     where = f"'{target}' ({'address' if address else 'RAY_ADDRESS'})"
+    if target == "auto":
+        if any(process.name == RAYLET for process in all_processes()):
+            return
+        raise _unreachable(where, "no Ray runs on this machine, where it would be found")
     location = target.removeprefix("ray://")
     host, _, port = location.rpartition(":")
     if "://" in location or not host or not port.isdecimal():

@@ -20,7 +20,9 @@ import yaml
 from echostill.jobs.stages import run_stage
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder, save_weights
+from echostill.platform.processes import host_name
 from echostill.platform.stages import IN_RUN, STAGES
+from echostill.platform.tables.lease import hold
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store
 from echostill.platform.training.mlflow_files import database_uri
@@ -84,9 +86,9 @@ def command(configuration, store, *arguments, name="run"):
     return [*CLI, name, "--config", str(configuration), f"store={store}", *arguments]
 
 
-def finish(arguments, **options):
+def finish(arguments, cwd=ROOT, **options):
     return subprocess.run(
-        arguments, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False, **options
+        arguments, cwd=cwd, capture_output=True, text=True, timeout=400, check=False, **options
     )
 
 
@@ -358,23 +360,39 @@ def cluster(tmp_path_factory):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def test_a_submitted_stage_runs_there_and_ends_as_it_ends(stores, configuration, cluster):
+def test_a_submitted_stage_runs_there_and_ends_as_it_ends(stores, configuration, cluster, tmp_path):
     address, environment, _ = cluster
     store = stores[0]
-    where = ["--address", address, "--working-dir", str(ROOT)]
-    submit = [*CLI, "submit", "select", *where, "--config", str(configuration)]
-    done = finish([*submit, f"store={store}", "name=submitted"], env=environment)
+    there = ["--address", address]
+    submit = [*CLI, "submit", "select", *there, "--config", str(configuration)]
+    first = [*submit, "--submission-id", "first", f"store={store}", "name=submitted"]
+    done = finish(first, env=environment, cwd=tmp_path)  # no repository here
     assert done.returncode == 0, done.stdout + done.stderr
     assert "15 of" in done.stdout
+    assert "the cluster has 1 node of 2 CPUs" in done.stderr
     name = "part-00000.parquet"
     own = (store / "coresets/default" / name).read_bytes()
     assert (store / "coresets/submitted" / name).read_bytes() == own
+
+    again = finish(first, env=environment, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "there is a job 'first' already" in again.stderr
+    assert "`echostill submit --follow first" in again.stderr
+    followed = finish([*CLI, "submit", "--follow", "first", *there], env=environment, cwd=tmp_path)
+    assert followed.returncode == 0
+    assert followed.stdout == done.stdout
 
     wrong = finish([*submit, f"store={store}", "budgt=3"], env=environment)
     assert wrong.returncode == 2
     assert "Did you mean 'budget'" in wrong.stdout
 
-    job = [str(Path(PYTHON).parent / "ray"), "job", "submit", *where, "--", "python"]
+    ray = [str(Path(PYTHON).parent / "ray"), "job", "submit", *there]
+    command = ["--", "echostill", "select", "--config", str(configuration), f"store={store}"]
+    with hold(Store(str(store)).storage, "select", "coresets/held"):
+        second = finish([*ray, *command, "name=held"], env=environment, cwd=tmp_path)
+    assert second.returncode == 1
+    assert f"is in use by `echostill select` on {host_name()}" in second.stdout
+    job = [*ray, "--working-dir", str(ROOT), "--", "python"]
     script = ["jobs/select.py", "--config", str(configuration), f"store={store}", "name=plain"]
     plain = finish([*job, *script], env=environment)
     assert plain.returncode == 0, plain.stdout + plain.stderr

@@ -10,11 +10,12 @@ import pytest
 from echostill.platform import stages
 from echostill.platform.config import StageConfig
 from echostill.platform.errors import UsageError
-from echostill.platform.preflight import answers
+from echostill.platform.preflight import answers, clusters
 from echostill.platform.preflight.checks import check_stage, check_writable
 from echostill.platform.preflight.clusters import check_dashboard, check_ray
 from echostill.platform.preflight.folders import unwritable
 from echostill.platform.preflight.tracking import check_tracking
+from echostill.platform.processes import Process
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 
@@ -126,6 +127,14 @@ def test_a_cluster_that_answers_is_asked_once_and_one_that_refuses_again(monkeyp
                 assert "refuses the token" in refusal(check_ray, address)
         server.stop(None).wait()
     assert asked == ["Bearer wrong", "Bearer wrong", "Bearer right", "Bearer wrong"]
+
+
+def test_auto_is_a_ray_of_this_machine(monkeypatch):
+    here = [Process(1, "init", 0, 0)]
+    monkeypatch.setattr(clusters, "all_processes", lambda: iter(here))
+    assert "no Ray runs on this machine" in refusal(check_ray, "auto")
+    here.append(Process(7, "raylet", 1, 9))
+    check_ray("auto")
 
 
 def test_something_else_at_the_port(web_server):

@@ -1,5 +1,6 @@
 """One record per run, in an sqlite file and on a real MLflow server."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from echostill.platform.models import create_encoder
+from echostill.platform.processes import VARIABLE
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training.tracking import Tracker
 
@@ -105,3 +107,20 @@ def test_a_run_has_one_record_whatever_restarts(kind, request, tmp_path):
     with torch.no_grad():
         expected = encoder(torch.from_numpy(pixels)).pooled.numpy()
     np.testing.assert_allclose(loaded.predict(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_and_the_job_that_writes_it_name_each_other(tmp_path, monkeypatch, capsys):
+    from mlflow.tracking import MlflowClient
+
+    def start(job):
+        metadata = {"job_submission_id": job, "dashboard": "http://head:8265"}
+        monkeypatch.setenv(VARIABLE, json.dumps({"metadata": metadata}))
+        folder = Storage(str(tmp_path / "store" / "runs" / "a"))
+        return Tracker.start(None, str(tmp_path / "store"), folder, "a", {"seed": 1})
+
+    for job in ("raysubmit_1", "raysubmit_2"):  # the second continues the first one's run
+        tracker = start(job)
+        tags = MlflowClient(tracker.uri).get_run(tracker.run_id).data.tags
+        assert tags["ray.submission_id"] == job
+        assert tags["ray.dashboard"] == f"http://head:8265/#/jobs/{job}"
+        assert f"MLflow run of a: {tracker.run_id}" in capsys.readouterr().err
