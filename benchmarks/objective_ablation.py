@@ -18,24 +18,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from distill_common import POOL, ROOT, TEACHER, pool_images, trained_teacher
+from distill_common import (
+    POOL,
+    ROOT,
+    TEACHER,
+    pool_images,
+    shared_pass,
+    train_group,
+    trained_teacher,
+)
 from machine import describe_machine
 
 from echostill.distill.distillation import INERT_SPREAD, weight_spread
-from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.settings import PRESETS, ObjectiveSettings
-from echostill.distill.task import DistillationTask
 from echostill.eval.datasets import TaskSettings, load_dataset
 from echostill.eval.probes import knn_probe, linear_probe, pooled_features
 from echostill.eval.splits import split_dataset
-from echostill.platform.masking.masks import MaskSettings
-from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder
-from echostill.platform.training.collective import TrainingWorker
-from echostill.platform.training.loop import TrainingSettings, TrainingState, train
-from echostill.platform.training.run import PlannedRun
+from echostill.platform.training.settings import TrainingSettings
 
-ALONE = TrainingWorker()
 VARIANTS = {
     **{name: {"preset": name} for name in PRESETS},
     "raw cosine": {"centring": False},
@@ -46,6 +47,15 @@ VARIANTS = {
     "each layer": {"consistency": "each"},
     "balance": {"combination": "balance"},
     "relations": {"relation_weight": 1.0},
+    "centre view": {"centre": "view"},
+    "averaged": {"reduction": "mean"},
+    "relative clip": {},
+    "wide clip": {},
+}
+# Of the training itself, beside the objective.
+TRAINING = {
+    "relative clip": {"clipping": "relative", "gradient_clip": 2.0},
+    "wide clip": {"gradient_clip": 10.0},
 }
 LIVER = ROOT / "examples" / "quickstart" / "benchmark" / "liver.csv"
 METRIC = "balanced_accuracy"
@@ -59,39 +69,9 @@ def grouped(variants):
     """Variants that see the same views and masks, and so share the teacher."""
     groups = {}
     for name, settings in variants.items():
-        masks = settings.masks and settings.masks.model_dump_json()
-        key = (settings.views, masks) if settings.distil else name
-        groups.setdefault(key, {})[name] = settings
+        key = (shared_pass(settings), TRAINING.get(name)) if settings.distil else name
+        groups.setdefault(str(key), {})[name] = settings
     return list(groups.values())
-
-
-def train_group(variants, options, teacher, images, seed):
-    """Train a group with one seed. Returns each variant's encoder and history."""
-    objectives = {}
-    for name, settings in variants.items():
-        torch.manual_seed(seed)
-        student = MaskedImageModel(create_encoder(options.student), DecoderSettings())
-        own = teacher if settings.distil else None
-        objectives[name] = DistillationObjective(student, own, settings)
-    masks = next(iter(variants.values())).masks or MaskSettings()
-    task = DistillationTask(
-        objectives, masks.scaled_to(teacher.image_size, teacher.patch_size), seed
-    )
-    settings = TrainingSettings(
-        steps=options.steps,
-        batch_size=options.batch,
-        learning_rate=options.learning_rate,
-        checkpoints=1,
-    )
-    state = train(
-        task, task, images, settings, seed, TrainingState(), ALONE, lambda _: None
-    )  # fmt: skip
-    found = {}
-    for place, name in enumerate(variants):
-        prefix = "" if len(variants) == 1 else f"{name}/"
-        rows = PlannedRun(prefix, None, None, None).rows(state.history)
-        found[name] = (task.each(place).student.encoder, rows)
-    return found
 
 
 def probe(encoder, tasks, seed):
@@ -114,13 +94,14 @@ def compare(options):
     variants = {name: settings_of(name) for name in chosen}
     weights = None if options.weights == "none" else Path(options.weights)
     teacher = trained_teacher(options.teacher, weights)
-    images = pool_images(Path(options.pool), teacher.image_size, options.images)
+    student_side = create_encoder(options.student).image_size
+    images = pool_images(Path(options.pool), student_side, options.images)
     tasks = []
     for text in options.task or [f"liver={LIVER}"]:
         name, _, manifest = text.partition("=")
         settings = TaskSettings(name=name, kind="classification", manifest=manifest)
-        tasks.append(load_dataset(settings, teacher.image_size))
-    scores, spreads, seconds = {}, {}, {}
+        tasks.append(load_dataset(settings, student_side))
+    scores, spreads, seconds, clipped = {}, {}, {}, {}
 
     def note(name, found):
         for key, value in found.items():
@@ -132,7 +113,14 @@ def compare(options):
         note("untrained", probe(create_encoder(options.student), tasks, seed))
         for group in grouped(variants):
             started = time.perf_counter()
-            trained = train_group(group, options, teacher, images, seed)
+            training = TrainingSettings(
+                steps=options.steps,
+                batch_size=options.batch,
+                learning_rate=options.learning_rate,
+                checkpoints=1,
+                **TRAINING.get(next(iter(group)), {}),
+            )
+            trained = train_group(group, options.student, teacher, images, training, seed)
             share = (time.perf_counter() - started) / len(group)
             for name, (encoder, history) in trained.items():
                 note(name, probe(encoder, tasks, seed))
@@ -140,8 +128,11 @@ def compare(options):
                 spread = weight_spread(history)
                 if spread is not None:
                     spreads.setdefault(name, []).append(spread)
+                clipped.setdefault(name, []).append(
+                    statistics.fmean(row["clipped_share"] for row in history)
+                )
             print(f"seed {seed}: {', '.join(group)}", flush=True)
-    return scores, spreads, seconds
+    return scores, spreads, seconds, clipped
 
 
 def summary(values):
@@ -214,7 +205,7 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     print(describe_machine())
-    scores, spreads, seconds = compare(options)
+    scores, spreads, seconds, clipped = compare(options)
     print(f"{METRIC}, mean ± spread over {options.seeds} seeds, {options.steps} steps each")
     for name, found in scores.items():
         told = [
@@ -227,6 +218,7 @@ def main():
             inert = " (inert)" if spread <= INERT_SPREAD and not fixed else ""
             told.append("weight fixed" if fixed else f"weight spread {spread:.3f}{inert}")
         if name in seconds:
+            told.append(f"{statistics.fmean(clipped[name]):.0%} of steps clipped")
             told.append(f"{statistics.fmean(seconds[name]):.0f} s")
         print(f"  {name:<18} {'; '.join(told)}")
     result = {
@@ -236,6 +228,7 @@ def main():
         "seeds": options.seeds,
         "scores": {n: {k: summary(v) for k, v in f.items()} for n, f in scores.items()},
         "weight_spread": {name: summary(values) for name, values in spreads.items()},
+        "clipped_share": {name: summary(values) for name, values in clipped.items()},
         "default_against_mim_only": verdict(scores),
     }
     if options.output:
