@@ -1,6 +1,9 @@
 """Every selection method on one synthetic pool: cost, coverage, and what becomes of rare kinds.
 
     python benchmarks/selection_methods.py --rows 20000
+    python benchmarks/selection_methods.py --real runs/quickstart --budgets 0.03 0.1 0.29
+
+The second form compares them on real pools; see benchmarks/real_pools.py.
 
 Coverage is the mean distance (1 - cosine) of a pool row to the nearest chosen one; smaller covers
 better. Recall counts the planted rare kinds (tight groups of --rare-size rows far from everything
@@ -22,6 +25,7 @@ import time
 import numpy as np
 import pyarrow as pa
 from machine import describe_machine
+from real_pools import measure_stores
 
 from echostill.curation.selection.clustering import cluster_features
 from echostill.curation.selection.core import SelectionSettings, select_rows
@@ -120,8 +124,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="*", help="default: all; NAME or NAME:blocked")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--real", nargs="+", metavar="STORE", help="scored stores, instead")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.03, 0.1, 0.29])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.real:
+        measured = measure_stores(
+            arguments.real, arguments.methods, arguments.budgets, arguments.seed
+        )
+        if arguments.json:
+            print(json.dumps({"machine": describe_machine(), "results": measured}))
+        return
     arguments.budget = arguments.budget or max(arguments.rows // 15, 1)
     if arguments.one:
         print(json.dumps(run_one(arguments)))

@@ -107,7 +107,7 @@ def outcomes(
 ) -> np.ndarray:
     """Return the outcome of every row, (N,) as in ``reasons``."""
     cell, quotas, priority = plan.cell, plan.quotas, plan.priority
-    if settings.max_per_group is None:
+    if pool.group_limit is None:
         rank = ranks_within_clusters(cell, priority, np.arange(len(cell)))
         outcome = np.where(rank <= quotas[cell], reasons.WITHIN_QUOTA, reasons.OUTRANKED)
     else:
@@ -116,7 +116,7 @@ def outcomes(
             cell,
             quotas,
             group_ids,
-            settings.max_per_group,
+            pool.group_limit,
             budget,
             decided.excluded,
             decided.pinned,
@@ -125,11 +125,19 @@ def outcomes(
     last = np.full(len(quotas), -np.inf)
     np.maximum.at(last, cell[taken], priority[taken])
     outranked = outcome == reasons.OUTRANKED
+    if METHODS[settings.method].group_limit and pool.group_limit is not None:
+        # The method itself passes over the rows of full groups, so that no quota turns them away.
+        have = np.bincount(pool.group[taken | decided.pinned], minlength=int(pool.group.max()) + 1)
+        full = have[pool.group] >= pool.group_limit
+        outcome = np.where(outranked & full, reasons.HELD_BACK, outcome)
+        outranked &= ~full
     outcome = np.where(outranked & (priority == last[cell]), reasons.TIED, outcome)
     if METHODS[settings.method].trims and settings.trim:
         outliers = trimmed(Block(pool, np.arange(len(cell))), settings)
         outcome = np.where(outranked & outliers, reasons.TRIMMED, outcome)
     outcome = np.where(outranked & (quotas[cell] == 0), reasons.NO_QUOTA, outcome)
+    if METHODS[settings.method].flags:
+        outcome = np.where(outranked & pool.flagged, reasons.FLAGGED, outcome)
     outcome = np.where(decided.pinned, reasons.PINNED, outcome)
     return np.where(decided.excluded, reasons.EXCLUDED, outcome)
 

@@ -7,7 +7,7 @@ feature-gradient driven selection and its overview figure shows both ranks; the 
 inferred. Every other method goes the same way: an order of the rows, quotas, reasons.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from echostill.curation.selection import reasons
-from echostill.curation.selection.allocation import Allocation, Strata, outcomes
+from echostill.curation.selection.allocation import Allocation, outcomes
 from echostill.curation.selection.clustering import (
     Clustering,
     ClusteringSettings,
     cluster_pieces,
 )
-from echostill.curation.selection.decided.pins import Decided, decide
 from echostill.curation.selection.features import (
     ArrayFeatures,
     ColumnFeatures,
@@ -29,16 +28,18 @@ from echostill.curation.selection.features import (
     inverse,
     load_rows,
 )
-from echostill.curation.selection.group_limit import places_per_group
+from echostill.curation.selection.group_limit import (
+    group_numbers,
+)
 from echostill.curation.selection.methods import METHODS, Pool
 from echostill.curation.selection.quotas import largest_remainder_quotas
 from echostill.curation.selection.ranking import dual_ranks, ranks_within_clusters
+from echostill.curation.selection.request import Request, prepare_request, sorted_ids
 from echostill.curation.selection.settings import SelectionSettings, check_limits, resolve_budget
 from echostill.platform.config import validate
-from echostill.platform.errors import UsageError, nearest
+from echostill.platform.errors import UsageError
 from echostill.platform.phases import phase
 from echostill.platform.ray_tasks import TaskPool
-from echostill.platform.tables.ids import first_ids, pool_rows
 from echostill.platform.tables.schemas import CORESET_SCHEMA
 
 __all__ = [
@@ -56,7 +57,6 @@ __all__ = [
     "sorted_ids",
 ]
 
-IDS_LIMIT = 2**31 - 1  # largest size of an Arrow string array, in bytes
 REASONS_AT_ONCE = 1_000_000
 
 
@@ -75,7 +75,8 @@ def select_rows(
     Args:
         features: (N, D), row by row those of ``scores``.
         scores: image_id, gradient_mean, gradient_std.
-        groups: image_id and group_id of these images, and the column that ``balance`` names.
+        groups: image_id and group_id of these images, the column that ``balance`` names, and the
+            flags of ``flags_last``, as far as there are any.
         budget: number of images to choose, or a fraction of them.
         excluded: image_id, reason: images that are never chosen.
         pinned: image_id, reason: images that are always chosen.
@@ -161,50 +162,6 @@ def select_coreset(
     return choose(request, settings, clustering, features=features, tasks=tasks, scratch=scratch)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A selection with checked inputs: errors in them are raised before clustering.
-
-    Attributes:
-        ids: N image ids, ascending.
-        order: (N,) row of the scores that holds each id.
-        budget: images to choose.
-        decided: pins and exclusions.
-        group_ids: (N,) group of each image.
-        strata: values of the column that the budget is balanced by.
-        quality: (N,) float32 gradient score.
-    """
-
-    ids: pa.Array
-    order: np.ndarray
-    budget: int
-    decided: Decided
-    group_ids: pa.Array
-    strata: Strata
-    quality: np.ndarray
-
-
-def prepare_request(
-    scores: pa.Table,
-    groups: pa.Table,
-    settings: SelectionSettings,
-    excluded: pa.Table | None = None,
-    pinned: pa.Table | None = None,
-) -> Request:
-    """Check the inputs of a selection; arguments and errors are those of :func:`select_coreset`."""
-    ids, order = sorted_ids(scores)
-    budget = resolve_budget(settings.budget, len(ids))
-    decided = decide(ids, excluded, pinned)
-    decided.check(budget)
-    group_ids, strata = _of_pool(ids, groups, settings.balance)
-    if settings.max_per_group is not None:
-        places_per_group(
-            group_ids, settings.max_per_group, budget, decided.excluded, decided.pinned
-        )
-    quality = _quality(scores, order, ids, settings.penalty)
-    return Request(ids, order, budget, decided, group_ids, strata, quality)
-
-
 def choose(
     request: Request,
     settings: SelectionSettings,
@@ -221,7 +178,7 @@ def choose(
         )
     decided, strata, budget = request.decided, request.strata, request.budget
     with phase("ranks"):
-        pool = _ranked(request.ids, clustering, request.quality, settings, decided)
+        pool = _ranked(request, clustering, settings)
     if METHODS[settings.method].compares:
         if features is None:
             raise UsageError(
@@ -237,45 +194,11 @@ def choose(
         allocation = Allocation.of(pool, clustering, strata, decided, settings, budget)
         outcome = outcomes(pool, allocation, request.group_ids, decided, settings, budget)
     with phase("reasons"):
-        return _table(pool, allocation, request.group_ids, strata, decided, outcome, settings)
+        return _table(pool, allocation, request, outcome, settings)
 
 
-def sorted_ids(scores: pa.Table) -> tuple[pa.Array, np.ndarray]:
-    """Sort the ids of some scores.
-
-    Returns:
-        N ids, ascending, and (N,) int64 their rows.
-
-    Raises:
-        UsageError: No rows, ids that occur twice, or more ids than fit one array.
-    """
-    if scores.num_rows == 0:
-        raise UsageError("the scores have no rows: nothing to select. Run `echostill score` first.")
-    chunked = scores["image_id"].cast(pa.string())
-    if chunked.nbytes > IDS_LIMIT:
-        raise UsageError(
-            f"{scores.num_rows} image ids take {chunked.nbytes} bytes; one selection supports at "
-            f"most {IDS_LIMIT}. Select from parts of the pool."
-        )
-    column = chunked.combine_chunks()
-    order = pc.sort_indices(column)
-    ids = column.take(order)
-    twice = np.flatnonzero(pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))
-    if len(twice):
-        raise UsageError(
-            f"{len(twice)} image ids occur twice in the scores: {first_ids(ids, twice)}. Each id "
-            "may occur once."
-        )
-    return ids, order.to_numpy().astype(np.int64)
-
-
-def _ranked(
-    ids: pa.Array,
-    clustering: Clustering,
-    quality: np.ndarray,
-    settings: SelectionSettings,
-    decided: Decided,
-) -> Pool:
+def _ranked(request: Request, clustering: Clustering, settings: SelectionSettings) -> Pool:
+    ids, quality = request.ids, request.quality
     cluster, size = clustering.assignment, clustering.sizes[clustering.assignment]
     place = np.arange(len(ids))  # rows are sorted by id, so positions break ties as ids do
     distance_rank = ranks_within_clusters(cluster, clustering.distance, place)
@@ -292,20 +215,22 @@ def _ranked(
         distance_rank=distance_rank,
         gradient_rank=gradient_rank,
         dual_rank=dual_rank,
-        pinned=decided.pinned,
+        pinned=request.decided.pinned,
         seed=settings.seed,
+        group=group_numbers(request.group_ids),
+        flagged=request.flagged,
+        group_limit=request.max_per_group,
     )
 
 
 def _table(
     pool: Pool,
     allocation: Allocation,
-    group_ids: pa.Array,
-    strata: Strata,
-    decided: Decided,
+    request: Request,
     outcome: np.ndarray,
     settings: SelectionSettings,
 ) -> pa.Table:
+    strata = request.strata
     rank = ranks_within_clusters(allocation.cell, allocation.priority, np.arange(len(pool.ids)))
     cell_size = np.bincount(allocation.cell)[allocation.cell]
     quota = allocation.quotas[allocation.cell]
@@ -328,14 +253,14 @@ def _table(
                 quota[part],
                 better=METHODS[settings.method].better,
                 equal=METHODS[settings.method].equal,
-                max_per_group=settings.max_per_group,
-                texts=decided.texts.slice(start, REASONS_AT_ONCE),
+                max_per_group=request.max_per_group,
+                texts=request.decided.texts.slice(start, REASONS_AT_ONCE),
                 kinds=kinds,
             )
         )
     columns = {
         "image_id": pool.ids,
-        "group_id": group_ids,
+        "group_id": request.group_ids,
         "cluster": pool.cluster,
         "cluster_size": pool.size,
         "distance": pool.distance,
@@ -355,41 +280,3 @@ def _table(
 
 def _column(values: Any) -> Any:
     return values if isinstance(values, pa.ChunkedArray) else pa.array(values)
-
-
-def _of_pool(ids: pa.Array, groups: pa.Table, balance: str | None) -> tuple[pa.Array, Strata]:
-    """Find each row's group, and its value of the column that balances."""
-    row = pa.array(pool_rows(ids, groups["image_id"].cast(pa.string())))
-    group_ids = groups["group_id"].cast(pa.string()).combine_chunks().take(row)
-    if balance is None:
-        return group_ids, Strata(None, [""], np.zeros(len(ids), dtype=np.int64))
-    if balance not in groups.column_names:
-        raise UsageError(
-            f"the pool has no column '{balance}' to balance by."
-            f"{nearest(balance, groups.column_names)}"
-        )
-    if pa.types.is_nested(groups[balance].type) or pa.types.is_large_binary(groups[balance].type):
-        raise UsageError(
-            f"the pool's column '{balance}' has no values to balance by: use another column."
-        )
-    texts = pc.fill_null(groups[balance].cast(pa.string()), "").combine_chunks().take(row)
-    encoded = pc.dictionary_encode(texts)
-    names = encoded.dictionary.to_pylist()
-    ranked = np.argsort(np.argsort(np.array(names)))  # independent of the order of the rows
-    return group_ids, Strata(
-        balance, sorted(names), ranked[encoded.indices.to_numpy()].astype(np.int64)
-    )
-
-
-def _quality(scores: pa.Table, order: np.ndarray, ids: pa.Array, penalty: float) -> np.ndarray:
-    """Mean gradient minus penalty times its spread, (N,) float32 as the table holds it."""
-    mean = scores["gradient_mean"].to_numpy().astype(np.float64)[order]
-    spread = scores["gradient_std"].to_numpy().astype(np.float64)[order]
-    broken = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(spread)))
-    if len(broken):
-        raise UsageError(
-            f"{len(broken)} of {len(ids)} gradients are missing or not finite: "
-            f"{first_ids(ids, broken)}. Score these images again or leave them out of the pool."
-        )
-    quality: np.ndarray = (mean - penalty * spread).astype(np.float32)
-    return quality

@@ -204,6 +204,14 @@ class FeatureRows:
     array: np.ndarray
     stored: np.ndarray
 
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Mean of all rows, (D,) float64; sums of halves are exact."""
+        total = np.zeros(self.array.shape[1])
+        for start in range(0, len(self.array), ROWS_PER_PIECE):
+            total += self.array[start : start + ROWS_PER_PIECE].sum(axis=0, dtype=np.float64)
+        return total / max(len(self.array), 1)
+
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Return the features of some positions, (n, D), a copy."""
         rows: np.ndarray = self.array[self.stored[positions]]

@@ -10,6 +10,46 @@ import pyarrow.compute as pc
 from echostill.curation.selection import reasons
 from echostill.platform.errors import UsageError
 
+AUTO = 2  # times the smallest limit, for groups differ in how much there is to choose
+
+
+def automatic_limit(
+    group: np.ndarray, budget: int, excluded: np.ndarray, pinned: np.ndarray
+) -> int | None:
+    """Return a limit that keeps a few large groups from taking the budget.
+
+    It is twice the smallest limit with which the budget can be met, or what the largest group would
+    have in proportion to its size, if that is more. A tighter one makes coverage worse, and where
+    clips are few it gives their places to junk, of which every image is a group of its own.
+
+    Args:
+        group: (N,) number of each row's group, from 0.
+        budget: images to choose.
+        excluded: (N,) bool, rows that are never chosen.
+        pinned: (N,) bool, rows that are always chosen.
+
+    Returns:
+        The limit; None if no group has more images, so that it would limit nothing.
+    """
+    members = np.bincount(group[~excluded])
+    pins = np.bincount(group[pinned], minlength=len(members))
+    low, high = 1, int(members.max(initial=1))
+    while low < high:
+        middle = (low + high) // 2
+        if int(np.maximum(np.minimum(members, middle), pins).sum()) >= budget:
+            high = middle
+        else:
+            low = middle + 1
+    largest, total = int(members.max(initial=0)), max(int(members.sum()), 1)
+    limit = max(AUTO * low, -(-largest * budget // total))
+    return limit if limit < largest else None
+
+
+def group_numbers(group_ids: pa.Array) -> np.ndarray:
+    """Number the groups, (N,) int64 from 0."""
+    numbers: np.ndarray = pc.dictionary_encode(group_ids).indices.to_numpy().astype(np.int64)
+    return numbers
+
 
 def places_per_group(
     group_ids: pa.Array, limit: int, budget: int, excluded: np.ndarray, pinned: np.ndarray
@@ -29,7 +69,7 @@ def places_per_group(
     Raises:
         UsageError: The budget cannot be met; the message gives the largest that can.
     """
-    group = pc.dictionary_encode(group_ids).indices.to_numpy()
+    group = group_numbers(group_ids)
     total = int(group.max()) + 1
     members = np.bincount(group[~excluded], minlength=total)
     # Pins beyond the limit are kept: the limit applies only to other images.

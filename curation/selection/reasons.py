@@ -20,6 +20,7 @@ HELD_BACK = 5  # its group has reached the group limit
 TRIMMED = 6  # one of the cluster's largest gradients, which are chosen last
 PINNED = 7  # selected, because it is pinned
 EXCLUDED = 8  # excluded by the user
+FLAGGED = 9  # flagged by ingest, chosen last
 SELECTED = (WITHIN_QUOTA, REFILLED, PINNED)
 
 
@@ -90,6 +91,7 @@ def reasons(
         ("not selected: ", ", quota ", ", its gradient is an outlier of the cluster, taken last"),
         (PINNED_MARK, ", quota ", ""),
         (EXCLUDED_MARK, ", quota ", ""),
+        ("not selected: ", ", quota ", ", its quality flags put it last"),
     ]
     which = pa.array(outcome)
     lead, middle, end = (pa.array(column).take(which) for column in zip(*sentences, strict=True))

@@ -1,7 +1,7 @@
 """Settings of a selection, and the limits on a method's operations and memory."""
 
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,7 @@ from echostill.curation.selection.ranking import Fusion
 from echostill.platform.config import execution
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.memory import available_memory
+from echostill.platform.tables.schemas import QUALITY_ISSUES
 from echostill.platform.tables.store import describe_bytes
 
 
@@ -26,7 +27,7 @@ class SelectionSettings(ClusteringSettings):
         0.1, description="Images to choose: an integer, or a fraction of the pool (0.1 is 10%)."
     )
     method: str = Field(
-        "dual-rank",
+        "coverage",
         description=f"How images are chosen: {', '.join(METHODS)}. See selection.md.",
     )
     blocked: bool | None = Field(
@@ -48,11 +49,18 @@ class SelectionSettings(ClusteringSettings):
     balance_quota: Rule = Field(
         "water-filling", description="Rule for the shares of the values of `balance`."
     )
-    max_per_group: int | None = Field(
-        None, ge=1, description="At most this many images of one patient, study or clip."
+    max_per_group: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        "auto",
+        description="At most this many images of one patient, study or clip; null for any number. "
+        "'auto' is null, and for method 'coverage' twice the smallest number with which the budget "
+        "can be met, or the largest group's share of the budget, if that is more.",
     )
     alpha: float = Field(
-        0.5, ge=0, le=1, description="Weight of the distance rank; the quality rank gets the rest."
+        0.5,
+        ge=0,
+        le=1,
+        description="Weight of the distance rank, or of the coverage with method 'coverage'; the "
+        "quality rank gets the rest.",
     )
     penalty: float = Field(
         0.0, ge=0, description="Quality is the mean gradient minus penalty times its spread."
@@ -71,6 +79,11 @@ class SelectionSettings(ClusteringSettings):
         lt=1,
         description="dual-rank: share of a cluster with the largest gradients that is chosen "
         "last; corrupt images are among them.",
+    )
+    flags_last: tuple[str, ...] = Field(
+        ("blank", "dark", "blurred", "low_information"),
+        description="coverage: quality flags of ingest whose images are chosen last and need not "
+        "be covered; empty for none.",
     )
     prototypes: PrototypeSettings = PrototypeSettings()
     ccs: CcsSettings = CcsSettings()
@@ -92,6 +105,17 @@ class SelectionSettings(ClusteringSettings):
                 f"{', '.join(METHODS)}."
             )
         return name
+
+    @field_validator("flags_last")
+    @classmethod
+    def _known_flags(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in QUALITY_ISSUES:
+                raise UsageError(
+                    f"no quality flag '{name}'.{nearest(name, QUALITY_ISSUES)} Expected one of: "
+                    f"{', '.join(QUALITY_ISSUES)}."
+                )
+        return names
 
     @model_validator(mode="after")
     def _fitting_keys(self) -> "SelectionSettings":

@@ -249,7 +249,8 @@ def _pool_columns(config: SelectConfig, pool: Table) -> list[str]:
             f"the pool has no column '{config.balance}' to balance by."
             f"{nearest(config.balance, known)}"
         )
-    return [name for name in known if name in ("image_id", "group_id", config.balance)]
+    flags = config.flags_last if METHODS[config.method].flags else ()
+    return [name for name in known if name in ("image_id", "group_id", config.balance, *flags)]
 
 
 def _check_cluster(config: SelectConfig, rows: int, dimension: int) -> None:

@@ -2,6 +2,8 @@
 
 from echostill.curation.selection.methods.block import Block, Method, Pool
 from echostill.curation.selection.methods.ccs import ccs
+from echostill.curation.selection.methods.coverage import coverage
+from echostill.curation.selection.methods.coverage import operations as cell_by_cell
 from echostill.curation.selection.methods.d2 import d2
 from echostill.curation.selection.methods.draws import random
 from echostill.curation.selection.methods.facility_location import facility_location
@@ -29,6 +31,17 @@ def _doubles(rows: int, dimension: int) -> float:
 
 
 METHODS = {
+    "coverage": Method(
+        coverage,
+        blocked=False,
+        first="images that stand for many not yet covered, of large gradient; copies count once",
+        better="images that add more coverage for their quality",
+        equal="images that add as much, with smaller ids",
+        group_limit=True,
+        flags=True,
+        compares=True,
+        operations=cell_by_cell,
+    ),
     "dual-rank": Method(
         dual_rank,
         blocked=True,

@@ -34,6 +34,9 @@ class Pool:
         dual_rank: (N,) float64, smaller is better.
         pinned: (N,) bool, rows that are always chosen.
         seed: of random methods.
+        group: (N,) integers, the patient, study or clip of each row.
+        flagged: (N,) bool, rows that a method with ``flags`` chooses last.
+        group_limit: rows that one group may have; None for any number.
         features: by row; None for methods that need none.
     """
 
@@ -47,7 +50,16 @@ class Pool:
     dual_rank: np.ndarray
     pinned: np.ndarray
     seed: int
+    group: np.ndarray
+    flagged: np.ndarray
+    group_limit: int | None = None
     features: FeatureRows | None = None
+
+    @property
+    def all_features(self) -> FeatureRows:
+        """The features of all rows."""
+        assert self.features is not None, "the method did not say that it needs features"
+        return self.features
 
     @cached_property
     def draws(self) -> np.ndarray:
@@ -120,6 +132,16 @@ class Block:
         return self._of_rows(self.pool.pinned)
 
     @property
+    def group(self) -> np.ndarray:
+        """(n,) patient, study or clip of each row."""
+        return self._of_rows(self.pool.group)
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """(n,) bool, rows that are chosen last."""
+        return self._of_rows(self.pool.flagged)
+
+    @property
     def draws(self) -> np.ndarray:
         """(n,) random numbers in [0, 1), a function of seed and id."""
         return self._of_rows(self.pool.draws)
@@ -127,8 +149,7 @@ class Block:
     @property
     def features(self) -> np.ndarray:
         """(n, D) features as stored."""
-        assert self.pool.features is not None, "the method did not say that it needs features"
-        return self.pool.features.take(self.rows)
+        return self.pool.all_features.take(self.rows)
 
 
 # The last argument holds the settings; each method declares the keys that it reads.
@@ -148,6 +169,9 @@ class Method:
         equal: the same if the rows tie.
         by_row: the order does not depend on ``count`` or on the block beyond its clusters, so that
             one call serves the whole pool.
+        group_limit: whether 'auto' limits the images of a group; the method itself skips the rows
+            of full groups, as far as it sees them.
+        flags: whether it chooses images with the quality flags ``flags_last`` last.
         compares: whether it compares images with each other and needs their features.
         by_dual_rank: whether it chooses the smallest dual ranks first.
         trims: whether it chooses the share ``trim`` of a cluster's largest gradients last.
@@ -163,6 +187,8 @@ class Method:
     better: str
     equal: str = "equal ones with smaller ids"
     by_row: bool = False
+    group_limit: bool = False
+    flags: bool = False
     compares: bool = False
     by_dual_rank: bool = False
     trims: bool = False

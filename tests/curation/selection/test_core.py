@@ -134,7 +134,7 @@ def test_budget_forms():
 
 def test_every_budget_is_met_and_every_column_agrees_with_a_brute_force():
     scores, groups = pool_of(60)
-    base = SelectionSettings(clusters=5, penalty=0.5, alpha=0.4)
+    base = SelectionSettings(method="dual-rank", clusters=5, penalty=0.5, alpha=0.4)
     clustering = cluster_scores(scores, base)
     by_id = {row["image_id"]: row for row in scores.to_pylist()}
     for budget in range(1, 61):
@@ -220,7 +220,8 @@ def test_ties_go_by_id():
     ids = image_ids(8)
     scores = scores_of(np.ones((8, 4)), np.ones(8), np.zeros(8), ids)
     groups = pa.table({"image_id": ids, "group_id": ids})
-    rows = select_coreset(scores, groups, SelectionSettings(budget=3, clusters=1)).to_pylist()
+    three = SelectionSettings(method="dual-rank", budget=3, clusters=1)
+    rows = select_coreset(scores, groups, three).to_pylist()
     assert [row["cluster_rank"] for row in rows] == list(range(1, 9))
     assert [row["selected"] for row in rows] == [True] * 3 + [False] * 5
     # Both ranks go by id here, so dual ranks differ; with opposite ranks they tie.
@@ -228,7 +229,7 @@ def test_ties_go_by_id():
     ids.sort()
     angle = np.linspace(0, 0.5, 8)
     scores = scores_of(np.c_[np.cos(angle), np.sin(angle)], np.linspace(0, 1, 8), np.zeros(8), ids)
-    rows = select_coreset(scores, groups, SelectionSettings(budget=3, clusters=1)).to_pylist()
+    rows = select_coreset(scores, groups, three).to_pylist()
     for row in rows:
         if not row["selected"]:
             last = max(other["dual_rank"] for other in rows if other["selected"])

@@ -1,9 +1,13 @@
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from echostill.curation.selection import reasons
-from echostill.curation.selection.group_limit import fill_within_group_limit
+from echostill.curation.selection.group_limit import automatic_limit, fill_within_group_limit
 from echostill.platform.errors import UsageError
 
 
@@ -74,3 +78,28 @@ def test_pins_come_first_and_excluded_rows_never():
         reasons.WITHIN_QUOTA,
         reasons.OUTRANKED,
     ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_automatic_limit_meets_the_budget(seed):
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, rng.integers(1, 9), rng.integers(1, 60)).astype(np.int64)
+    group = np.unique(group, return_inverse=True)[1]
+    excluded = rng.random(len(group)) < 0.2
+    pinned = (rng.random(len(group)) < 0.1) & ~excluded
+    left = int((~excluded).sum())
+    if left < max(int(pinned.sum()), 1):
+        return
+    budget = int(rng.integers(max(int(pinned.sum()), 1), left + 1))
+    limit = automatic_limit(group, budget, excluded, pinned)
+    sizes = np.bincount(group[~excluded], minlength=group.max() + 1)
+    pins = np.bincount(group[pinned], minlength=group.max() + 1)
+
+    def places(number):
+        return sum(max(min(size, number), pin) for size, pin in zip(sizes, pins, strict=True))
+
+    smallest = next(number for number in range(1, left + 1) if places(number) >= budget)
+    share = math.ceil(int(sizes.max()) * budget / int(sizes.sum()))
+    expected = max(2 * smallest, share)
+    assert limit == (expected if expected < sizes.max() else None)

@@ -45,6 +45,8 @@ def pool_of(rows=ROWS, clusters=1, seed=0, duplicates=True, pins=(), dimension=6
         dual_rank=dual_ranks(near, steep, size, 0.5),
         pinned=pinned,
         seed=3,
+        group=place,
+        flagged=np.zeros(rows, bool),
         features=FeatureRows(features, place),
     )
 
