@@ -13,6 +13,7 @@ from echostill.curation.selection.decided.lists import in_pool, join_images, rea
 from echostill.curation.selection.decided.pin_table import selection_tables
 from echostill.curation.selection.features import TableFeatures, fits_in_memory
 from echostill.curation.selection.methods import METHODS
+from echostill.curation.selection.pixels import STATISTICS, explained_in_pool
 from echostill.curation.selection.settings import (
     SelectionSettings,
     check_limits,
@@ -111,7 +112,11 @@ def select(
         groups = pool.read(_pool_columns(config, pool))
     with phase("ids and groups"):
         request = prepare_request(columns, groups, config, **decided)
-    del columns, groups
+    with phase("pixel statistics"):
+        known = {name for name, _ in pool.manifest["schema"]}.intersection(STATISTICS)
+        pixels = pool.read(["image_id", *sorted(known)])
+        explained = explained_in_pool(request.ids, request.quality, pixels)
+    del columns, groups, pixels
     claim.take(overwrite)
     save_configuration(storage, config)
     report("clustering", 0.1)
@@ -132,6 +137,8 @@ def select(
                 "budget": budget,
                 "clusters": clustering.count,
                 "training_rows": clustering.training_rows,
+                # R squared of the quality rank on six statistics of the pixels; null: unknown.
+                "quality_explained_by_pixels": explained,
             },
         )
     made = Table.open(storage, "select")

@@ -1,0 +1,68 @@
+"""How much of the quality rank simple statistics of the pixels explain.
+
+A gradient norm grows with the brightness and the contrast of an image. The number that is kept with
+a coreset says how much of the rank a reader could have had from those alone.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from echostill.platform.tables.ids import pool_rows
+from echostill.platform.tables.schemas import score_column
+
+ISSUES = ("dark", "saturated", "blurred", "low_information")
+STATISTICS = ("mean", "contrast", *map(score_column, ISSUES))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Rank values from 0, equal ones by their mean rank, (N,) float64."""
+    _, number, count = np.unique(values, return_inverse=True, return_counts=True)
+    mean = np.cumsum(count) - (count + 1) / 2
+    placed: np.ndarray = mean[number]
+    return placed
+
+
+def explained_by_pixels(quality: np.ndarray, statistics: np.ndarray) -> float | None:
+    """Share of the variance of the quality rank that the ranks of some statistics explain.
+
+    Args:
+        quality: (N,) quality scores.
+        statistics: (N, S) statistics of the pixels.
+
+    Returns:
+        R squared of a linear regression with intercept, adjusted for S, at least 0; None where the
+        quality is constant or there are no more than S + 1 rows.
+    """
+    rows, count = statistics.shape
+    target = ranks(quality)
+    target -= target.mean()
+    total = float(target @ target)
+    if rows <= count + 1 or total == 0:
+        return None
+    design = np.stack([ranks(column) for column in statistics.T], axis=1)
+    design -= design.mean(axis=0)
+    # The normal equations: (S, S), whatever the number of rows.
+    solved = np.linalg.lstsq(design.T @ design, design.T @ target, rcond=1e-10)[0]
+    left = target - design @ solved
+    share = 1.0 - float(left @ left) / total * (rows - 1) / (rows - count - 1)
+    return max(round(share, 3), 0.0)
+
+
+def explained_in_pool(ids: pa.Array, quality: np.ndarray, pool: pa.Table) -> float | None:
+    """:func:`explained_by_pixels` for the rows of a pool.
+
+    Args:
+        ids: N image ids.
+        quality: (N,) quality scores.
+        pool: image_id and, if an earlier version did not leave them out, ``STATISTICS``.
+
+    Returns:
+        The share, or None where it cannot be told.
+    """
+    if not set(STATISTICS) <= set(pool.column_names):
+        return None
+    row = pool_rows(ids, pool["image_id"])
+    columns = [pool[name].to_numpy(zero_copy_only=False)[row] for name in STATISTICS]
+    statistics = np.stack(columns, axis=1).astype(np.float64)
+    usable = np.isfinite(statistics).all(axis=1)
+    return explained_by_pixels(quality[usable], statistics[usable])
