@@ -286,7 +286,8 @@ def _departures(value: BaseModel) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return {name: _plain(getattr(value, name)) for name in value.model_fields_set}
+        stated = (name for name in type(value).model_fields if name in value.model_fields_set)
+        return {name: _plain(getattr(value, name)) for name in stated}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, Enum):

@@ -1,4 +1,7 @@
-"""Which models are evaluated: the teacher, students of finished runs, the untrained student."""
+"""Which models are evaluated: the teacher, students of finished runs, the untrained student.
+
+A model that was trained several times, with a seed each, is one candidate with several trainings.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +10,14 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from echostill.eval.names import DISTILLED, MIM_ONLY, TEACHER, UNTRAINED
 from echostill.platform.config import Config, ModelsConfig
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.models import Encoder, create_encoder
 from echostill.platform.models.weights import Weights, find_run, find_teacher
 from echostill.platform.names import Name
 from echostill.platform.tables.storage import sha256
-from echostill.platform.tables.store import Store, read_manifest
+from echostill.platform.tables.store import Store, read_configuration, read_manifest
 
 Model = tuple[str, str]  # label of the candidate, name of the run
 
@@ -23,20 +27,22 @@ class Candidate(Config):
 
     label: str
     kind: Literal["teacher", "runs", "untrained"] = "runs"
-    runs: tuple[Name, ...] = Field((), description="Runs, one per training seed, used in turn.")
+    runs: tuple[Name, ...] = Field((), description="Runs, one per training seed.")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One candidate on one task with one seed."""
+    """One training of a candidate on one task."""
 
     candidate: str
     task: str
-    seed: int
+    seed: int  # of the untrained model's weights, and of what fine-tuning draws
     run: str
     weights: Weights | None  # None is the untrained model
     model: str
     image_size: int | None = None  # of the untrained model; None is its own
+    training: int = 0  # number of the training, from 0
+    role: str = UNTRAINED
 
     @property
     def of(self) -> Model:
@@ -46,8 +52,8 @@ class Unit:
     @property
     def file(self) -> str:
         """Name of the file with the unit's results."""
-        key = f"{self.candidate}\n{self.task}\n{self.seed}"
-        return f"units/{sha256(key.encode())[:16]}.json"
+        key = f"{self.candidate}\n{self.task}\n{self.run}\n{self.seed}"
+        return f"units/{sha256(key.encode())[:16]}.parquet"
 
     def load(self) -> Encoder:
         """Load the model; the untrained one is initialised from the seed, like a student."""
@@ -84,14 +90,17 @@ def find_units(
     tasks: Sequence[str],
     seeds: Sequence[int],
 ) -> list[Unit]:
-    """List what is evaluated: every candidate on every task with every seed.
+    """List what is evaluated: every training of every candidate on every task.
+
+    The teacher was trained once, a student once per run; the untrained student is initialised once
+    per seed.
 
     Args:
         config: Names the teacher and the untrained student.
         store: Where the runs are.
         candidates: What is evaluated; where there are none, the default ones of the store.
         tasks: Names of the tasks.
-        seeds: Seeds; the runs of a candidate take turns with them.
+        seeds: Of the untrained student's weights and of fine-tuning; runs take turns with them.
 
     Raises:
         UsageError: Weights or a run are missing, or do not fit.
@@ -114,21 +123,39 @@ def find_units(
                     "Run `echostill distill` first."
                 )
             known[run] = find_run(storage)
+        role = _role(candidate, store)
+        trained = list(known.items())
+        if candidate.kind == "untrained":
+            trained *= len(seeds)
         units += [
             Unit(
                 candidate.label,
                 task,
-                seed,
+                seeds[number % len(seeds)],
                 run,
                 weights,
                 config.student if weights is None else weights.model,
                 config.student_image_size if weights is None else weights.image_size,
+                number,
+                role,
             )
             for task in tasks
-            for index, seed in enumerate(seeds)
-            for run, weights in [list(known.items())[index % len(known)]]
+            for number, (run, weights) in enumerate(trained)
         ]
     return units
+
+
+def _role(candidate: Candidate, store: Store) -> str:
+    """Return what a candidate is for the comparisons."""
+    if candidate.kind == "teacher":
+        return TEACHER
+    if candidate.kind == "untrained":
+        return UNTRAINED
+    students = [read_configuration(store.run(run)).get("students") for run in candidate.runs]
+    objectives = [student.get("objective", {}) for own in students for student in own or []]
+    if objectives:
+        return DISTILLED if any(each.get("distil") for each in objectives) else MIM_ONLY
+    return DISTILLED if candidate.label.lower().startswith("distil") else MIM_ONLY
 
 
 def build_models(units: Sequence[Unit]) -> dict[Model, Encoder]:

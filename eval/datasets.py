@@ -1,4 +1,4 @@
-"""Labelled benchmarks: a CSV manifest becomes pixels, labels or masks, and groups.
+"""Labelled benchmarks: a manifest, CSV or Parquet, becomes pixels, labels or masks, and groups.
 
 The manifest has a row per image. Columns: ``file``, and the group column (patient, examination or
 clip); ``label`` for classification; ``mask`` for segmentation; optionally ``split`` with ``train``
@@ -9,20 +9,23 @@ protocol; all metrics are computed at that size.
 """
 
 import csv
-import hashlib
 import io
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
+from echostill.eval.remarks import Remark, find_remarks, in_words, joined_groups
 from echostill.platform.config import Config
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.tables.storage import Storage, file_in
 
 SPLITS = ("train", "test")
+PARQUET = ".parquet"
 BINARY_THRESHOLD = 127  # grey / 255 > 0.5, as published
 
 Row = dict[str, str]
@@ -33,7 +36,7 @@ class TaskSettings(Config):
 
     name: str = Field(min_length=1, description="Name of the task in the report.")
     kind: Literal["classification", "segmentation"]
-    manifest: str = Field(description="CSV manifest, local path or URI.")
+    manifest: str = Field(description="Manifest, CSV or Parquet; local path or URI.")
     classes: tuple[str, ...] = Field(
         (), description="Labels to keep, in this order; none keeps every label, sorted."
     )
@@ -77,6 +80,7 @@ class LabelledDataset:
     class_names: tuple[str, ...]  # classes; for segmentation the foreground classes
     official_split: np.ndarray | None  # (N,) 'train' or 'test'
     notes: tuple[str, ...]  # what was left out and why, for the report
+    remarks: tuple[Remark, ...] = ()  # identical pictures, black frames
 
     def __len__(self) -> int:
         return len(self.files)
@@ -108,8 +112,7 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
         class_names = task.classes or tuple(sorted({row["label"] for row in rows}))
         position = {name: index for index, name in enumerate(class_names)}
         labels = np.array([position[row["label"]] for row in rows], dtype=np.int64)
-        groups = [row[task.group_column] for row in rows]
-        _require_groups(task, class_names, labels, groups)
+        _require_groups(task, class_names, labels, [row[task.group_column] for row in rows])
     else:
         class_names = _mask_names(task)
         masks = np.empty((len(rows), image_size, image_size), dtype=np.uint8)
@@ -136,19 +139,31 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
             f"task '{task.name}': no mask has foreground; their grey values are {listing}. "
             "Set mask_classes to the grey values of the classes, for example {lesion: 1}."
         )
-    notes += _doubles(pixels, [row[task.group_column] for row in rows])
+    groups = [row[task.group_column] for row in rows]
+    files = tuple(row["file"] for row in rows)
+    remarks = find_remarks(pixels, files, groups, [_label_of(task, row) for row in rows])
+    notes += in_words(remarks, joined=not official)
+    if not official:  # which says itself what is on which side
+        groups = joined_groups(groups, remarks)
+        if labels is not None:
+            _require_groups(task, class_names, labels, groups)
     return LabelledDataset(
         name=task.name,
         kind=task.kind,
-        files=tuple(row["file"] for row in rows),
-        groups=np.array([row[task.group_column] for row in rows]),
+        files=files,
+        groups=np.array(groups),
         pixels=pixels,
         labels=labels,
         masks=masks,
         class_names=class_names,
         official_split=np.array([row["split"] for row in rows]) if official else None,
         notes=tuple(notes),
+        remarks=tuple(remarks),
     )
+
+
+def _label_of(task: TaskSettings, row: Row) -> str:
+    return row["label"] if task.kind == "classification" else ""
 
 
 def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
@@ -156,14 +171,9 @@ def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
     path = task.manifest
     folder, name = file_in(path)
     if folder.size(name) is None:
-        names = [entry for entry in folder.list() if entry.endswith(".csv")]
+        names = [entry for entry in folder.list() if entry.endswith((".csv", PARQUET))]
         raise UsageError(f"task '{task.name}': no manifest '{path}'.{nearest(name, names)}")
-    try:
-        text = folder.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"task '{task.name}': '{path}' is not UTF-8 text.") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    columns = list(reader.fieldnames or [])
+    columns, found = _read_rows(task, folder.read(name))
     needed = ["file", task.group_column, "label" if task.kind == "classification" else "mask"]
     if task.kind == "segmentation" and (task.classes or task.exclude_labels):
         needed.append("label")
@@ -174,7 +184,7 @@ def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
                 f"{nearest(column, columns)} It has: {', '.join(columns)}."
             )
     rows = []
-    for line, row in enumerate(reader, start=2):
+    for line, row in enumerate(found, start=2):
         if None in row:
             raise UsageError(f"task '{task.name}': '{path}' row {line} has too many values.")
         for column in ("file", task.group_column):
@@ -182,6 +192,25 @@ def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
                 raise UsageError(f"task '{task.name}': '{path}' row {line} has no '{column}'.")
         rows.append(row)
     return folder, rows
+
+
+def _read_rows(task: TaskSettings, data: bytes) -> tuple[list[str], list[Any]]:
+    """Return a manifest's columns and rows, all values as text; empty where there is none."""
+    path = task.manifest
+    if path.endswith(PARQUET):
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"task '{task.name}': '{path}' is not Parquet: {error}") from None
+        rows = table.to_pylist()
+        texts = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+        return table.column_names, texts
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"task '{task.name}': '{path}' is not UTF-8 text.") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    return list(reader.fieldnames or []), list(reader)
 
 
 def _official_split(task: TaskSettings, rows: list[Row]) -> bool:
@@ -240,16 +269,6 @@ def _require_groups(
                 f"task '{task.name}': class '{name}' has {len(own)} group(s); at least "
                 f"{task.min_groups} are needed. Add it to exclude_labels, or add images of it."
             )
-
-
-def _doubles(pixels: np.ndarray, groups: list[str]) -> list[str]:
-    """Note images that occur in two groups, which a split by group cannot keep together."""
-    first: dict[bytes, str] = {}
-    count = 0
-    for image, group in zip(pixels, groups, strict=True):
-        digest = hashlib.sha256(image.tobytes()).digest()
-        count += first.setdefault(digest, group) != group
-    return [f"{count} images are identical to one of another group"] if count else []
 
 
 def _mask_names(task: TaskSettings) -> tuple[str, ...]:

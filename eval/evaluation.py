@@ -1,14 +1,16 @@
-"""The evaluate stage: teacher and students on labelled benchmarks, split by group, seed by seed.
+"""The evaluate stage: teacher, students and trivial candidates on labelled benchmarks.
 
-Each (candidate, task, seed) is a Ray task whose result is stored as soon as it is available, so
-that an interrupted evaluation continues where it stopped. Within a seed every candidate sees the
-same split, the same order and the same number of steps.
+Every candidate is tested on the same folds by group; each (candidate, training, task) is a Ray task
+whose predictions are stored as soon as they are there, so that an interrupted evaluation continues
+where it stopped. All numbers are computed from the predictions at the end.
 """
 
 import json
 from functools import partial
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from pydantic import Field, field_validator
 
@@ -16,22 +18,19 @@ from echostill.eval.candidates import (
     Candidate,
     Model,
     Unit,
-    build_models,
     find_units,
     weights_identity,
 )
-from echostill.eval.datasets import LabelledDataset, TaskSettings, load_dataset
+from echostill.eval.comparisons import DEFAULT, ComparisonSettings, Pair, resolve
+from echostill.eval.datasets import LabelledDataset, TaskSettings
 from echostill.eval.efficiency import efficiency
 from echostill.eval.finetune import FineTuneSettings, finetune
-from echostill.eval.heads import check_segmentation
-from echostill.eval.probes import (
-    knn_probe,
-    linear_probe,
-    linear_probe_segmentation,
-    pooled_features,
-    token_features,
-)
-from echostill.eval.splits import split_dataset
+from echostill.eval.names import FINE_TUNED, FORMAT, RESULT, TRIVIAL
+from echostill.eval.predictions import PredictedBy, class_rows, mask_rows
+from echostill.eval.probing.candidates import Protocol, model_rows, trivial_rows
+from echostill.eval.splits import Split, dataset_folds
+from echostill.eval.summary import summarise
+from echostill.eval.tasks import Tasks, describe_task, digest_of, first_of, load_tasks, task_infos
 from echostill.platform import stages
 from echostill.platform.cluster.devices import compute_device
 from echostill.platform.cluster.nodes import Nodes
@@ -43,11 +42,10 @@ from echostill.platform.progress import Progress
 from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, fingerprint
-from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, save_configuration
+from echostill.platform.tables.table import decode_parquet, encode_parquet, write_table
 from echostill.platform.training.tracking import Tracker
-
-RESULT = "evaluation.json"
 
 
 class EvaluateConfig(ModelsConfig):
@@ -55,10 +53,26 @@ class EvaluateConfig(ModelsConfig):
 
     name: Name = Field("default", description="Name of the evaluation and its report.")
     tasks: tuple[TaskSettings, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    test_share: float = Field(0.4, gt=0, lt=1, description="Fraction of each task for testing.")
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="Of the untrained student's weights, one training each, and of fine-tuning. "
+        "The folds depend on `seed`.",
+    )
+    folds: int = Field(5, ge=2, description="Folds by group of the cross-validation.")
     neighbours: int = Field(10, ge=1, description="Neighbours of the k-NN probe.")
-    finetune: FineTuneSettings = FineTuneSettings()
+    shots: tuple[int, ...] = Field(
+        (5, 10, 25), description="Groups of each class that a few-shot classifier is trained on."
+    )
+    few_shot_draws: int = Field(20, ge=1, description="Draws of these groups.")
+    comparisons: tuple[ComparisonSettings, ...] = Field(
+        DEFAULT,
+        description="The primary comparisons, on every task. The report's words are corrected for "
+        "their number.",
+    )
+    finetune: FineTuneSettings | None = Field(
+        None, description="Also fine-tune each model with a head until it converges; {} does."
+    )
     candidates: tuple[Candidate, ...] = Field(
         (), description="Default: the teacher, every distilled student, the untrained student."
     )
@@ -73,40 +87,65 @@ class EvaluateConfig(ModelsConfig):
             raise ValueError("a seed is listed more than once: list each seed once")
         return seeds
 
+    @field_validator("candidates")
+    @classmethod
+    def _labels_are_free(cls, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        for candidate in candidates:
+            if candidate.label in TRIVIAL:
+                raise ValueError(f"'{candidate.label}' is always evaluated: choose another label")
+        return candidates
+
 
 @logged(stages.EVALUATE)
 def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
-    """Evaluate every candidate on every task with every seed.
+    """Evaluate every candidate on every task.
 
     Returns:
-        Counts of evaluations, tasks and seeds. The results are in the store's
-        ``reports/<name>/evaluation.json``.
+        Counts of evaluations, tasks and predictions. The numbers are in the store's
+        ``reports/<name>/evaluation.json``, the predictions in ``predictions/<name>``.
     """
     store = Store(config.store)
     storage = store.report(config.name)
     units = _units(config, store)
-    sizes, datasets = _datasets(config, units)
-    _claim(config, storage, units, datasets).take(overwrite)
+    pairs = _pairs(config, units)
+    sizes, datasets = load_tasks(config.tasks, units)
+    protocols = _protocols(config, datasets)
+    claim = _claim(config, storage, units, datasets)
+    claim.take(overwrite)
     if storage.exists(RESULT):
         sentence = f"already done: {storage.locate(RESULT)}"
         return _result(config, storage, len(units), sentence, already_done=True)
     save_configuration(storage, config)
     todo = [unit for unit in units if not storage.exists(unit.file)]
     if todo:
-        _run_units(config, storage, todo, sizes, datasets)
-    results = [row for unit in units for row in json.loads(storage.read(unit.file))]
+        _run_units(config, storage, todo, sizes, datasets, protocols)
+    parts = [decode_parquet(storage.read(unit.file)) for unit in units]
+    parts += [trivial_rows(first_of(datasets, task.name), protocols[task.name])
+              for task in config.tasks]  # fmt: skip
+    predictions = pa.concat_tables(parts)
+    write_table(
+        store.predictions(config.name),
+        predictions,
+        stage="evaluate",
+        fingerprint=claim.wanted.as_dict(),
+    )
+    described = [describe_task(datasets, protocols, task.name) for task in config.tasks]
     evaluation = {
-        "tasks": [_describe(config.tasks, datasets, task.name) for task in config.tasks],
+        "format": FORMAT,
+        "tasks": described,
+        "folds": config.folds,
+        "seed": config.seed,
         "seeds": list(config.seeds),
-        "finetune_steps": config.finetune.steps,
-        "test_share": config.test_share,
+        "finetuned": config.finetune is not None,
+        "planned": [list(pair) for pair in pairs],
         "candidates": _candidates_with_costs(units, sizes),
-        "results": results,
+        **summarise(predictions, task_infos(described), pairs, config.seed),
     }
     _track(config, storage, evaluation)
     storage.write(RESULT, json.dumps(evaluation, indent=1).encode())
     sentence = f"{len(units)} evaluations on {len(config.tasks)} tasks: {storage.locate(RESULT)}"
-    return _result(config, storage, len(units), sentence)
+    remarks = [f"{task['name']}: {note}" for task in described for note in task["notes"]]
+    return _result(config, storage, len(units), ". ".join([sentence, *remarks]))
 
 
 def _result(
@@ -127,38 +166,36 @@ def _result(
     )
 
 
-def _datasets(
-    config: EvaluateConfig, units: list[Unit]
-) -> tuple[dict[Model, int], dict[tuple[str, int], LabelledDataset]]:
-    """Return each model's input side, and the tasks' images at each of these sides.
+def _protocols(config: EvaluateConfig, datasets: Tasks) -> dict[str, Protocol]:
+    """Return the folds and draws of each task, the same ones for every candidate.
 
     Raises:
-        UsageError: A model cannot be used for a task.
+        UsageError: A task cannot be divided by group.
     """
-    models = build_models(units)
-    if any(task.kind == "segmentation" for task in config.tasks):
-        for encoder in models.values():
-            check_segmentation(encoder)
-    sizes = {model: encoder.image_size for model, encoder in models.items()}
-    datasets = {
-        (task.name, size): load_dataset(task, size)
+    return {
+        task.name: Protocol(
+            data := first_of(datasets, task.name),
+            dataset_folds(data, config.folds, config.seed),
+            neighbours=config.neighbours,
+            shots=config.shots,
+            draws=config.few_shot_draws,
+            seed=config.seed,
+        )
         for task in config.tasks
-        for size in sorted(set(sizes.values()))
     }
-    return sizes, datasets
 
 
 def _claim(
     config: EvaluateConfig,
     storage: Storage,
     units: list[Unit],
-    datasets: dict[tuple[str, int], LabelledDataset],
+    datasets: Tasks,
 ) -> Claim:
     """Return the claim on the evaluation's folder, which the report writes into as well."""
     wanted = fingerprint(
         config,
         weights=weights_identity(units),
-        inputs={f"{name}@{size}": _digest(data) for (name, size), data in datasets.items()},
+        inputs={f"{name}@{size}": digest_of(data) for (name, size), data in datasets.items()},
         without=("teacher",),
     )
     about = {
@@ -168,15 +205,21 @@ def _claim(
 
 
 def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
-    """Describe what :func:`evaluate` would do."""
+    """Describe what :func:`evaluate` would do; opens the manifests and reads every image."""
     store = Store(config.store)
     storage = store.report(config.name)
     units = _units(config, store)
-    replaces = _claim(config, storage, units, _datasets(config, units)[1]).check(overwrite)
+    pairs = _pairs(config, units)
+    datasets = load_tasks(config.tasks, units)[1]
+    protocols = _protocols(config, datasets)
+    replaces = _claim(config, storage, units, datasets).check(overwrite)
     out = Plan("evaluate")
-    out.add("candidates", ", ".join(dict.fromkeys(unit.candidate for unit in units)))
+    out.add("candidates", ", ".join(dict.fromkeys([*(u.candidate for u in units), *TRIVIAL])))
     out.add("tasks", ", ".join(f"{task.name} ({task.kind})" for task in config.tasks))
-    out.add("seeds", ", ".join(str(seed) for seed in config.seeds))
+    for task in config.tasks:
+        out.add(f"  {task.name}", _in_words(describe_task(datasets, protocols, task.name)))
+    said = [f"{first} - {second} ({method})" for first, second, method in pairs]
+    out.add("comparisons", ", ".join(said) or "none")
     out.add("workers", describe_plan(config, partial(_plan, config, len(units))))
     done = 0 if replaces else sum(storage.exists(unit.file) for unit in units)
     out.add("already done", f"{done} of {len(units)} evaluations")
@@ -184,41 +227,39 @@ def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     return out
 
 
+def _in_words(task: dict[str, Any]) -> str:
+    said = f"{task['images']} images of {task['groups']} groups, {task['protocol']}"
+    return "; ".join([said, *task["notes"]])
+
+
 def _units(config: EvaluateConfig, store: Store) -> list[Unit]:
     tasks = [task.name for task in config.tasks]
     return find_units(config, store, config.candidates, tasks, config.seeds)
 
 
+def _pairs(config: EvaluateConfig, units: list[Unit]) -> list[Pair]:
+    return resolve(config.comparisons, {unit.candidate: unit.role for unit in units})
+
+
 def evaluate_unit(
-    unit: Unit, dataset: LabelledDataset, config: EvaluateConfig
-) -> list[dict[str, Any]]:
-    """Run the probes and the fine-tuning of one unit; a row of metrics per method."""
+    unit: Unit, dataset: LabelledDataset, protocol: Protocol, settings: FineTuneSettings | None
+) -> pa.Table:
+    """Run the probes of one unit, and the fine-tuning if wanted; a row per method and image."""
     device = compute_device()
     encoder = unit.load()
-    split = split_dataset(dataset, unit.seed, config.test_share)
-    measured: dict[str, dict[str, float]] = {}
-    if dataset.kind == "classification":
-        features = pooled_features(encoder, dataset.pixels, device=device)
-        measured["k-NN"] = knn_probe(features, dataset, split, neighbours=config.neighbours).metrics
-        measured["linear probe"] = linear_probe(features, dataset, split, seed=unit.seed).metrics
-    else:
-        tokens = token_features(encoder, dataset.pixels, device=device)
-        measured["linear probe"] = linear_probe_segmentation(
-            tokens, dataset, split, seed=unit.seed
-        ).metrics
-    tuned = finetune(encoder, dataset, split, config.finetune, unit.seed, device)
-    measured["fine-tuned"] = tuned.metrics
-    return [
-        {
-            "candidate": unit.candidate,
-            "task": unit.task,
-            "method": method,
-            "seed": unit.seed,
-            "run": unit.run,
-            "metrics": metrics,
-        }
-        for method, metrics in measured.items()
-    ]
+    origin = PredictedBy(unit.candidate, unit.run, unit.training)
+    rows = model_rows(encoder, origin, dataset, protocol, device)
+    if settings is None:
+        return rows
+    found: dict[int, np.ndarray] = {}
+    for number in protocol.folds.tested:
+        split = Split(protocol.folds.outside(number), protocol.folds.rows(number))
+        tuned = finetune(encoder, dataset, split, settings, unit.seed, device)
+        found |= dict(zip(split.test.tolist(), tuned.predictions, strict=True))
+    predicted = np.stack([found[row] for row in protocol.tested.tolist()])
+    write = class_rows if dataset.labels is not None else mask_rows
+    tuned_rows = write(origin, dataset, FINE_TUNED, protocol.tested, protocol.fold, predicted)
+    return pa.concat_tables([rows, tuned_rows])
 
 
 def _plan(config: EvaluateConfig, units: int, nodes: Nodes) -> WorkerPlan:
@@ -230,7 +271,8 @@ def _run_units(
     storage: Storage,
     todo: list[Unit],
     sizes: dict[Model, int],
-    datasets: dict[tuple[str, int], LabelledDataset],
+    datasets: Tasks,
+    protocols: dict[str, Protocol],
 ) -> None:
     where = plan_on_cluster(config, partial(_plan, config, len(todo)))
     tasks = TaskPool(
@@ -241,17 +283,18 @@ def _run_units(
         kept="Finished evaluations are kept: the same command continues.",
     )
 
-    def work(unit: Unit) -> list[dict[str, Any]]:
+    def work(unit: Unit) -> pa.Table:
         torch.set_num_threads(where.threads)
-        return evaluate_unit(unit, datasets[unit.task, sizes[unit.of]], config)
+        dataset = datasets[unit.task, sizes[unit.of]]
+        return evaluate_unit(unit, dataset, protocols[unit.task], config.finetune)
 
     def describe(unit: Unit) -> str:
-        return f"evaluating {unit.candidate} on {unit.task}, seed {unit.seed}"
+        return f"evaluating {unit.candidate} on {unit.task}, training {unit.training}"
 
     with Progress("evaluate", len(todo), enabled=config.progress) as bar:
         for number, rows in tasks.map(work, todo, describe=describe):
             unit = todo[number]
-            storage.write(unit.file, json.dumps(rows).encode())
+            storage.write(unit.file, encode_parquet(rows))
             bar.advance(note=f"{unit.candidate}, {unit.task}")
 
 
@@ -265,32 +308,17 @@ def _candidates_with_costs(units: list[Unit], sizes: dict[Model, int]) -> list[d
             costs[key] = efficiency(unit.build())
         entry = described.setdefault(
             unit.candidate,
-            {"label": unit.candidate, "model": unit.model, "runs": [], **costs[key]},
+            {
+                "label": unit.candidate,
+                "role": unit.role,
+                "model": unit.model,
+                "runs": [],
+                **costs[key],
+            },
         )
         if unit.run and unit.run not in entry["runs"]:
             entry["runs"].append(unit.run)
     return list(described.values())
-
-
-def _describe(
-    tasks: tuple[TaskSettings, ...], datasets: dict[tuple[str, int], LabelledDataset], name: str
-) -> dict[str, Any]:
-    data = next(value for (task, _), value in datasets.items() if task == name)
-    return {
-        "name": name,
-        "kind": data.kind,
-        "images": len(data),
-        "groups": len(set(data.groups.tolist())),
-        "classes": list(data.class_names),
-        "notes": list(data.notes),
-    }
-
-
-def _digest(data: LabelledDataset) -> str:
-    targets = data.labels if data.labels is not None else data.masks
-    assert targets is not None
-    parts = [data.pixels.tobytes(), targets.tobytes(), "\n".join(data.groups.tolist()).encode()]
-    return sha256("".join(sha256(part) for part in parts).encode())
 
 
 def _track(config: EvaluateConfig, storage: Storage, evaluation: dict[str, Any]) -> None:
@@ -304,7 +332,7 @@ def _track(config: EvaluateConfig, storage: Storage, evaluation: dict[str, Any])
         config.store,
         storage,
         f"evaluate-{config.name}",
-        {"seeds": str(config.seeds), "finetune_steps": config.finetune.steps},
+        {"seeds": str(config.seeds), "folds": config.folds},
     )
     means = {key: sum(values) / len(values) for key, values in sums.items()}
     tracker.metrics([{"step": 0, **means}])

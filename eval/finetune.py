@@ -1,4 +1,7 @@
-"""Fine-tuning: a head on an encoder, both trained for the same number of steps for every model.
+"""Fine-tuning: a head on an encoder, both trained until they no longer improve.
+
+How long, and at which rate, is chosen by group inside the training side, for every model alike: a
+number of steps that suits one model would leave another half trained.
 
 Batches and augmentation depend only on (seed, step, image), and the head's initial weights only on
 the seed. The encoder that is passed in is not changed: a copy is trained.
@@ -7,6 +10,7 @@ the seed. The encoder that is passed in is not changed: a copy is trained.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,17 +22,25 @@ from torch.nn import functional
 
 from echostill.eval.datasets import LabelledDataset
 from echostill.eval.heads import ClassificationTask, SegmentationTask
-from echostill.eval.metrics import classification_metrics, segmentation_metrics
+from echostill.eval.metrics import (
+    balanced_accuracy,
+    classification_metrics,
+    segmentation_metrics,
+)
 from echostill.eval.probes import pooled_features, require_size
-from echostill.eval.splits import Split
+from echostill.eval.probing.masks import best_threshold, cut
+from echostill.eval.splits import Split, group_split
 from echostill.platform.config import Config
-from echostill.platform.errors import EchostillError
+from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.training.augment import uniforms_per_image
 from echostill.platform.training.optimisation import clip_gradients, parameter_groups
 from echostill.platform.training.sampling import draw
 
 if TYPE_CHECKING:
     from echostill.platform.models import Encoder
+
+HALF = 0.5  # threshold where there is nothing to choose it on
+INNER_SHARE = 0.25
 
 
 class FineTuneSettings(Config):
@@ -39,7 +51,14 @@ class FineTuneSettings(Config):
     class, or no foreground at all. By default the loss is therefore class-balanced and half Dice.
     """
 
-    steps: int = Field(100, ge=1, description="Optimiser steps, the same for every model.")
+    steps: int = Field(2000, ge=1, description="Most optimiser steps; the rate falls towards it.")
+    check_every: int = Field(25, ge=1, description="Steps between two looks at the inner side.")
+    patience: int = Field(8, ge=1, description="Looks without a better metric, then it ends.")
+    rates: tuple[float, ...] = Field(
+        (1.0, 0.25),
+        min_length=1,
+        description="Factors of both peak rates to try; the inner side chooses.",
+    )
     batch_size: int = Field(16, ge=2)
     head_learning_rate: float = Field(1e-2, gt=0, description="Peak rate of the new head.")
     encoder_learning_rate: float = Field(2e-4, gt=0, description="Peak rate of the encoder.")
@@ -91,6 +110,10 @@ def finetune(
 ) -> FineTuned:
     """Fine-tune a copy of an encoder with a new head on the training side; test on the other.
 
+    A quarter of the training side's groups is the inner side: the weights with its best metric are
+    kept, of all rates and looks, and of a segmentation the threshold. Where a class has too few
+    groups for that, the first rate is used for all steps.
+
     Raises:
         UsageError: The images do not have the encoder's size.
         EchostillError: The loss became non-finite.
@@ -98,35 +121,110 @@ def finetune(
     require_size(encoder, dataset.pixels)
     targets = dataset.labels if dataset.labels is not None else dataset.masks
     assert targets is not None
-    classes = len(dataset.class_names)
+    train, inner = _sides(dataset, split, seed)
     kind = torch.device(device).type
-    # Drop path and initialisation use torch's generator: seed it here and restore it afterwards.
-    with torch.random.fork_rng(enabled=True, devices=None if kind == "cuda" else []):
-        torch.manual_seed(seed)
-        own = copy.deepcopy(encoder)
-        task: ClassificationTask | SegmentationTask
-        if dataset.labels is not None:
-            weights = None
-            if settings.class_balanced:
-                counts = np.bincount(dataset.labels[split.train], minlength=classes)
-                weights = torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1)))
-            task = ClassificationTask(own, classes, weights)
-        else:
-            task = SegmentationTask(own, classes, settings.head_width, settings.dice_weight)
-        task.to(device)
-        ids = [dataset.files[row] for row in split.train]
-        losses = train_head(
-            task, dataset.pixels[split.train], targets[split.train], ids, settings, seed
-        )
-    if isinstance(task, ClassificationTask):
-        features = pooled_features(own, dataset.pixels[split.train], device=device)
-        task.head.set_statistics(torch.from_numpy(features))
+    best: tuple[float, ClassificationTask | SegmentationTask, np.ndarray, float] | None = None
+    for factor in settings.rates if inner is not None else settings.rates[:1]:
+        # Drop path and initialisation use torch's generator: seed it here, restore it afterwards.
+        with torch.random.fork_rng(enabled=True, devices=None if kind == "cuda" else []):
+            torch.manual_seed(seed)
+            task = _new_task(encoder, dataset, train, settings).to(device)
+            look = None if inner is None else _Look(task, dataset, train, inner, settings)
+            ids = [dataset.files[row] for row in train]
+            losses = train_head(
+                task, dataset.pixels[train], targets[train], ids, settings, seed, factor, look
+            )
+        if look is None:
+            _set_statistics(task, dataset.pixels[train])
+            best = (0.0, task, losses, HALF)
+            break
+        if best is None or look.best > best[0]:
+            best = (look.best, look.restored(), losses, look.threshold)
+    assert best is not None
+    _, task, losses, threshold = best
     predictions = predict(task, dataset.pixels[split.test])
     if dataset.labels is not None:
         metrics = classification_metrics(targets[split.test], predictions)
     else:
+        predictions = cut(predictions, threshold)
         metrics = segmentation_metrics(targets[split.test], predictions, dataset.class_names)
+        metrics["threshold"] = threshold
     return FineTuned(metrics, predictions, losses)
+
+
+def _sides(
+    dataset: LabelledDataset, split: Split, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows to train on and rows to look at; no inner side where there are too few groups."""
+    rows = split.train
+    strata = dataset.labels[rows] if dataset.labels is not None else np.zeros(len(rows), np.int64)
+    try:
+        inner = group_split(dataset.groups[rows], strata, seed, INNER_SHARE)
+    except UsageError:
+        return rows, None
+    return rows[inner.train], rows[inner.test]
+
+
+def _new_task(
+    encoder: Encoder, dataset: LabelledDataset, train: np.ndarray, settings: FineTuneSettings
+) -> ClassificationTask | SegmentationTask:
+    own, classes = copy.deepcopy(encoder), len(dataset.class_names)
+    if dataset.labels is None:
+        return SegmentationTask(own, classes, settings.head_width, settings.dice_weight)
+    weights = None
+    if settings.class_balanced:
+        counts = np.bincount(dataset.labels[train], minlength=classes)
+        weights = torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1)))
+    return ClassificationTask(own, classes, weights)
+
+
+def _set_statistics(task: ClassificationTask | SegmentationTask, pixels: np.ndarray) -> None:
+    """Give a classification head the statistics of all that it was trained on."""
+    if isinstance(task, ClassificationTask):
+        device = next(task.head.parameters()).device
+        task.head.set_statistics(
+            torch.from_numpy(pooled_features(task.encoder, pixels, device=device)).to(device)
+        )
+
+
+class _Look:
+    """Looks at the inner side during a training, and keeps the weights with the best metric."""
+
+    def __init__(
+        self,
+        task: ClassificationTask | SegmentationTask,
+        dataset: LabelledDataset,
+        train: np.ndarray,
+        inner: np.ndarray,
+        settings: FineTuneSettings,
+    ) -> None:
+        self.task, self.dataset, self.train, self.inner = task, dataset, train, inner
+        self.every, self.patience = settings.check_every, settings.patience
+        self.best, self.threshold, self.fruitless = -1.0, HALF, 0
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self) -> bool:
+        """Look, and return whether to stop."""
+        _set_statistics(self.task, self.dataset.pixels[self.train])
+        predicted = predict(self.task, self.dataset.pixels[self.inner])
+        threshold = HALF
+        if self.dataset.labels is not None:
+            wanted = self.dataset.labels[self.inner]
+            reached = balanced_accuracy(wanted, predicted.argmax(1))
+        else:
+            assert self.dataset.masks is not None
+            reached, threshold = best_threshold(predicted, self.dataset.masks[self.inner])
+        self.fruitless += 1
+        if reached > self.best:
+            self.best, self.threshold, self.fruitless = reached, threshold, 0
+            state = self.task.state_dict()
+            self._kept = {name: value.detach().clone() for name, value in state.items()}
+        return self.fruitless >= self.patience
+
+    def restored(self) -> ClassificationTask | SegmentationTask:
+        """Return the task with the weights that were kept."""
+        self.task.load_state_dict(self._kept)
+        return self.task
 
 
 def train_head(
@@ -136,6 +234,8 @@ def train_head(
     image_ids: list[str],
     settings: FineTuneSettings,
     seed: int,
+    factor: float = 1.0,
+    look: Callable[[], bool] | None = None,
 ) -> np.ndarray:
     """Train a task in place.
 
@@ -146,16 +246,17 @@ def train_head(
         image_ids: A name per image, for its augmentation.
         settings: Optimiser, schedule, augmentation.
         seed: Seed of order and augmentation.
+        factor: Of both peak rates.
+        look: Called every ``check_every`` steps and after the last; True ends the training.
 
     Returns:
-        (steps,) float64 training losses.
+        (steps taken,) float64 training losses.
     """
     device = next(task.head.parameters()).device
-    task.train()
+    _training_mode(task, settings)
     groups = [{"params": list(task.head.parameters()), "peak": settings.head_learning_rate}]
     if settings.frozen:
         task.encoder.requires_grad_(False)
-        task.encoder.eval()
     else:
         peak = settings.encoder_learning_rate
         if settings.layer_decay == 1:
@@ -176,7 +277,7 @@ def train_head(
         wanted = torch.from_numpy(targets[picked.rows]).to(device)
         images, wanted = augment_pair(images, wanted, uniforms, settings)
         for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * settings.rate_share(step)
+            group["lr"] = group["peak"] * factor * settings.rate_share(step)
         loss = task.training_step(images, wanted)
         losses[step] = loss.item()
         if not np.isfinite(losses[step]):
@@ -188,7 +289,18 @@ def train_head(
         torch.autograd.backward(loss)
         clip_gradients(trained, settings.gradient_clip)
         optimiser.step()
+        due = (step + 1) % settings.check_every == 0 or step + 1 == settings.steps
+        if look is not None and due:
+            if look():
+                return losses[: step + 1]
+            _training_mode(task, settings)
     return losses
+
+
+def _training_mode(task: ClassificationTask | SegmentationTask, settings: FineTuneSettings) -> None:
+    task.train()
+    if settings.frozen:
+        task.encoder.eval()
 
 
 def augment_pair(

@@ -229,11 +229,12 @@ class SegmentationTask(nn.Module):
         return (1 - self.dice_weight) * pixel_loss + self.dice_weight * overlap
 
     def predict(self, pixels: Tensor) -> Tensor:
-        """Return masks (B, S, S) uint8 of class indices."""
-        logits = self.logits(pixels)
+        """Return shares (B, classes + 1, S, S) that sum to 1, the background's first."""
+        logits = self.logits(pixels).float()
         if self.classes == 1:
-            return (logits[:, 0] > 0).to(torch.uint8)
-        return logits.argmax(1).to(torch.uint8)
+            share = torch.sigmoid(logits)
+            return torch.cat([1 - share, share], dim=1)
+        return torch.softmax(logits, dim=1)
 
 
 def soft_dice_loss(shares: Tensor, wanted: Tensor) -> Tensor:

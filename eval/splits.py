@@ -8,8 +8,28 @@ from typing import NamedTuple
 import numpy as np
 
 from echostill.eval.datasets import LabelledDataset
+from echostill.eval.statistics.folds import group_folds
 from echostill.platform.errors import UsageError
 from echostill.platform.seeding import stream
+
+
+class Folds(NamedTuple):
+    """Cross-validation, or an official split with cross-validation inside its training side."""
+
+    fold: np.ndarray  # (N,) int64
+    tested: tuple[int, ...]  # folds that are tested; the others are only trained on
+
+    def rows(self, number: int) -> np.ndarray:
+        """Rows of a fold, ascending."""
+        return np.flatnonzero(self.fold == number)
+
+    def outside(self, *numbers: int) -> np.ndarray:
+        """Rows of no such fold, ascending."""
+        return np.flatnonzero(~np.isin(self.fold, numbers))
+
+    def inner(self, tested: int) -> list[int]:
+        """Folds on which settings may be chosen for a tested one: all others."""
+        return [int(number) for number in np.unique(self.fold) if number != tested]
 
 
 class Split(NamedTuple):
@@ -35,6 +55,35 @@ def split_dataset(dataset: LabelledDataset, seed: int, test_share: float = 0.3) 
             raise UsageError(f"task '{dataset.name}': {error}") from None
     _require_classes(dataset, split)
     return split
+
+
+def dataset_folds(dataset: LabelledDataset, folds: int, seed: int) -> Folds:
+    """Divide a dataset for cross-validation by group; an official split is kept.
+
+    Where there is an official split, its test side is the one fold that is tested, and its training
+    side is divided, to choose settings on.
+
+    Raises:
+        UsageError: A class is not left to train on, or not on both sides of an official split.
+    """
+    labels, names = _strata(dataset)
+    rows = np.arange(len(dataset))
+    tested: tuple[int, ...] = ()
+    fold = np.full(len(dataset), folds, dtype=np.int64)
+    if dataset.official_split is not None:
+        split = official_split(dataset.groups, dataset.official_split)
+        _require_classes(dataset, split)
+        rows, tested = split.train, (folds,)
+    try:
+        fold[rows] = group_folds(dataset.groups[rows], labels[rows], folds, seed, names)
+    except UsageError as error:
+        if not tested:
+            raise UsageError(f"task '{dataset.name}': {error}") from None
+        fold[rows] = 0  # too few groups to choose settings on: the usual ones are taken
+    found = Folds(fold, tested or tuple(int(number) for number in np.unique(fold)))
+    for number in found.tested:
+        _require_classes(dataset, Split(found.outside(number), rows), ("training",))
+    return found
 
 
 def group_split(
@@ -156,13 +205,15 @@ def class_presence(masks: np.ndarray, classes: int) -> np.ndarray:
     return np.stack([(flat == index).any(1) for index in range(1, classes + 1)], axis=1)
 
 
-def _require_classes(dataset: LabelledDataset, split: Split) -> None:
+def _require_classes(
+    dataset: LabelledDataset, split: Split, sides: tuple[str, ...] = ("training", "test")
+) -> None:
     if dataset.labels is not None:
         present = dataset.labels[:, None] == np.arange(len(dataset.class_names))
     else:
         assert dataset.masks is not None
         present = class_presence(dataset.masks, len(dataset.class_names))
-    for side, rows in zip(("training", "test"), split, strict=True):
+    for side, rows in zip(sides, split, strict=False):
         for name, column in zip(dataset.class_names, present[rows].T, strict=True):
             if not column.any():
                 raise UsageError(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from echostill.eval.names import FORMAT, RESULT
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.images import decode_image, resize_longest
 from echostill.platform.tables.ids import rows_of_ids
@@ -22,7 +23,6 @@ from echostill.platform.tables.store import Store, read_configuration, read_mani
 from echostill.platform.tables.table import MANIFEST, Table
 from echostill.platform.training.run import METRICS, read_history
 
-EVALUATION = "evaluation.json"
 PICTURE = "reconstructions.png"
 NOT_STATED = "not stated"
 POOL_COLUMNS = [
@@ -181,18 +181,24 @@ def read_evaluation(store: Store, name: str) -> tuple[dict[str, Any], str]:
     """Return an evaluation and its digest.
 
     Raises:
-        UsageError: There is none of that name; names the nearest.
+        UsageError: There is none of that name, which names the nearest; or in another form.
     """
     storage = store.report(name)
-    if not storage.exists(EVALUATION):
+    if not storage.exists(RESULT):
         entries = store.storage.list("reports", recursive=True)
-        known = sorted({e.split("/")[1] for e in entries if e.endswith(f"/{EVALUATION}")})
+        known = sorted({e.split("/")[1] for e in entries if e.endswith(f"/{RESULT}")})
         there = f"{nearest(name, known)} There are: {', '.join(known)}." if known else ""
         raise UsageError(
             f"no evaluation '{name}' in '{store.root}'.{there} Run echostill evaluate first."
         )
-    data = storage.read(EVALUATION)
+    data = storage.read(RESULT)
     evaluation: dict[str, Any] = json.loads(data)
+    if evaluation.get("format") != FORMAT:
+        raise UsageError(
+            f"evaluation '{name}' in '{store.root}' was made by another release (form "
+            f"{evaluation.get('format', 1)}, this one reads {FORMAT}): run `echostill evaluate "
+            "--overwrite` with its configuration."
+        )
     return evaluation, sha256(data)
 
 

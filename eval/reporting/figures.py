@@ -341,18 +341,23 @@ def curves(drawn: Sequence[Curve], title: str, label: str, *, logarithmic: bool 
 
 @dataclass(frozen=True)
 class DotRow:
-    """One candidate under one method: its values over seeds."""
+    """One line of a chart: values of each training, and the interval of their mean."""
 
     label: str
     values: tuple[float, ...]
     emphasised: bool
+    interval: tuple[float, float]
 
 
 @_styled
-def dots(groups: Sequence[tuple[str, Sequence[DotRow]]], title: str, label: str) -> Figure:
-    """A dot per seed, and mean with spread, of the candidates under each method."""
+def dots(
+    groups: Sequence[tuple[str, Sequence[DotRow]]], title: str, label: str, reference: float | None
+) -> Figure:
+    """Rings of the trainings, their mean with its interval; a line for chance, or for 0."""
     rows = sum(len(members) + 1 for _, members in groups)
     figure, axis = _new_figure(0.85 + 0.26 * rows)
+    if reference is not None:
+        axis.axvline(reference, color=MUTED, lw=1, ls="--", zorder=0)
     place, places, names = 0.0, [], []
     for method, members in groups:
         axis.annotate(
@@ -370,8 +375,7 @@ def dots(groups: Sequence[tuple[str, Sequence[DotRow]]], title: str, label: str)
         for row in members:
             colour = ACCENT if row.emphasised else INK
             mean = float(np.mean(row.values))
-            spread = float(np.std(row.values, ddof=1)) if len(row.values) > 1 else 0.0
-            axis.plot([mean - spread, mean + spread], [place, place], color=colour, lw=2, zorder=2)
+            axis.plot(row.interval, [place, place], color=colour, lw=2, zorder=2)
             axis.plot([mean], [place], "D", ms=6, color=colour, mec=PAPER, mew=0.8, zorder=3)
             axis.plot(
                 row.values, [place] * len(row.values), "o", ms=5, mfc="none", mec=colour, mew=1,

@@ -1,9 +1,12 @@
-"""Results over seeds: means, spreads, and what may honestly be said of two candidates."""
+"""Results of an evaluation: values, intervals, and what a reader may conclude."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from echostill.eval.names import FEW_SHOT, FINE_TUNED, GRID, KNN, LINEAR, ROLES, TRIVIAL
+from echostill.eval.reporting.page import signed
 
 
 @dataclass(frozen=True)
@@ -40,187 +43,152 @@ METRICS = {
     ),
     "segmentation": (
         Metric("dice", "Dice", True),
+        Metric("dice_gain", "Dice minus the constant mask's", True),
         Metric("hd95", "HD95, pixels", False, 1),
     ),
 }
-METHODS = ("k-NN", "linear probe", "fine-tuned")
-HEADLINE_METHODS = ("fine-tuned", "linear probe", "k-NN")
+METHODS = (KNN, LINEAR, GRID, FINE_TUNED)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One candidate's values of one metric, a value per seed."""
+    """One candidate's values of one metric, a value per training, or per draw of few groups."""
 
-    seeds: tuple[int, ...]
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds."""
+        """Mean of the values."""
         return float(np.mean(self.values))
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds (n - 1); None with fewer than two."""
+        """Standard deviation (n - 1); None with fewer than two."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     def text(self, metric: Metric) -> str:
-        """Write mean ± spread."""
-        digits = metric.digits
-        shown = f"{self.mean:.{digits}f}"
-        return shown if self.spread is None else f"{shown} ± {self.spread:.{digits}f}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two candidates on one task, method and metric."""
-
-    task: str
-    method: str
-    metric: Metric
-    first: Cell
-    second: Cell
-
-    @property
-    def gain(self) -> float:
-        """By how much the first is better; negative where it is worse."""
-        difference = self.first.mean - self.second.mean
-        return difference if self.metric.higher_is_better else -difference
-
-    @property
-    def spread(self) -> float | None:
-        """The larger of both spreads: a smaller difference may be the seeds' doing."""
-        spreads = [c.spread for c in (self.first, self.second) if c.spread is not None]
-        return max(spreads) if len(spreads) == 2 else None
-
-    @property
-    def verdict(self) -> str:
-        """One of 'better', 'worse', 'within the spread', 'one seed'."""
-        if self.spread is None:
-            return "one seed"
-        if abs(self.gain) <= self.spread:
-            return "within the spread"
-        return "better" if self.gain > 0 else "worse"
+        """Write the mean."""
+        return f"{self.mean:.{metric.digits}f}"
 
 
 class Results:
     """The evaluation's rows, looked up by candidate, task, method and metric."""
 
-    def __init__(self, evaluation: dict[str, Any], distilling_runs: frozenset[str]) -> None:
+    def __init__(self, evaluation: dict[str, Any]) -> None:
         self.tasks: list[dict[str, Any]] = evaluation["tasks"]
-        self.seeds: list[int] = evaluation["seeds"]
-        self.costs: list[dict[str, Any]] = evaluation["candidates"]
+        self.comparisons: list[dict[str, Any]] = evaluation["comparisons"]
+        self.chance: dict[str, float | None] = evaluation["chance"]
+        self.costs: list[dict[str, Any]] = sorted(
+            evaluation["candidates"], key=lambda cost: ROLES.index(cost["role"])
+        )
+        self.roles: dict[str, str] = {cost["label"]: cost["role"] for cost in self.costs}
         self._rows: list[dict[str, Any]] = evaluation["results"]
-        roles = {c["label"]: _role(c, distilling_runs) for c in self.costs}
-        order = ["teacher", "distilled", "MIM-only", "untrained"]
-        self.roles = dict(sorted(roles.items(), key=lambda item: order.index(item[1])))
-        self.costs = sorted(self.costs, key=lambda c: list(self.roles).index(c["label"]))
+        self._estimates = {
+            (row["candidate"], row["task"], row["method"]): row for row in evaluation["estimates"]
+        }
+        self._flags = {
+            (row["candidate"], row["task"], row["method"]): row for row in evaluation["flags"]
+        }
 
     @property
     def candidates(self) -> list[str]:
-        """Labels: the teacher, distilled students, others, untrained."""
-        return list(self.roles)
-
-    def with_role(self, role: str) -> str | None:
-        """The first candidate with a role."""
-        return next((label for label, own in self.roles.items() if own == role), None)
+        """Labels: the teacher, distilled students, others, untrained, then the trivial ones."""
+        return [*self.roles, *TRIVIAL]
 
     def methods(self, task: str) -> list[str]:
-        """Methods a task was evaluated with."""
-        used = dict.fromkeys(row["method"] for row in self._rows if row["task"] == task)
-        known = [method for method in METHODS if method in used]
-        return known + [method for method in used if method not in METHODS]
+        """Methods a task was evaluated with; the constant's is none of its own."""
+        used = {row["method"] for row in self._rows if row["task"] == task}
+        return [method for method in METHODS if method in used]
+
+    def shots(self, task: str) -> list[int]:
+        """Numbers of groups per class of the few-shot classifiers."""
+        named = {row["method"] for row in self._rows if row["task"] == task}
+        return sorted(
+            int(name.removeprefix(FEW_SHOT)) for name in named if name.startswith(f"{FEW_SHOT} ")
+        )
+
+    def method_of(self, candidate: str, task: str, method: str) -> str:
+        """The method by which a candidate stands beside others; trivial ones have few."""
+        if candidate in TRIVIAL and (candidate, task, method) not in self._estimates:
+            return candidate if candidate == TRIVIAL[0] else LINEAR
+        return method
 
     def cell(self, candidate: str, task: str, method: str, metric: str) -> Cell | None:
-        """The values over seeds, None where there are none or one is not finite."""
-        found = [
-            (row["seed"], float(row["metrics"][metric]))
+        """The values over trainings or draws, None where there are none or one is not finite."""
+        method = method if method.startswith(FEW_SHOT) else self.method_of(candidate, task, method)
+        found = tuple(
+            float(row["metrics"][metric])
             for row in self._rows
             if (row["candidate"], row["task"], row["method"]) == (candidate, task, method)
             and isinstance(row["metrics"].get(metric), int | float)
-        ]
-        found.sort()
-        if not found or not np.isfinite([value for _, value in found]).all():
-            return None
-        return Cell(tuple(s for s, _ in found), tuple(v for _, v in found))
+        )
+        return Cell(found) if found and np.isfinite(found).all() else None
 
-    def compare(self, first: str, second: str, *, primary: bool = True) -> list[Comparison]:
-        """Compare two candidates on every task and method, by each task's first metric or all."""
-        compared = []
-        for task in self.tasks:
-            metrics = METRICS[task["kind"]]
-            for method in self.methods(task["name"]):
-                for metric in metrics[:1] if primary else metrics:
-                    cells = [
-                        self.cell(label, task["name"], method, metric.key)
-                        for label in (first, second)
-                    ]
-                    if cells[0] and cells[1]:
-                        compared.append(
-                            Comparison(task["name"], method, metric, cells[0], cells[1])
-                        )
-        return compared
+    def interval(self, candidate: str, task: str, method: str) -> tuple[float, float] | None:
+        """The 95% interval of a task's first metric."""
+        row = self._estimates.get((candidate, task, self.method_of(candidate, task, method)))
+        return (row["low"], row["high"]) if row else None
+
+    def flag(self, candidate: str, task: str, method: str) -> str:
+        """What a candidate is not ahead of, in words; empty where it is ahead of both."""
+        row = self._flags.get((candidate, task, method))
+        return f"not ahead of the {row['against']}" if row and not row["ahead"] else ""
 
     def headline(self) -> str:
-        """Say in plain words how the distilled student stands against the untrained one."""
-        first, second = self.with_role("distilled"), self.with_role("untrained")
-        if first is None or second is None:
-            missing = "distilled" if first is None else "untrained"
-            return f"No {missing} student was evaluated, so there is no headline comparison."
-        compared = self.compare(first, second)
-        method = next((m for m in HEADLINE_METHODS if any(c.method == m for c in compared)), None)
-        if method is None:
-            return f"The {first} and the {second} share no task, so there is no comparison."
-        listed = [c for c in compared if c.method == method]
-        sentence = f"{method[0].upper()}{method[1:]}, the {first} {_verdicts(listed, second)}."
-        if len(compared) > len(listed):
-            sentence += f" {tally(compared)}"
-        if len(self.seeds) < 2:
-            sentence += " With one seed no spread can be stated, and such differences may be noise."
-        return sentence
+        """Say what a reader may conclude: of each planned comparison, and what limits it."""
+        compared = self.comparisons
+        if not compared:
+            return (
+                "No planned comparison could be made, so nothing is concluded about any candidate: "
+                "the evaluation lacks one of each pair."
+            )
+        told = [row for row in compared if row["word"] != "not distinguished"]
+        count = len(compared)
+        sentences = [f"Of {count} planned comparison{'s' if count > 1 else ''} on frozen features:"]
+        listed = [self._said(row) for row in told]
+        rest = count - len(told)
+        if rest and told:
+            listed.append(f"in the other {rest} no difference can be told from chance")
+        elif rest:
+            listed.append("none shows a difference that can be told from chance")
+        sentences[0] += f" {'; '.join(listed)}."
+        near = list(dict.fromkeys(row["task"] for row in compared if row["near_chance"]))
+        if near:
+            sentences.append(
+                f"On {in_words(near)} the better of a pair is not ahead of a constant answer, and "
+                "no difference there counts."
+            )
+        flagged = list(
+            dict.fromkeys(
+                f"{label} on {task['name']}"
+                for label, role in self.roles.items()
+                if role == "distilled"
+                for task in self.tasks
+                if self.flag(label, task["name"], LINEAR)
+            )
+        )
+        if flagged:
+            sentences.append(f"Not ahead of the trivial candidates: {in_words(flagged)}.")
+        if not all(row["several_trainings"] for row in compared):
+            sentences.append(
+                "Where a model was trained once, this holds for these weights; another seed may "
+                "give another result."
+            )
+        return " ".join(sentences)
 
+    def _said(self, row: dict[str, Any]) -> str:
+        metric = METRICS[self._kind(row["task"])][0]
+        low, high = row["corrected_low"], row["corrected_high"]
+        return (
+            f"the {row['first']} is {row['word']} {'of ' if row['word'] == 'ahead' else ''}the "
+            f"{row['second']} on {row['task']} ({metric.in_text} {signed(row['value'], 3)}, "
+            f"corrected interval {signed(low, 3)} to {signed(high, 3)})"
+        )
 
-def tally(compared: list[Comparison]) -> str:
-    """Count the verdicts over all comparisons, in a sentence."""
-    count = {
-        name: sum(c.verdict == name for c in compared)
-        for name in ("better", "within the spread", "worse", "one seed")
-    }
-    listed = ", ".join(f"{name} in {number}" for name, number in count.items() if number)
-    return f"Over all {len(compared)} pairs of task and method: {listed}."
-
-
-_PHRASES = {
-    "better": "beats the {}",
-    "within the spread": "stays within the spread of the {}",
-    "worse": "falls behind the {}",
-    "one seed": "stands beside the {}",
-}
-
-
-def _verdicts(compared: list[Comparison], second: str) -> str:
-    """Say on which tasks the first is better, within the spread, or worse, with the values."""
-    listed = []
-    for verdict, phrase in _PHRASES.items():
-        tasks = [
-            f"{c.task} ({c.metric.in_text} {c.first.text(c.metric)} vs {c.second.text(c.metric)})"
-            for c in compared
-            if c.verdict == verdict
-        ]
-        if tasks:
-            listed.append(f"{phrase.format(second)} on {in_words(tasks)}")
-    return "; it ".join(listed)
+    def _kind(self, task: str) -> str:
+        return next(str(entry["kind"]) for entry in self.tasks if entry["name"] == task)
 
 
 def in_words(items: list[str]) -> str:
     """Join items as a sentence does: a, b and c."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _role(candidate: dict[str, Any], distilling_runs: frozenset[str]) -> str:
-    """Tell a candidate's role from its runs, and from its label where it has none."""
-    label = candidate["label"].lower()
-    if candidate["runs"]:
-        follows = distilling_runs.intersection(candidate["runs"]) or label.startswith("distil")
-        return "distilled" if follows else "MIM-only"
-    return "teacher" if "teacher" in label else "untrained"

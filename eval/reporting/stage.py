@@ -3,8 +3,9 @@
 import numpy as np
 from pydantic import Field
 
+from echostill.eval.names import RESULT
 from echostill.eval.reporting.coreset import CoresetSections, GallerySizes
-from echostill.eval.reporting.data import EVALUATION, Material, find_runs, gather, read_evaluation
+from echostill.eval.reporting.data import Material, find_runs, gather, read_evaluation
 from echostill.eval.reporting.models import ModelSections
 from echostill.eval.reporting.page import KeyNumber, header, page
 from echostill.eval.reporting.recipe import Recipe, make_recipe
@@ -66,7 +67,7 @@ def report(config: ReportConfig, *, overwrite: bool = False) -> StageResult:
     finish_run(
         storage,
         stage="report",
-        files=[REPORT, EVALUATION, *recipe.files],
+        files=[REPORT, RESULT, *recipe.files],
         fingerprint=claimed(storage),  # the evaluation's: the folder is its
         extra={"inputs": material.digests},
     )
@@ -138,7 +139,9 @@ def _key_numbers(
         )
         count = _millions(student["parameters"])
         numbers.append(KeyNumber(count, "Student", f"parameters{share}"))
-    tasks = f"{_plural(len(results.tasks), 'task')}, {_plural(len(results.seeds), 'seed')}"
+    tasks = (
+        f"{_plural(len(results.tasks), 'task')}, {_plural(len(results.comparisons), 'comparison')}"
+    )
     numbers.append(KeyNumber(f"{len(results.candidates)}", "Candidates", tasks))
     return numbers
 

@@ -16,6 +16,7 @@ classes, Dice the mean over foreground classes of the mean over images.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, special
@@ -93,10 +94,13 @@ def _sums(values: np.ndarray, counts: np.ndarray, groups: np.ndarray) -> GroupSu
     return GroupSums(np.matmul(member, values), member @ counts, names)
 
 
+@lru_cache(maxsize=4)
 def group_weights(groups: int, draws: int, seed: int, *names: str) -> np.ndarray:
     """Draw groups with replacement: how often each was drawn, (draws, groups) float64."""
     random = stream(seed, "bootstrap over groups", groups, *names)
-    return random.multinomial(groups, np.full(groups, 1 / groups), size=draws).astype(np.float64)
+    drawn = random.multinomial(groups, np.full(groups, 1 / groups), size=draws).astype(np.float64)
+    drawn.flags.writeable = False  # all candidates of a set share them
+    return drawn
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,10 @@ class Store:
         """An evaluation and its report."""
         return self._named("reports", name)
 
+    def predictions(self, name: str) -> Storage:
+        """The table of an evaluation's predictions."""
+        return self.table(f"predictions/{check_name(name)}")
+
     def teacher_cache(self, name: str) -> Storage:
         """A cache of the teacher's outputs."""
         return self._named("teacher-cache", name)
@@ -138,6 +142,10 @@ class Store:
         parts = [entry.split("/")[1:-1] for entry in self.storage.list("coresets", recursive=True)]
         names = {*self._finished("coresets"), *self._finished(f"{RECORDS}/coresets")}
         return sorted(name for name in names if [name] in parts)  # others have been deleted
+
+    def prediction_names(self) -> list[str]:
+        """Names of the evaluations that have a table of predictions."""
+        return self._finished(f"{RECORDS}/predictions")
 
     def run_names(self) -> list[str]:
         """Names of the finished training runs."""

@@ -17,7 +17,7 @@ from echostill.platform.tables.table import MANIFEST, decode_parquet
 # Where the commands write tables, runs and reports with a manifest.
 _PLACE = re.compile(
     "pool|sources|scores|duplicates|leaks|pins|review|quarantine/[^/]+"
-    "|(coresets|runs|reports|teacher-cache|sweeps|benchmarks)/[^/]+"
+    "|(coresets|runs|reports|predictions|teacher-cache|sweeps|benchmarks)/[^/]+"
 )
 
 

@@ -1,11 +1,14 @@
 import csv
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
 from echostill.eval.datasets import TaskSettings, load_dataset
+from echostill.eval.remarks import find_remarks, in_words, joined_groups
 from echostill.platform.errors import UsageError
 
 
@@ -160,7 +163,48 @@ def test_official_split_and_a_wrong_value(tmp_path):
 def test_identical_images_in_two_groups_are_noted(tmp_path):
     task = classification(tmp_path)
     (tmp_path / "images/5.png").write_bytes((tmp_path / "images/0.png").read_bytes())
-    assert load_dataset(task, 8).notes == ("1 images are identical to one of another group",)
+    data = load_dataset(task, 8)
+    assert data.notes == (
+        "2 images are identical to one of another group; such groups are kept together",
+        "identical pictures with different labels: images/0.png (a), images/5.png (c)",
+    )
+    assert data.groups.tolist() == ["00", "01", "02", "03", "04", "00"]
+    (remark,) = data.remarks
+    assert remark.as_dict() == {
+        "kind": "identical",
+        "files": ["images/0.png", "images/5.png"],
+        "groups": ["00", "05"],
+        "labels": ["a", "c"],
+        "contradicts": True,
+    }
+
+
+def test_chains_of_identical_images_are_one_group():
+    pixels = np.array([1, 2, 1, 2, 3, 0], dtype=np.uint8)[:, None, None, None] * np.full(
+        (3, 8, 8), 50, dtype=np.uint8
+    )
+    groups = ["a", "a", "b", "c", "d", "e"]
+    remarks = find_remarks(pixels, list("uvwxyz"), groups, ["l"] * 6)
+    assert [(r.kind, r.files, r.contradicts) for r in remarks] == [
+        ("identical", ("u", "w"), False),
+        ("identical", ("v", "x"), False),
+        ("black", ("z",), False),
+    ]
+    assert joined_groups(groups, remarks) == ["a", "a", "a", "a", "d", "e"]
+    assert in_words(remarks, joined=False)[-1] == "1 black frame(s): z"
+
+
+def test_parquet_is_read_as_csv_is(tmp_path):
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "task.parquet")
+    other = task.model_copy(update={"manifest": str(tmp_path / "task.parquet")})
+    first, second = load_dataset(task, 8), load_dataset(other, 8)
+    assert first.files == second.files
+    assert np.array_equal(first.pixels, second.pixels)
+    (tmp_path / "task.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match="is not Parquet"):
+        load_dataset(other, 8)
 
 
 def test_missing_things_name_the_nearest(tmp_path):

@@ -1,6 +1,10 @@
-import pytest
+import csv
 
-from echostill.eval.evaluation import EvaluateConfig
+import numpy as np
+import pytest
+from PIL import Image
+
+from echostill.eval.evaluation import EvaluateConfig, plan_evaluate
 from echostill.platform.config import load
 from echostill.platform.errors import UsageError
 
@@ -10,3 +14,66 @@ QUICKSTART = "examples/quickstart/config.yaml"
 def test_a_seed_counts_once():
     with pytest.raises(UsageError, match="more than once"):
         load(EvaluateConfig, "evaluate", QUICKSTART, ["seeds=[1, 1]"])
+
+
+def test_labels_of_trivial_candidates_are_taken():
+    with pytest.raises(UsageError, match="'constant' is always evaluated"):
+        load(EvaluateConfig, "evaluate", QUICKSTART, ["candidates=[{label: constant}]"])
+
+
+def planned(folder, rows, kind="classification", **task):
+    """Plan an evaluation of the untrained student on a manifest of these rows."""
+    for index, row in enumerate(rows):
+        pixels = np.random.default_rng(index).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        row.setdefault("file", f"{index}.png")
+    with open(folder / "task.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    task = {"name": "toy", "kind": kind, "manifest": str(folder / "task.csv"), **task}
+    values = {
+        "store": str(folder / "store"),
+        "student": "tinyusfm-micro",
+        "student_image_size": 32,
+        "tasks": [task],
+        "candidates": [{"label": "untrained student", "kind": "untrained"}],
+    }
+    return plan_evaluate(EvaluateConfig.model_validate(values, strict=False))
+
+
+def classified(labels="aabb", groups=None):
+    groups = groups or [f"g{k}" for k in range(len(labels))]
+    return [{"label": label, "group": group} for label, group in zip(labels, groups, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"label": "a", "patient": "g"}], "no column 'group'"),
+        ([{**row, "file": "gone.png"} for row in classified()], "'gone.png' .* is missing"),
+        (classified("aaaa"), "only the class 'a'"),
+        (classified("aab"), r"class 'b' has 1 group"),
+        (classified("aabb", list("xyzz")), r"class 'b' has 1 group"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, rows, message):
+    with pytest.raises(UsageError, match=message):
+        planned(tmp_path, rows)
+
+
+def test_a_dry_run_reads_masks(tmp_path):
+    rows = []
+    for index in range(4):
+        Image.fromarray(np.full((8, 8), 255, dtype=np.uint8)).save(tmp_path / f"m{index}.png")
+        rows.append({"mask": f"m{index}.png", "group": f"g{index}"})
+    Image.fromarray(np.full((9, 8), 255, dtype=np.uint8)).save(tmp_path / "m3.png")
+    with pytest.raises(UsageError, match=r"mask 'm3.png' is 8 x 9 pixels, but its image 8 x 8"):
+        planned(tmp_path, rows, kind="segmentation")
+
+
+def test_a_dry_run_reads_the_official_split(tmp_path):
+    sides = ["train", "train", "train", "test", "train", "train"]
+    rows = [{**row, "split": side} for row, side in zip(classified("aabbab"), sides, strict=True)]
+    with pytest.raises(UsageError, match="the test side has no image of class 'a'"):
+        planned(tmp_path, rows)

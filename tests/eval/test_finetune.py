@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def discs(count=24):
 @pytest.mark.slow
 def test_classification_learns_is_repeatable_and_leaves_the_encoder(encoder):
     before = copy.deepcopy(encoder.state_dict())
-    settings = FineTuneSettings(steps=20, batch_size=8)
+    settings = FineTuneSettings(steps=20, batch_size=8, check_every=10, rates=(1.0,))
     torch.manual_seed(1)
     first = finetune(encoder, bright_or_dark(), SPLIT, settings, 3)
     torch.manual_seed(2)  # torch's own generator has no say, and is not moved
@@ -85,11 +86,29 @@ def test_classification_learns_is_repeatable_and_leaves_the_encoder(encoder):
 
 
 def test_segmentation_learns(encoder):
-    settings = FineTuneSettings(steps=60, batch_size=8, head_width=16)
+    settings = FineTuneSettings(steps=60, batch_size=8, head_width=16, rates=(1.0,))
     result = finetune(encoder, discs(), SPLIT, settings, 0)
     assert result.predictions.shape == (8, 64, 64)
     assert result.metrics["dice"] > 0.75
     assert result.metrics["hd95"] < 20
+
+
+def test_training_ends_when_the_inner_side_gets_no_better(encoder):
+    settings = FineTuneSettings(
+        steps=400, batch_size=8, check_every=2, patience=2, frozen=True, rates=(1.0, 1e-6)
+    )
+    result = finetune(encoder, bright_or_dark(), SPLIT, settings, 0)
+    assert len(result.losses) < 400  # the inner side is right after a few steps
+    assert len(result.losses) % 2 == 0
+    assert result.metrics["balanced_accuracy"] == 1
+
+
+def test_too_few_groups_for_an_inner_side(encoder):
+    data = dataclasses.replace(
+        bright_or_dark(), groups=np.array([f"g{k % 2}{k >= 16}" for k in range(24)])
+    )
+    settings = FineTuneSettings(steps=3, batch_size=4, frozen=True)
+    assert len(finetune(encoder, data, SPLIT, settings, 0).losses) == 3
 
 
 def test_frozen_trains_the_head_only(encoder, monkeypatch):
@@ -101,7 +120,7 @@ def test_frozen_trains_the_head_only(encoder, monkeypatch):
         return plain(groups, **options)
 
     monkeypatch.setattr(torch.optim, "AdamW", record)
-    settings = FineTuneSettings(steps=5, batch_size=8, frozen=True)
+    settings = FineTuneSettings(steps=5, batch_size=8, frozen=True, rates=(1.0,))
     result = finetune(encoder, bright_or_dark(), SPLIT, settings, 0)
     assert len(seen) == 1
     assert len(seen[0]["params"]) == 2
@@ -117,7 +136,7 @@ def test_layer_decay_holds_the_early_blocks_back(encoder, monkeypatch):
         return plain(groups, **options)
 
     monkeypatch.setattr(torch.optim, "AdamW", record)
-    settings = FineTuneSettings(steps=1, batch_size=4, layer_decay=0.5)
+    settings = FineTuneSettings(steps=1, batch_size=4, layer_decay=0.5, rates=(1.0,))
     finetune(encoder, bright_or_dark(), SPLIT, settings, 0)
     rate = settings.encoder_learning_rate
     body = {rate * 0.5**k for k in range(encoder.depth + 2)}

@@ -17,6 +17,8 @@ import pytest
 import torch
 import yaml
 
+from echostill.eval.summary import summarise
+from echostill.eval.tasks import task_infos
 from echostill.jobs.stages import run_stage
 from echostill.platform.errors import UsageError
 from echostill.platform.models import create_encoder, save_weights
@@ -25,6 +27,7 @@ from echostill.platform.stages import IN_RUN, STAGES
 from echostill.platform.tables.lease import hold
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import Table
 from echostill.platform.training.mlflow_files import database_uri
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -75,11 +78,14 @@ def configuration(tmp_path_factory):
         "score": {"proxy": {"snapshots": 3, "training": {"steps": 3, **short}}, "workers": 1},
         "select": {"budget": 15},
         "distill": {"training": {"steps": 12, **short}},
-        "evaluate": {"seeds": [0], "tasks": tasks, "finetune": {"steps": 2, "batch_size": 4}},
+        "evaluate": {"seeds": [0], "folds": 2, "tasks": tasks, "finetune": TUNED},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+TUNED = {"steps": 2, "batch_size": 4, "rates": [1.0]}
 
 
 def command(configuration, store, *arguments, name="run"):
@@ -142,7 +148,7 @@ def stores(configuration, tmp_path_factory):
         ("records/pool/done/*.json", signal.SIGKILL),
         ("records/scores/done/*.json", signal.SIGTERM),
         ("runs/distilled-0/train/*/checkpoint_*/state.pt", signal.SIGKILL),
-        ("reports/default/units/*.json", signal.SIGKILL),
+        ("reports/default/units/*.parquet", signal.SIGKILL),
     ):
         said = folder / "said.txt"
         code = kill_when(command(configuration, rough), (rough, pattern), sent, said)
@@ -158,7 +164,26 @@ def test_a_run_that_was_killed_gives_what_an_undisturbed_one_gives(stores):
     calm, rough = stores
     assert digests(calm) == digests(rough)
     results = [json.loads((s / "reports/default/evaluation.json").read_text()) for s in stores]
-    assert results[0]["results"] == results[1]["results"]
+    for key in ("results", "estimates", "comparisons", "flags", "chance"):
+        assert results[0][key] == results[1][key]
+
+
+def test_predictions_on_disk_give_every_number_again(stores):
+    written = json.loads((stores[0] / "reports/default/evaluation.json").read_text())
+    table = Table.open(Store(str(stores[0])).predictions("default"), "evaluate").read()
+    pairs = [tuple(pair) for pair in written["planned"]]
+    again = summarise(table, task_infos(written["tasks"]), pairs, written["seed"])
+    for key, values in json.loads(json.dumps(again)).items():
+        assert written[key] == values, key
+    assert {row["candidate"] for row in written["estimates"]} >= {"constant", "thumbnail"}
+    assert {row["method"] for row in written["results"]} >= {"grid probe", "fine-tuned"}
+
+
+def test_predictions_answer_queries(stores):
+    query = "select candidate, avg(dice[1]) from predictions where task = 'head' group by candidate"
+    done = finish([*CLI, "query", query, "--store", str(stores[0])])
+    assert done.returncode == 0, done.stderr
+    assert "thumbnail" in done.stdout
 
 
 def test_the_report_stands_alone(stores):
@@ -231,7 +256,7 @@ CHANGED = [
     ("distill", "decoder.dim=48", "decoder.dim 96 -> 48"),
     ("evaluate", "finetune.steps=3", "finetune.steps 2 -> 3"),
     ("evaluate", "neighbours=3", "neighbours"),
-    ("evaluate", "test_share=0.3", "test_share 0.4 -> 0.3"),
+    ("evaluate", "folds=3", "folds 2 -> 3"),
 ]
 
 

@@ -41,6 +41,13 @@ def describe_views(state: State, coreset: str | None) -> dict[str, Any]:
         found = _other(state, name)
         if found is not None:
             views.append(_view(name, {"file": str(found)}))
+    predictions = [
+        {"file": str(found), "label": {"name": "evaluation", "value": name}}
+        for name in state.store.prediction_names()
+        if (found := _other(state, f"predictions/{name}")) is not None
+    ]
+    if predictions:
+        views.append(_view("predictions", *predictions))
     return {"views": views}
 
 
@@ -94,7 +101,10 @@ def _other(state: State, name: str) -> Path | None:
     if not storage.exists(MANIFEST):
         return None
     table = Table.open(storage, name)
-    path = state.folder / f"table-{name}-{table.digest[:16]}-{state.derived.key}.arrow"
+    path = (
+        state.folder
+        / f"table-{name.replace('/', '-')}-{table.digest[:16]}-{state.derived.key}.arrow"
+    )
     if not path.exists():
         if not table.part_names:
             return None

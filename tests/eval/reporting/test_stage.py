@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -10,12 +11,16 @@ import pytest
 from echostill.curation.scoring.stage import ScoreConfig
 from echostill.curation.selection.stage import SelectConfig
 from echostill.distill import DistillConfig
+from echostill.eval.comparisons import DEFAULT, resolve
+from echostill.eval.names import ROLES
+from echostill.eval.predictions import PREDICTIONS_SCHEMA
 from echostill.eval.reporting.data import Material, StageCounts, gather, without_paths
 from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
 from echostill.eval.reporting.labels import DEFAULTS, labelled_values
 from echostill.eval.reporting.pool import accounts, quality_flags, quarantined
-from echostill.eval.reporting.results import Results, tally
+from echostill.eval.reporting.results import Results
 from echostill.eval.reporting.stage import ReportConfig, plan_report, recipe_of, render, report
+from echostill.eval.summary import TaskInfo, summarise
 from echostill.platform.config import result_relevant
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import encode_png
@@ -130,18 +135,31 @@ def make_run(store, name, objective, weight_std, coreset):
     finish_run(storage, stage="distill", files=files, fingerprint=made)
 
 
-def make_evaluation(seeds=(0, 1, 2)):
+def make_evaluation():
+    """Images in 40 groups; each candidate is right as often as its mean says."""
     means = {"teacher": 0.9, "distilled student": 0.8, "MIM-only student": 0.7}
     means["untrained student"] = 0.5
-    candidates, results = [], []
-    for label, mean in means.items():
-        run = {"distilled student": "distilled-0", "MIM-only student": "MIM-only-0"}.get(label)
+    roles = dict(zip(means, ROLES, strict=True))
+    runs = {"distilled student": "distilled-0", "MIM-only student": "MIM-only-0"}
+    names = ["benign", HOSTILE]
+    tasks = [
+        {"name": "liver <b>", "kind": "classification", "classes": names},
+        {"name": "head", "kind": "segmentation", "classes": ["head"]},
+    ]
+    for task in tasks:
+        task |= {"images": 80, "groups": 40, "tested": 80, "protocol": "5 folds by group"}
+        task |= {"notes": ["2 images are identical"], "remarks": []}
+    same = {"kind": "identical", "files": ["a.png", "b.png"], "groups": ["1", "2"]}
+    tasks[0]["remarks"] = [{**same, "labels": names, "contradicts": True}]
+    candidates, rows = [], []
+    for label in means:
         scale = 10.0 if label == "teacher" else 1.0
         candidates.append(
             {
                 "label": label,
+                "role": roles[label],
                 "model": "usfm-micro" if label == "teacher" else "tinyusfm-micro",
-                "runs": [run] if run else [],
+                "runs": [runs[label]] if label in runs else [],
                 "parameters": int(1e5 * scale),
                 "gflops": 0.1 * scale,
                 "gflops_paper": 0.08 * scale,
@@ -150,39 +168,28 @@ def make_evaluation(seeds=(0, 1, 2)):
                 "threads": 1,
             }
         )
-        for seed in seeds:
-            off = 0.01 * (seed - 1)
-            accuracy = {"balanced_accuracy": mean + off, "macro_f1": mean, "auc": mean}
-            # On the head every candidate is as good as any other.
-            head = {"dice": 0.6 + off, "hd95": 100 * (1 - mean)}
-            for task, method, metrics in (
-                ("liver <b>", "k-NN", accuracy),
-                ("liver <b>", "fine-tuned", accuracy),
-                ("head", "fine-tuned", head),
-            ):
-                results.append(
-                    {
-                        "candidate": label,
-                        "task": task,
-                        "method": method,
-                        "seed": seed,
-                        "run": run or "",
-                        "metrics": metrics,
-                    }
-                )
-    tasks = [
-        {"name": "liver <b>", "kind": "classification", "classes": ["benign", HOSTILE]},
-        {"name": "head", "kind": "segmentation", "classes": ["head"]},
-    ]
-    for task in tasks:
-        task |= {"images": 30, "groups": 20}
-    return {
-        "tasks": tasks,
-        "seeds": list(seeds),
-        "finetune_steps": 40,
-        "candidates": candidates,
-        "results": results,
-    }
+    truth = np.arange(80) // 2 % 2
+    for number, (label, mean) in enumerate({**means, "constant": 0, "thumbnail": 0.6}.items()):
+        for training in range(3 if label == "untrained student" else 1):
+            random = np.random.default_rng([number, training])
+            right = random.permutation(80) < 80 * mean if mean else truth == 0
+            overlap = 0.6 + 0.02 * random.random(80)  # on the head all are equally good
+            shared = {"candidate": label, "run": runs.get(label, ""), "training": training}
+            shared |= {"method": "linear probe" if mean else "constant"}
+            shared |= {"shots": 0, "draw": 0, "fold": 0}
+            for index in range(80):
+                own = {**shared, "image": f"{index:02d}.png", "group_id": f"g{index // 2}"}
+                said = names[truth[index] if right[index] else 1 - truth[index]]
+                liver = {"task": "liver <b>", "label": names[truth[index]], "predicted": said}
+                rows.append({**own, **liver, "scores": [float(said == name) for name in names]})
+                head = {"dice": [overlap[index]], "iou": [0.5], "hd95": [100 * (1 - mean)]}
+                rows.append({**own, "task": "head", "label": "", "predicted": "", **head})
+                if mean and index % 2:
+                    rows.append({**own, **liver, "method": "few-shot", "shots": 5})
+    table = pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
+    infos = [TaskInfo(t["name"], t["kind"], tuple(t["classes"])) for t in tasks]
+    numbers = summarise(table, infos, resolve(DEFAULT, roles), 0)
+    return {"format": 2, "tasks": tasks, "folds": 5, "seed": 0, "candidates": candidates, **numbers}
 
 
 @pytest.fixture(scope="module")
@@ -358,33 +365,52 @@ def test_quality_flags_are_counted(material, page):
 
 
 def test_headline_says_what_the_numbers_say(material):
-    results = Results(material.evaluation, frozenset({"distilled-0"}))
+    results = Results(material.evaluation)
     assert results.candidates == [
-        "teacher", "distilled student", "MIM-only student", "untrained student",
+        "teacher", "distilled student", "MIM-only student", "untrained student", "constant",
+        "thumbnail",
     ]  # fmt: skip
-    assert results.headline() == (
-        "Fine-tuned, the distilled student beats the untrained student on liver <b> (balanced "
-        "accuracy 0.800 ± 0.010 vs 0.500 ± 0.010); it stays within the spread of the untrained "
-        "student on head (Dice 0.600 ± 0.010 vs 0.600 ± 0.010). Over all 3 pairs of task and "
-        "method: better in 2, within the spread in 1."
+    told = results.headline()
+    assert told.startswith(
+        "Of 8 planned comparisons on frozen features: the distilled student is ahead of the "
+        "untrained student on liver <b> (balanced accuracy +0."
     )
-    assert tally(results.compare("untrained student", "teacher")).endswith(
-        "within the spread in 1, worse in 2."
-    )
+    row = next(r for r in results.comparisons if r["word"] == "ahead")
+    assert f"corrected interval +{row['corrected_low']:.3f} to +{row['corrected_high']:.3f}" in told
+    assert "in the other" in told
+    assert "On head the better of a pair is not ahead of a constant answer" in told
+    assert "Not ahead of the trivial candidates: distilled student on head." in told
+    assert "Where a model was trained once, this holds for these weights" in told
+    words = {(r["task"], r["second"]): r["word"] for r in results.comparisons}
+    assert {word for (task, _), word in words.items() if task == "head"} == {"not distinguished"}
+    nothing = Results({**material.evaluation, "comparisons": []}).headline()
+    assert nothing.startswith("No planned comparison could be made")
 
 
-def test_lower_distance_is_better(material):
-    results = Results(material.evaluation, frozenset({"distilled-0"}))
-    compared = results.compare("distilled student", "untrained student", primary=False)
-    distance = next(c for c in compared if c.metric.key == "hd95")
-    assert distance.gain == pytest.approx(30)
-    assert distance.verdict == "better"
+def test_first_paragraph_is_the_headline(material, page):
+    shown = re.search(r"<p[^>]*>(.*?)</p>", page.split("</h1>")[1], re.DOTALL)
+    assert html.unescape(shown.group(1)) == Results(material.evaluation).headline()
 
 
-def test_one_seed_has_no_spread():
-    results = Results(make_evaluation(seeds=(0,)), frozenset({"distilled-0"}))
-    assert "±" not in results.headline()
-    assert "one seed no spread can be stated" in results.headline()
+def test_results_show_chance_trivial_candidates_and_flags(page):
+    told = page.split('id="results"')[1].split("</section>")[0]
+    assert told.lower().count("chance level") >= 6  # text, chart and table of each task, and all
+    assert "beats" not in told
+    table = told.split("<table")[1].split("</table>")[0]
+    assert "constant" in table
+    assert "thumbnail" in table
+    assert "Recall benign" in table
+    assert "not ahead of the thumbnail" in table.split("untrained student")[1].split("</tr>")[0]
+    assert "Dice minus the constant mask" in told
+    assert "5 groups per class" in told
+    assert "Identical pictures: a.png (group 1), b.png (group 2)" in told
+
+
+def test_an_evaluation_of_an_earlier_form_is_refused(store):
+    old = {"tasks": [], "seeds": [0], "results": [], "candidates": []}
+    store.report("old").write("evaluation.json", json.dumps(old).encode())
+    with pytest.raises(UsageError, match=r"another release .*`echostill evaluate --overwrite`"):
+        report(ReportConfig(store=store.root, name="old"))
 
 
 def test_galleries_are_what_they_claim(material):

@@ -1,0 +1,1 @@
+"""Frozen features under cross-validation: probes, few labels, candidates without any training."""
