@@ -391,3 +391,7 @@ def dots(
     axis.tick_params(length=0)
     axis.set(title=title, xlabel=label)
     return figure
+
+
+# For the charts of other pages.
+styled, new_figure = _styled, _new_figure

@@ -14,6 +14,7 @@ from echostill.jobs.cli.options import (
     JsonOption,
     Overrides,
     Overwrite,
+    StoreOption,
     help_of,
 )
 from echostill.platform.stages import BENCH
@@ -168,3 +169,19 @@ def _listed(key: str, text: str) -> str:
     """Return names with commas as a list in YAML."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     return json.dumps([int(name) if key == "seeds" and name.isdigit() else name for name in names])
+
+
+@bench.command("report")
+def report_command(
+    store: StoreOption = "runs/default",
+    name: Annotated[str, typer.Option("--name", help="Name of the results.")] = "default",
+) -> None:
+    """Write the report on a run: one HTML file, from the rows that are there.
+
+    \b
+    Example:
+      echostill bench report --store runs/mine
+    """
+    from echostill.eval.unius.summary.report import write_report
+
+    print(f"report: {write_report(store, name)}")
