@@ -264,6 +264,7 @@ ACROSS = {
     "curation/service/http/hostile": "harmful requests to all routes",
     "curation/service/http/routes": "that client and explorer know every route",
     "curation/service/http/schemathesis": "made-up requests to all routes",
+    "eval/unius/protocols/real_sets": "real sets from download to probes, where they are at hand",
     "infra": "the manifests for Kubernetes",
     "jobs/cli/preflight": "every command, with what it depends on dead",
     "platform/imaging/volumes/volumes": "both kinds of volume, by the same hostile inputs",
