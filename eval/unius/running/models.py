@@ -87,12 +87,15 @@ def find_bench_units(
     ]
     if not units:
         raise UsageError(
-            f"nothing to do: '{UNET}' is only trained for segmentation, by the published protocol."
+            f"nothing to do: '{UNET}' is only trained for segmentation, by the published protocol; "
+            "lesions are only detected by the frozen one."
         )
     return units
 
 
 def _serves(model: Unit, task: BenchTask, protocol: Protocol) -> bool:
+    if task.kind == "detection":
+        return protocol == "frozen" and model.model != UNET
     return model.model != UNET or (task.kind == "segmentation" and protocol == "published")
 
 

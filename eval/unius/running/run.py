@@ -15,6 +15,7 @@ import torch
 
 from echostill.eval.efficiency import efficiency
 from echostill.eval.unius.protocols.data import BenchTask, find_tasks, load_data
+from echostill.eval.unius.protocols.detection import run_detection
 from echostill.eval.unius.protocols.frozen import run_frozen
 from echostill.eval.unius.protocols.measures import Measured
 from echostill.eval.unius.protocols.networks import UNet, network_for
@@ -98,7 +99,9 @@ def measure_unit(unit: BenchUnit, config: BenchConfig) -> tuple[rows.Row, bytes]
     data = load_data(unit.task, size)
     settings, seed = config.protocol, unit.model.seed
     measured: list[Measured]
-    if encoder is not None and unit.protocol == "frozen":
+    if encoder is not None and unit.task.kind == "detection":
+        measured = run_detection(encoder, data, settings, seed, device)
+    elif encoder is not None and unit.protocol == "frozen":
         measured = run_frozen(encoder, data, settings, seed, device)
     else:
         measured = run_published(encoder, data, settings, seed, device)
