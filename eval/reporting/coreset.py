@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from echostill.eval.reporting import figures as draw
+from echostill.eval.reporting.copies import copies
 from echostill.eval.reporting.data import Material, counts, thumbnails
 from echostill.eval.reporting.gallery import (
     Clusters,
@@ -122,6 +123,7 @@ class CoresetSections:
             content.append(self._row(positions))
         content += quality_flags(self.material)
         content += quarantined(self.material)
+        content += copies(self.material.copies, int(self.rows.selected.sum()))
         return Section("pool", "What the pool holds", join(content))
 
     def clustering(self) -> Section:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from echostill.eval.names import FORMAT, RESULT
+from echostill.eval.reporting.copies import CopyCounts, count_copies
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.imaging.images import decode_image, resize_longest
 from echostill.platform.tables.ids import rows_of_ids
@@ -121,6 +122,7 @@ class Material:
     configurations: dict[str, dict[str, Any]]
     digests: dict[str, str]
     passed_over: dict[str, int] = field(default_factory=dict)
+    copies: CopyCounts = field(default_factory=CopyCounts)
 
 
 def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str]) -> Material:
@@ -168,6 +170,7 @@ def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str])
         evaluation=evaluation,
         configurations={key: value for key, value in configurations.items() if value},
         digests=digests,
+        copies=count_copies(store, scores, rows),
     )
 
 

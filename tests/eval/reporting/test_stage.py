@@ -14,6 +14,7 @@ from echostill.distill import DistillConfig
 from echostill.eval.comparisons import DEFAULT, resolve
 from echostill.eval.names import ROLES
 from echostill.eval.predictions import PREDICTIONS_SCHEMA
+from echostill.eval.reporting.copies import CopyCounts, copies, near_copies
 from echostill.eval.reporting.data import Material, StageCounts, gather, without_paths
 from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
 from echostill.eval.reporting.labels import DEFAULTS, labelled_values
@@ -353,6 +354,39 @@ def test_what_ingest_passed_over_is_told(material):
     passed = dataclasses.replace(material, passed_over={".pdf": 3, "CT (DICOM)": 1200})
     told = "".join(str(piece) for piece in quarantined(passed))
     assert "no pictures or not read: 1,200 CT (DICOM), 3 .pdf." in told
+
+
+def test_copies_leaks_and_waiting_frames_are_counted(page):
+    told = page.split("Copies, leaks and frames that wait")[1].split("</table>")[0]
+    assert "nobody looked: echostill duplicates" in told
+    assert "nobody looked: echostill leakcheck" in told
+    assert "cosine of centred features above 0.98" in told
+    counts = CopyCounts({"exact": 2, "near": 1}, {"busi": 4}, 7, 5)
+    told = "".join(str(piece) for piece in copies(counts, 20))
+    for words in (">3<", "exact 2, near 1", ">4<", "busi 4", ">7<", "25.0% of the 20 chosen"):
+        assert words in told
+
+
+def test_near_copies_by_brute_force(monkeypatch):
+    monkeypatch.setattr("echostill.eval.reporting.copies._BLOCK", 7)
+    random = np.random.default_rng(0)
+    features = random.normal(size=(40, 6)).astype(np.float32)
+    features[5] = features[30] * 2 + 1e-3
+    features[6] = features[7]
+    cluster = np.zeros(40)
+    cluster[30:] = 1  # rows 5 and 30 are compared only where clusters have no say
+    for clusters in (np.zeros(40), cluster):
+        expected = sum(
+            any(
+                features[a] @ features[b]
+                > 0.98 * np.linalg.norm(features[a]) * np.linalg.norm(features[b])
+                for b in range(40)
+                if a != b and clusters[a] == clusters[b]
+            )
+            for a in range(40)
+        )
+        assert near_copies(features, clusters) == expected
+    assert expected >= 2
 
 
 def test_quality_flags_are_counted(material, page):
