@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from echostill.eval.names import FEW_SHOT, FINE_TUNED, GRID, KNN, LINEAR, ROLES, TRIVIAL
+from echostill.eval.names import DISTILLED, FEW_SHOT, FINE_TUNED, GRID, KNN, LINEAR, ROLES, TRIVIAL
 from echostill.eval.reporting.page import signed
 
 
@@ -144,31 +144,31 @@ class Results:
             )
         told = [row for row in compared if row["word"] != "not distinguished"]
         count = len(compared)
-        sentences = [f"Of {count} planned comparison{'s' if count > 1 else ''} on frozen features:"]
-        listed = [self._said(row) for row in told]
-        rest = count - len(told)
-        if rest and told:
-            listed.append(f"in the other {rest} no difference can be told from chance")
-        elif rest:
-            listed.append("none shows a difference that can be told from chance")
-        sentences[0] += f" {'; '.join(listed)}."
+        pairs = dict.fromkeys((row["first"], row["word"], row["second"]) for row in told)
+        listed = [self._said(told, *pair) for pair in pairs]
+        if count > len(told):
+            rest = f"in the other {count - len(told)}" if told else "none shows"
+            difference = "no difference" if told else "a difference"
+            listed.append(
+                f"{rest} {difference} {'can' if told else 'that can'} be told from chance"
+            )
+        intervals = " (corrected intervals in brackets)" if told else ""
+        sentences = [
+            f"Of {count} planned comparison{'s' if count > 1 else ''} on frozen features{intervals}: "
+            f"{'; '.join(listed)}."
+        ]
         near = list(dict.fromkeys(row["task"] for row in compared if row["near_chance"]))
         if near:
             sentences.append(
                 f"On {in_words(near)} the better of a pair is not ahead of a constant answer, and "
                 "no difference there counts."
             )
-        flagged = list(
-            dict.fromkeys(
-                f"{label} on {task['name']}"
-                for label, role in self.roles.items()
-                if role == "distilled"
-                for task in self.tasks
-                if self.flag(label, task["name"], LINEAR)
-            )
-        )
-        if flagged:
-            sentences.append(f"Not ahead of the trivial candidates: {in_words(flagged)}.")
+        for label, role in self.roles.items():
+            names = [task["name"] for task in self.tasks if self.flag(label, task["name"], LINEAR)]
+            if role == DISTILLED and names:
+                sentences.append(
+                    f"The {label} is not ahead of the trivial candidates on {in_words(names)}."
+                )
         if not all(row["several_trainings"] for row in compared):
             sentences.append(
                 "Where a model was trained once, this holds for these weights; another seed may "
@@ -176,14 +176,17 @@ class Results:
             )
         return " ".join(sentences)
 
-    def _said(self, row: dict[str, Any]) -> str:
-        metric = METRICS[self._kind(row["task"])][0]
-        low, high = row["corrected_low"], row["corrected_high"]
-        return (
-            f"the {row['first']} is {row['word']} {'of ' if row['word'] == 'ahead' else ''}the "
-            f"{row['second']} on {row['task']} ({metric.in_text} {signed(row['value'], 3)}, "
-            f"corrected interval {signed(low, 3)} to {signed(high, 3)})"
-        )
+    def _said(self, told: list[dict[str, Any]], first: str, word: str, second: str) -> str:
+        """Say on which tasks one candidate is ahead of, or behind, another."""
+        listed = []
+        for row in told:
+            if (row["first"], row["word"], row["second"]) == (first, word, second):
+                metric = METRICS[self._kind(row["task"])][0]
+                interval = f"{signed(row['corrected_low'], 3)}, {signed(row['corrected_high'], 3)}"
+                value = f"{metric.in_text} {signed(row['value'], 3)} [{interval}]"
+                listed.append(f"{row['task']} ({value})")
+        of = " of" if word == "ahead" else ""
+        return f"the {first} is {word}{of} the {second} on {in_words(listed)}"
 
     def _kind(self, task: str) -> str:
         return next(str(entry["kind"]) for entry in self.tasks if entry["name"] == task)

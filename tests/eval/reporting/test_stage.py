@@ -406,19 +406,22 @@ def test_headline_says_what_the_numbers_say(material):
     ]  # fmt: skip
     told = results.headline()
     assert told.startswith(
-        "Of 8 planned comparisons on frozen features: the distilled student is ahead of the "
-        "untrained student on liver <b> (balanced accuracy +0."
+        "Of 8 planned comparisons on frozen features (corrected intervals in brackets): the "
+        "distilled student is ahead of the untrained student on liver <b> (balanced accuracy +0."
     )
     row = next(r for r in results.comparisons if r["word"] == "ahead")
-    assert f"corrected interval +{row['corrected_low']:.3f} to +{row['corrected_high']:.3f}" in told
+    assert f"[+{row['corrected_low']:.3f}, +{row['corrected_high']:.3f}]" in told
     assert "in the other" in told
     assert "On head the better of a pair is not ahead of a constant answer" in told
-    assert "Not ahead of the trivial candidates: distilled student on head." in told
+    assert "The distilled student is not ahead of the trivial candidates on head." in told
     assert "Where a model was trained once, this holds for these weights" in told
     words = {(r["task"], r["second"]): r["word"] for r in results.comparisons}
     assert {word for (task, _), word in words.items() if task == "head"} == {"not distinguished"}
     nothing = Results({**material.evaluation, "comparisons": []}).headline()
     assert nothing.startswith("No planned comparison could be made")
+    alike = [{**row, "word": "not distinguished"} for row in results.comparisons]
+    told = Results({**material.evaluation, "comparisons": alike}).headline()
+    assert "frozen features: none shows a difference that can be told from chance." in told
 
 
 def test_first_paragraph_is_the_headline(material, page):
