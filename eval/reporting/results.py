@@ -153,10 +153,8 @@ class Results:
                 f"{rest} {difference} {'can' if told else 'that can'} be told from chance"
             )
         intervals = " (corrected intervals in brackets)" if told else ""
-        sentences = [
-            f"Of {count} planned comparison{'s' if count > 1 else ''} on frozen features{intervals}: "
-            f"{'; '.join(listed)}."
-        ]
+        number = f"Of {count} planned comparison{'s' if count > 1 else ''}"
+        sentences = [f"{number} on frozen features{intervals}: {'; '.join(listed)}."]
         near = list(dict.fromkeys(row["task"] for row in compared if row["near_chance"]))
         if near:
             sentences.append(
