@@ -377,8 +377,8 @@ def on_ray(setting, steps, workers, threads, folder):
     from echostill.platform.cluster.waiting import cluster_nodes
     from echostill.platform.progress import Progress
     from echostill.platform.tables.storage import Storage
-    from echostill.platform.training.ray import Logged, plan, run_training
-    from echostill.platform.training.tracking import Tracker
+    from echostill.platform.training.ray import plan, run_training
+    from echostill.platform.training.tracking import Logged, Tracker
 
     name = f"workers-{workers}-{time.time_ns()}"
     storage = Storage(str(folder / "store" / "runs" / name))

@@ -126,8 +126,8 @@ def drive(folder, steps):
     from echostill.platform.cluster.waiting import cluster_nodes
     from echostill.platform.progress import Progress
     from echostill.platform.tables.storage import Storage
-    from echostill.platform.training.ray import Logged, plan, run_training
-    from echostill.platform.training.tracking import Tracker
+    from echostill.platform.training.ray import plan, run_training
+    from echostill.platform.training.tracking import Logged, Tracker
 
     storage = Storage(str(folder / "store" / "runs" / "killed"))
     job = make_job(folder, steps)

@@ -266,6 +266,7 @@ ACROSS = {
     "curation/service/http/schemathesis": "made-up requests to all routes",
     "eval/unius/protocols/real_sets": "real sets from download to probes, where they are at hand",
     "infra": "the manifests for Kubernetes",
+    "monitoring": "the rules and the dashboard of the metrics",
     "jobs/cli/preflight": "every command, with what it depends on dead",
     "platform/imaging/volumes/volumes": "both kinds of volume, by the same hostile inputs",
     "platform/models/wrappings": "one set of weights in all the files that people have",

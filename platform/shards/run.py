@@ -1,8 +1,7 @@
 """Shards through Ray Data: a pool of actors, and where GPUs compute, tasks that decode before them.
 
 One shard is one row of a block, so a shard stays whole and an actor has one at a time. Each actor
-counts rows, quarantined rows and seconds for Prometheus (Ray's metrics endpoint, as
-``ray_echostill_rows_total`` and so on).
+counts rows, quarantined rows and seconds for Prometheus (see ``platform.metrics``).
 """
 
 import json
@@ -12,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from echostill.platform import metrics
 from echostill.platform.cluster.plans import WorkerPlan
 from echostill.platform.ray_errors import worker_errors
 from echostill.platform.shards.files import ShardFiles, ShardWorker
@@ -58,9 +58,10 @@ def stream(
             compute=ray.data.TaskPoolStrategy(size=plan.decoders),
             num_cpus=1,
         )
+    device = "gpu" if plan.gpus_per_worker else "cpu"
     shards = shards.map_batches(
         ShardActor,
-        fn_constructor_args=(stage, make_worker, plan.threads, retry),
+        fn_constructor_args=(stage, make_worker, plan.threads, retry, device),
         batch_size=1,
         compute=_pool(plan, len(items)),
         num_cpus=plan.cpus_per_worker,
@@ -105,13 +106,15 @@ class ShardActor:
         make_worker: Callable[[], ShardWorker],
         threads: int,
         retry: bool,
+        device: str,
     ) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self._stage, self._worker, self._retry = stage, make_worker(), retry
         self._name = uuid.uuid4().hex[:6]
-        self._metrics = Metrics(stage.name)
+        self._metrics = metrics.MetricPublisher(metrics.SHARDS, stage=stage.name, device=device)
+        self._free = time.perf_counter()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Finish the shards of a block: there is one in each."""
@@ -144,7 +147,8 @@ class ShardActor:
             written, ended = time.perf_counter(), round(time.time(), 3)
         seconds |= {"work": computed - started, "write": written - computed}
         seconds["processor"] = time.process_time() - worked  # over all threads, writing too
-        self._metrics.count(outcome, seconds)
+        self._count(outcome, {**seconds, "idle": started - self._free})
+        self._free = time.perf_counter()
         rounded = {name: round(value, 4) for name, value in seconds.items()}
         return {"record": record, "worker": self._name, "seconds": rounded, "ended": ended}
 
@@ -155,29 +159,11 @@ class ShardActor:
         failed = before.failed_units
         return before.replaced(failed, self._worker.process_units(payload, failed))
 
-
-class Metrics:
-    """What a worker counts, in Ray's metrics; Prometheus reads them at each node's agent."""
-
-    def __init__(self, stage: str) -> None:
-        """Register the metrics of a stage."""
-        from ray.util.metrics import Counter, Gauge
-
-        tags = {"stage": stage}
-        self.rows = Counter("echostill_rows", "Rows written to tables.", ("stage",))
-        self.quarantined = Counter("echostill_quarantined", "Rows quarantined.", ("stage",))
-        self.seconds = Counter("echostill_seconds", "Seconds by phase.", ("stage", "phase"))
-        self.pace = Gauge("echostill_rows_per_second", "Pace of the last shard.", ("stage",))
-        for metric in (self.rows, self.quarantined, self.seconds, self.pace):
-            metric.set_default_tags(tags)
-
-    def count(self, outcome: Outcome, seconds: dict[str, float]) -> None:
-        """Count a finished shard."""
+    def _count(self, outcome: Outcome, seconds: dict[str, float]) -> None:
         rows, held = outcome.rows.num_rows, outcome.quarantined.num_rows
-        for metric, value in ((self.rows, rows), (self.quarantined, held)):
-            if value:
-                metric.inc(value)
+        self._metrics.add(metrics.ROWS, rows)
+        self._metrics.add(metrics.QUARANTINED, held)
         for phase, value in seconds.items():
-            if value > 0:
-                self.seconds.inc(value, tags={"phase": phase})
-        self.pace.set((rows + held) / max(seconds["work"] + seconds["write"], 1e-9))
+            self._metrics.add(metrics.SECONDS, value, phase=phase)
+        spent = max(seconds["work"] + seconds["write"], 1e-9)
+        self._metrics.set(metrics.PACE, (rows + held) / spent)

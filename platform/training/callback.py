@@ -9,14 +9,17 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from echostill.platform import metrics as prometheus
 from echostill.platform.progress import Channel
-from echostill.platform.training.tracking import Rows, Tracker
+from echostill.platform.training.tracking import Logged
+
+_ROW = {"loss": prometheus.LOSS, "step": prometheus.STEP, "weight_std": prometheus.WEIGHT_SPREAD}
 
 
 class TrackingCallback(UserCallback):  # type: ignore[misc]  # Ray's class is read without types
-    """Runs on Ray Train's controller: passes each report on to MLflow and to the progress bar."""
+    """Runs on Ray Train's controller: passes each report on to MLflow, Prometheus and the bar."""
 
-    def __init__(self, logged: Sequence[tuple[Rows, Tracker]], channel: Channel) -> None:
+    def __init__(self, logged: Sequence[Logged], channel: Channel) -> None:
         """Watch a training.
 
         Args:
@@ -24,6 +27,7 @@ class TrackingCallback(UserCallback):  # type: ignore[misc]  # Ray's class is re
             channel: Far end of the progress bar.
         """
         self._logged, self._channel = logged, channel
+        self._metrics: dict[str, prometheus.MetricPublisher] = {}
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
@@ -34,10 +38,29 @@ class TrackingCallback(UserCallback):  # type: ignore[misc]  # Ray's class is re
         for rank, report in enumerate(metrics):
             usage |= {f"system/worker_{rank}/{key}": v for key, v in report["usage"].items()}
         usage["system/workers"] = len(metrics)
-        for rows, tracker in self._logged:
+        for one in self._logged:
+            rows = one.rows(first["rows"])
+            self._publish(one.name, rows, metrics)
             try:
-                tracker.metrics([*rows(first["rows"]), usage])
+                one.tracker.metrics([*rows, usage])
             except Exception as error:  # a record that cannot be reached must not end a training
                 logging.getLogger(__name__).warning("MLflow did not take the metrics: %s", error)
         note = f"loss {first['rows'][-1]['loss']:.4f}" if first["rows"] else ""
         self._channel.send(int(first["step"]), note)
+
+    def _publish(
+        self, name: str, rows: list[dict[str, float]], reports: list[dict[str, Any]]
+    ) -> None:
+        """Set what Prometheus reads, from the last logged row and what every worker reports."""
+        if name not in self._metrics:
+            self._metrics[name] = prometheus.MetricPublisher(prometheus.TRAINING, run=name)
+        metrics = self._metrics[name]
+        for key, value in (rows[-1] if rows else {}).items():
+            if key in _ROW:
+                metrics.set(_ROW[key], value)
+        usages = [report["usage"] for report in reports if report["usage"]]
+        if usages:
+            metrics.set(prometheus.IMAGES, usages[0]["images_per_second"])
+            metrics.set(prometheus.WAIT_SHARE, max(one["data_wait_share"] for one in usages))
+        stopped = any(report.get("non_finite") for report in reports)
+        metrics.add(prometheus.NON_FINITE, float(stopped))

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ from echostill.platform.training.loop import (
 )
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages
-from echostill.platform.training.tracking import Tracker
+from echostill.platform.training.tracking import Logged
 
 STATE_FILE = "state.pt"
 BAD_BATCH = "bad-batch"
@@ -80,14 +80,6 @@ class TrainedRun:
 
     weights: dict[str, Any]
     history: list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Logged:
-    """Which of the logged values belong to a run, and where they are recorded."""
-
-    rows: Callable[[Sequence[dict[str, float]]], list[dict[str, float]]]
-    tracker: Tracker
 
 
 def plan(
@@ -171,9 +163,7 @@ def run_training(
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
             # Nodes that are taken away announced do not count as failures, however often.
             failure_config=FailureConfig(max_failures=RESTARTS, max_preemption_failures=-1),
-            callbacks=[
-                TrackingCallback([(one.rows, one.tracker) for one in logged], bar.channel(name))
-            ],
+            callbacks=[TrackingCallback(logged, bar.channel(name))],
         ),
     )
     storage.delete(BAD_BATCH)
@@ -281,4 +271,4 @@ def _worker(config: dict[str, Any]) -> None:
         # end: so it ends in order, and the driver raises.
         name = f"{BAD_BATCH}/step-{error.batch['step']}-worker-{worker.rank}.json"
         config["storage"].write(name, json.dumps(error.batch, indent=1).encode())
-        ray.train.report({"rows": [], "step": state.step, "usage": {}})
+        ray.train.report({"rows": [], "step": state.step, "usage": {}, "non_finite": True})

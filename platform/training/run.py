@@ -16,8 +16,8 @@ from echostill.platform.tables.fingerprint import Claim, Fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import finish_run, read_manifest, save_configuration
 from echostill.platform.training.loop import TrainingTask
-from echostill.platform.training.ray import BAD_BATCH, Logged, TrainingJob, plan, run_training
-from echostill.platform.training.tracking import Tracker
+from echostill.platform.training.ray import BAD_BATCH, TrainingJob, plan, run_training
+from echostill.platform.training.tracking import Logged, Tracker
 
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.jsonl"
@@ -163,7 +163,10 @@ def _train(
         )
         for member in open_members
     ]
-    logged = [Logged(m.rows, tracker) for m, tracker in zip(open_members, trackers, strict=True)]
+    logged = [
+        Logged(member.rows, tracker, member.name)
+        for member, tracker in zip(open_members, trackers, strict=True)
+    ]
     digests = [member.wanted.digest for member in members]
     digest = digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode())
     owner = members[0].storage

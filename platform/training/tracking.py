@@ -238,3 +238,12 @@ class PooledFeatures(nn.Module):
 
 
 Rows = Callable[[Sequence[dict[str, float]]], list[dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Which of the logged values belong to a run, where they are recorded, and the run's name."""
+
+    rows: Rows
+    tracker: Tracker
+    name: str = "run"

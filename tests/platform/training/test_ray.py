@@ -25,9 +25,9 @@ from echostill.platform.tables.storage import Storage
 from echostill.platform.training.batches import make_batch
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import TrainingSettings, TrainingState, train
-from echostill.platform.training.ray import Logged, plan, run_training
+from echostill.platform.training.ray import plan, run_training
 from echostill.platform.training.staging import StagedImages
-from echostill.platform.training.tracking import Tracker
+from echostill.platform.training.tracking import Logged, Tracker
 
 ALONE = TrainingWorker()
 
