@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 constraints:
 	rm -rf build/newest
 	$(PYTHON) -m venv build/newest
-	build/newest/bin/$(PIP) install --quiet -e ".[dev]"
+	build/newest/bin/$(PIP) install --quiet -e ".[dev,cluster]"
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/newest/bin/$(PIP) freeze --exclude-editable >> build/constraints.txt
 	mv build/constraints.txt constraints.txt

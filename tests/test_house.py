@@ -266,6 +266,7 @@ ACROSS = {
     "curation/service/http/schemathesis": "made-up requests to all routes",
     "eval/unius/protocols/real_sets": "real sets from download to probes, where they are at hand",
     "infra": "the manifests for Kubernetes",
+    "containers": "image, compose file, scripts and cluster launcher",
     "monitoring": "the rules and the dashboard of the metrics",
     "jobs/cli/preflight": "every command, with what it depends on dead",
     "platform/imaging/volumes/volumes": "both kinds of volume, by the same hostile inputs",
