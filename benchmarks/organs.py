@@ -22,13 +22,13 @@ def draw_tissue(organ: str, g: np.random.Generator) -> np.ndarray:
     {"ovary": _ovary, "thyroid": _thyroid, "heart": _heart}[organ](
         g, ImageDraw.Draw(picture), width, height
     )
-    echo = ndimage.gaussian_filter(np.asarray(picture, dtype=np.float32), g.uniform(0.6, 2.0))
+    echo = ndimage.gaussian_filter(np.asarray(picture, dtype=np.float32), g.uniform(1.5, 4.0))
     echo *= 1 + 0.25 * ndimage.gaussian_filter(g.normal(size=echo.shape), 20) * 20
-    along, across = g.uniform(0.4, 1.2), g.uniform(0.6, 2.6)
+    along, across = g.uniform(0.8, 1.8), g.uniform(1.2, 4.0)
     parts = g.normal(size=(2, *echo.shape))
     parts = ndimage.gaussian_filter(parts, (0, along, across))
     speckle = np.hypot(*parts)
-    value = echo * (speckle / speckle.mean()) ** g.uniform(0.5, 0.9)
+    value = echo * (speckle / speckle.mean()) ** g.uniform(0.4, 0.8)
     return np.clip(value * g.uniform(0.7, 1.2), 0, 255).astype(np.uint8)
 
 
