@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from echostill.curation.service.http.security import Meters
-from echostill.platform.metrics import SHARDS, TRAINING
+from echostill.platform.cluster.metrics import SHARDS, TRAINING
 
 MONITORING = Path(__file__).parents[1] / "infra" / "monitoring"
 # Ray's own, of each node: no package lists them, and a cluster with GPUs is needed to see them all.
