@@ -1,7 +1,7 @@
 """Shards through Ray Data: a pool of actors, and where GPUs compute, tasks that decode before them.
 
 One shard is one row of a block, so a shard stays whole and an actor has one at a time. Each actor
-counts rows, quarantined rows and seconds for Prometheus (see ``platform.metrics``).
+counts rows, quarantined rows and seconds for Prometheus (see ``platform.cluster.metrics``).
 """
 
 import json
@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from echostill.platform import metrics
+from echostill.platform.cluster import metrics
 from echostill.platform.cluster.plans import WorkerPlan
 from echostill.platform.ray_errors import worker_errors
 from echostill.platform.shards.files import ShardFiles, ShardWorker

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from echostill.platform import metrics as prometheus
+from echostill.platform.cluster import metrics as prometheus
 from echostill.platform.progress import Channel
 from echostill.platform.training.tracking import Logged
 
