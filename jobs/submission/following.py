@@ -68,6 +68,7 @@ class Follower:
         self._client, self._name, self._address = client, name, address
         self._log = JobLog(sink)
         self._state, self._said = "", 0.0
+        self._answered = 0.0  # when the dashboard last did
 
     def follow(self) -> Any:
         """Show the log until the job has ended.
@@ -81,8 +82,8 @@ class Follower:
         """
         lost: float | None = None
         while True:
+            began = time.monotonic()
             try:
-                answered = time.monotonic()
                 return asyncio.run(self._attempt())
             except LostError as error:
                 now = time.monotonic()
@@ -99,9 +100,7 @@ class Follower:
                         f"goes on: {how_to_follow(self._name, self._address)}. If not, submit the "
                         "stage again on a new one: finished work is kept in the store."
                     ) from None
-                time.sleep(max(RETRY_SECONDS - (now - answered), 0.0))
-
-    _answered = 0.0  # when the dashboard last did
+                time.sleep(max(RETRY_SECONDS - (now - began), 0.0))
 
     async def _attempt(self) -> Any:
         """Follow through one connection; return the job's details once it has ended."""

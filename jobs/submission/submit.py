@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,7 @@ def submit(request: JobRequest, *, address: str | None, wait: bool) -> int:
         )
     given = request.runtime_env or {}
     if request.working_dir is None and "working_dir" in given:
-        request = JobRequest(**{**vars(request), "working_dir": str(given["working_dir"])})
+        request = replace(request, working_dir=str(given["working_dir"]))
     document = read_configuration(request)
     store = store_of(request.arguments, document)
     with uploaded(request, document) as (folder, arguments):
@@ -283,7 +283,7 @@ def _follow(client: Any, name: str, target: str) -> int:
 
 
 def nodes(target: str) -> str:
-    """Say which nodes a cluster has, and which hold no work."""
+    """Say which nodes a cluster has."""
     from ray.util.state import list_nodes
 
     from echostill.platform.cluster.nodes import Node, describe
