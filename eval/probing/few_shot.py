@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from echostill.eval.probing.ridge import PENALTIES, choose_penalty, fit_classes
+from echostill.eval.probing.ridge import PENALTIES, USUAL, choose_penalty, fit_classes
 from echostill.eval.splits import Folds
 from echostill.eval.statistics.folds import group_folds
 from echostill.platform.errors import UsageError
@@ -64,7 +64,8 @@ def predict_draw(
     The penalty is chosen by folds of the groups that were drawn.
     """
     own, x, y = groups[draw.train], features[draw.train], labels[draw.train]
-    place = PENALTIES.index(1.0)
+    place = PENALTIES.index(USUAL)
+    fold: np.ndarray | None
     try:
         fold = group_folds(own, y, INNER_FOLDS, seed=draw.number)
     except UsageError:  # groups with several classes can leave nothing to choose on

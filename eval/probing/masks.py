@@ -37,21 +37,18 @@ def segment(predict: Predictor, masks: np.ndarray, folds: Folds) -> tuple[np.nda
     """
     found = np.zeros_like(masks)
     thresholds = []
-    scores: dict[tuple[int, int], np.ndarray] = {}
     for tested in folds.tested:
-        total = 0.0
-        images = 0
+        reached, images = [], 0
         for fold in folds.inner(tested):
             rows = folds.rows(fold)
-            if not len(folds.outside(tested, fold)):
-                continue
-            shares = predict((tested, fold), rows)
-            scores[tested, fold] = dice_by_threshold(shares, masks[rows])
-            total = total + scores[tested, fold] * len(rows)
-            images += len(rows)
-        penalty, threshold = 0, 0.5
+            if len(folds.outside(tested, fold)):
+                shares = predict((tested, fold), rows)
+                reached.append(dice_by_threshold(shares, masks[rows]) * len(rows))
+                images += len(rows)
+        penalty, threshold = 0, THRESHOLDS[0]
         if images:
-            best = np.unravel_index(int(np.argmax(total)), np.shape(total))
+            total = np.sum(reached, axis=0)
+            best = np.unravel_index(int(np.argmax(total)), total.shape)
             penalty, threshold = int(best[0]), THRESHOLDS[int(best[1])]
         rows = folds.rows(tested)
         shares = predict((tested,), rows)[penalty]

@@ -108,10 +108,11 @@ def classify(
     scores = np.full((len(labels), classes), np.nan)
     chosen = []
     for tested in folds.tested:
-        place = choose_penalty(
-            lambda fold, tested=tested: without(tested, fold).scores(features[folds.rows(fold)]),  # type: ignore[misc]
-            labels, folds, tested,
-        )  # fmt: skip
+
+        def predict(fold: int, tested: int = tested) -> np.ndarray:
+            return without(tested, fold).scores(features[folds.rows(fold)])
+
+        place = choose_penalty(predict, labels, folds, tested)
         rows = folds.rows(tested)
         scores[rows] = without(tested).scores(features[rows])[place]
         chosen.append(PENALTIES[place])

@@ -52,7 +52,7 @@ def _near_copies(scores: Table, coreset: pa.Table) -> int:
     chosen = coreset.filter(coreset["selected"])
     if not len(chosen):
         return 0
-    total, count = 0.0, 0
+    total, count = np.zeros(1), 0
     ids, kept = [], []
     for part in scores.parts(["image_id", "feature"]):
         features = _matrix(part["feature"])

@@ -71,11 +71,7 @@ def _remarks(task: dict[str, Any]) -> list[str]:
     """Notes of the evaluation, and the odd images by name."""
     said = list(task.get("notes", []))
     same = [remark for remark in task.get("remarks", []) if remark["kind"] == "identical"]
-    for remark in same[:LISTED]:
-        pairs = zip(remark["files"], remark["groups"], strict=True)
-        said.append(
-            "Identical pictures: " + ", ".join(f"{file} (group {group})" for file, group in pairs)
-        )
+    said += [f"Identical pictures: {', '.join(remark['files'])}" for remark in same[:LISTED]]
     return said
 
 

@@ -68,7 +68,10 @@ def conclude(differences: Sequence[Resampled], level: float = LEVEL) -> list[Con
         word: Word = "not distinguished"
         if own <= level and not corrected[0] <= 0 <= corrected[1]:
             word = "ahead" if item.value > 0 else "behind"
-        conclusions.append(Conclusion(item.value, low, high, *corrected, p_value, float(own), word))
+        left, right = corrected
+        conclusions.append(
+            Conclusion(item.value, low, high, left, right, p_value, float(own), word)
+        )
     return conclusions
 
 

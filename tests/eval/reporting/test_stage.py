@@ -440,7 +440,7 @@ def test_results_show_chance_trivial_candidates_and_flags(page):
     assert "not ahead of the thumbnail" in table.split("untrained student")[1].split("</tr>")[0]
     assert "Dice minus the constant mask" in told
     assert "5 groups per class" in told
-    assert "Identical pictures: a.png (group 1), b.png (group 2)" in told
+    assert "Identical pictures: a.png, b.png" in told
 
 
 def test_an_evaluation_of_an_earlier_form_is_refused(store):
