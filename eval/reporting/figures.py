@@ -341,17 +341,20 @@ def curves(drawn: Sequence[Curve], title: str, label: str, *, logarithmic: bool 
 
 @dataclass(frozen=True)
 class DotRow:
-    """One line of a chart: values of each training, and the interval of their mean."""
+    """One line of a chart: its values, and the interval of their mean (None is the spread)."""
 
     label: str
     values: tuple[float, ...]
     emphasised: bool
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None = None
 
 
 @_styled
 def dots(
-    groups: Sequence[tuple[str, Sequence[DotRow]]], title: str, label: str, reference: float | None
+    groups: Sequence[tuple[str, Sequence[DotRow]]],
+    title: str,
+    label: str,
+    reference: float | None = None,
 ) -> Figure:
     """Rings of the trainings, their mean with its interval; a line for chance, or for 0."""
     rows = sum(len(members) + 1 for _, members in groups)
@@ -375,7 +378,9 @@ def dots(
         for row in members:
             colour = ACCENT if row.emphasised else INK
             mean = float(np.mean(row.values))
-            axis.plot(row.interval, [place, place], color=colour, lw=2, zorder=2)
+            spread = float(np.std(row.values, ddof=1)) if len(row.values) > 1 else 0.0
+            interval = row.interval or (mean - spread, mean + spread)
+            axis.plot(interval, [place, place], color=colour, lw=2, zorder=2)
             axis.plot([mean], [place], "D", ms=6, color=colour, mec=PAPER, mew=0.8, zorder=3)
             axis.plot(
                 row.values, [place] * len(row.values), "o", ms=5, mfc="none", mec=colour, mew=1,
