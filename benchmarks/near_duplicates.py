@@ -34,11 +34,16 @@ from echostill.platform.tables.table import Table, write_table
 SCALES = (0.5, 0.6, 0.75, 0.9, 1.25, 1.5, 2.0)
 
 
-def planted(file: Path, seed: int, pad: bool) -> bytes:
+def planted(file: Path, seed: int, pad: bool, crop: bool = False) -> bytes:
     """Return the changed copy of an image: a function of its content and the seed."""
     rng = np.random.default_rng([seed, *hashlib.sha256(file.read_bytes()).digest()[:8]])
     image = Image.open(file)
     image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    if crop:  # a part with 85 to 95% of each side
+        share = 1 - rng.uniform(0.05, 0.15)
+        size = np.array(image.size) * share
+        left, top = rng.random(2) * (np.array(image.size) - size)
+        image = image.crop(tuple(np.rint([left, top, left + size[0], top + size[1]]).astype(int)))
     if pad:  # black borders of up to a fifth on each side
         left, top, right, bottom = (rng.random(4) * 0.2 * np.tile(image.size, 2)).astype(int)
         wider = Image.new(image.mode, (image.width + left + right, image.height + top + bottom))
@@ -92,6 +97,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="Images at most.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pad", action="store_true", help="Add black borders to the copies too.")
+    parser.add_argument("--crop", action="store_true", help="Crop the copies by 5 to 15%%.")
+    parser.add_argument("--crop-correlation", type=float, help="Search for crops.")
     parser.add_argument("--distance", type=int, default=DuplicatesConfig().near_distance)
     parser.add_argument("--correlation", type=float, default=DuplicatesConfig().near_correlation)
     parser.add_argument("--sheet", help="PNG of the flagged pairs of two originals.")
@@ -102,14 +109,16 @@ def main() -> None:
     originals = originals[: arguments.limit]
     count = len(originals)
     config = DuplicatesConfig(
-        near_distance=arguments.distance, near_correlation=arguments.correlation
+        near_distance=arguments.distance,
+        near_correlation=arguments.correlation,
+        crop_correlation=arguments.crop_correlation,
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copies = []
         for number, file in enumerate(originals):
             copies.append(folder / f"{number:06d}.jpg")
-            copies[-1].write_bytes(planted(file, arguments.seed, arguments.pad))
+            copies[-1].write_bytes(planted(file, arguments.seed, arguments.pad, arguments.crop))
         pool = pool_of([str(file) for file in [*originals, *copies]], folder)
         started = time.perf_counter()
         links = find_links(pool, np.arange(pool.rows), config, None)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 from pydantic import Field
 
 from echostill.curation.copies.banding import GUARANTEED, close_pairs
@@ -20,6 +21,7 @@ from echostill.curation.ingestion.perceptual import (
     thumbnail_correlation,
 )
 from echostill.platform.config import Config
+from echostill.platform.imaging.images import decode_staged, drop_equal_channels
 from echostill.platform.tables.table import Table
 
 PAIRS_PER_CHUNK = 100_000  # correlated at once, to limit memory to a few hundred megabytes
@@ -88,3 +90,17 @@ def pool_thumbnails(pool: Table, rows: np.ndarray) -> np.ndarray:
             found.append(as_thumbnails(part["thumbnail"].take(pa.array(rows[begin:end] - start))))
         start += len(part)
     return np.concatenate(found)
+
+
+def pool_squares(pool: Table, rows: np.ndarray, size: int) -> np.ndarray:
+    """Read the pictures of some rows (sorted) of a pool as squares, (R, size, size) uint8."""
+    squares = np.empty((len(rows), size, size), dtype=np.uint8)
+    start = 0
+    for part in pool.parts(["image"]):
+        begin, end = np.searchsorted(rows, [start, start + len(part)])
+        for place in range(begin, end):
+            data = part["image"][int(rows[place]) - start].as_py()
+            picture = Image.fromarray(drop_equal_channels(decode_staged(data))).convert("L")
+            squares[place] = np.asarray(picture.resize((size, size), Image.Resampling.BOX))
+        start += len(part)
+    return squares

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from echostill.curation.copies.crops import crop_pairs
 from echostill.curation.copies.groups import (
     EXACT,
     KINDS,
@@ -25,9 +26,14 @@ from echostill.curation.copies.groups import (
     exact_classes,
     group_copies,
 )
-from echostill.curation.copies.near import NearSettings, near_links, pool_thumbnails
+from echostill.curation.copies.near import (
+    NearSettings,
+    near_links,
+    pool_squares,
+    pool_thumbnails,
+)
 from echostill.curation.copies.semantic import mean_feature, semantic_pairs
-from echostill.curation.ingestion.perceptual import BITS, as_hashes
+from echostill.curation.ingestion.perceptual import BITS, as_hashes, hamming
 from echostill.curation.selection.features import TableFeatures
 from echostill.platform import stages
 from echostill.platform.config import StageConfig
@@ -61,6 +67,14 @@ class DuplicatesConfig(StageConfig, NearSettings):
         description="Largest 1 - cosine of the centred teacher features of two semantic copies; "
         "null searches for none. Needs scores. A suitable value depends on the teacher: see "
         "docs/duplicates.md.",
+    )
+    crop_correlation: float | None = Field(
+        None,
+        ge=0.8,
+        le=1,
+        description="Also search for crops: smallest correlation of two pictures of which one "
+        "shows a part of the other, once they are aligned; 0.93 is a good value. Decodes the "
+        "pool's images; null searches for none.",
     )
     within_group: bool = Field(
         False,
@@ -131,6 +145,10 @@ def plan_find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -
     else:
         limit = f"up to {config.near_distance} of {BITS} bits"
         out.add("near", f"{limit}, correlation from {config.near_correlation}, {where}")
+    crops = "not searched"
+    if config.crop_correlation is not None:
+        crops = f"correlation from {config.crop_correlation} once aligned, {where}"
+    out.add("crops", crops)
     if scores is None:
         out.add("semantic", "not searched")
     else:
@@ -245,6 +263,17 @@ def find_links(
     hashes = as_hashes(columns["perceptual_hash"])[some]
     near = near_links(hashes, labels[some], lambda r: pool_thumbnails(pool, some[r]), config)
     links = [replace(near, first=some[near.first], second=some[near.second])]
+    if config.crop_correlation is not None:
+        one, other = crop_pairs(
+            pool_thumbnails(pool, some)[:, 0],
+            labels[some],
+            lambda r, size: pool_squares(pool, some[r], size),
+            config.crop_correlation,
+            config.seed,
+        )
+        # Bits of the whole pictures' hashes, as the other near copies have.
+        bits = hamming(hashes[one, 0], hashes[other, 0])
+        links.append(Links.of(some[one], some[other], NEAR, bits))
     if config.semantic_epsilon is not None and scores is not None:
         features = TableFeatures(scores)
         row = pool_rows(scores.read(["image_id"])["image_id"], columns["image_id"])

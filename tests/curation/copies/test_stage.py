@@ -151,3 +151,17 @@ def test_a_pool_without_copies_has_an_empty_table(tmp_path, make_pool):
     make_pool(store, {"d.png": FILES["d.png"]})
     assert "0 exact, 0 near" in str(find_duplicates(DuplicatesConfig(store=store.root)))
     assert rows_of(store) == {}
+
+
+def test_crops_are_found_only_when_asked(tmp_path, make_pool):
+    store = Store(str(tmp_path / "store"))
+    part = encoded(picture(1).crop((4, 14, 220, 232)))
+    files = {**{name: FILES[name] for name in ("a.png", "b.png", "d.png")}, "part.png": part}
+    make_pool(store, files, rows_per_part=2)
+    find_duplicates(DuplicatesConfig(store=store.root))
+    assert rows_of(store) == {}
+    find_duplicates(DuplicatesConfig(store=store.root, crop_correlation=0.93), overwrite=True)
+    rows = rows_of(store)
+    assert set(rows) == {"a.png", "part.png"}
+    assert not rows["part.png"]["kept"]
+    assert (rows["part.png"]["kind"], rows["part.png"]["kept_name"]) == ("near", "a.png")
