@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="Ray workers; 0 is this process")
-    parser.add_argument("--method", default="dual-rank")
+    parser.add_argument("--method", default="coverage")
     parser.add_argument("--blocked", action="store_true", help="choose inside clusters")
     parser.add_argument("--tenth", action="store_true", help="measure a tenth of the rows first")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
