@@ -90,14 +90,14 @@ class CacheSpec:
 
 def read_spec(values: Mapping[str, Any]) -> CacheSpec:
     """Read a specification from a manifest; earlier releases kept one shape for all outputs."""
-    values = dict(values)
-    if "shapes" not in values:
-        shape = (values.pop("patches"), values.pop("dim"))
-        values["shapes"] = [shape] * (len(values["layers"]) + values["tokens"])
-        values["pooled"] = shape[1]
-    values["layers"] = tuple(values["layers"])
-    values["shapes"] = tuple((patches, dim) for patches, dim in values["shapes"])
-    return CacheSpec(**values)
+    found = dict(values)
+    if "shapes" not in found:
+        shape = (found.pop("patches"), found.pop("dim"))
+        found["shapes"] = [shape] * (len(found["layers"]) + found["tokens"])
+        found["pooled"] = shape[1]
+    found["layers"] = tuple(found["layers"])
+    found["shapes"] = tuple((patches, dim) for patches, dim in found["shapes"])
+    return CacheSpec(**found)
 
 
 def layer_name(layer: int) -> str:

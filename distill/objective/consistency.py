@@ -51,7 +51,7 @@ def consistency_of(spatial: Tensor, frequency: Tensor, mean: Tensor | None = Non
     spatial, frequency = at_least_float32(spatial), at_least_float32(frequency)
     scale = spatial.norm(dim=-1).maximum(frequency.norm(dim=-1))
     if mean is not None:
-        of_spatial, of_frequency = mean.expand(2, -1)
+        of_spatial, of_frequency = mean.expand(2, -1).unbind()
         spatial, frequency = spatial - of_spatial, frequency - of_frequency
     first, second = spatial.norm(dim=-1), frequency.norm(dim=-1)
     cosine = (spatial * frequency).sum(dim=-1) / (first * second).clamp_min(1e-30)
@@ -150,7 +150,7 @@ class Consistency:
         if self.settings.centre != "view":
             return running.take_features(features)
         pairs = [torch.cat(feature.chunk(2), dim=-1) for feature in features]
-        return running.take_features(pairs).unflatten(0, (2, -1))
+        return running.take_features(pairs).reshape(2, -1)
 
     def _last(self, outputs: Sequence[ViewOutputs]) -> list[Tensor]:
         features = [_tokens(part) if self.by_token else _pooled(part) for part in outputs]
