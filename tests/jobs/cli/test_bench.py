@@ -91,4 +91,26 @@ def test_the_call_and_the_command_are_the_same(download, tmp_path):
         "show",
         "prepare",
         "verify",
+        "run",
+        "report",
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    {
+        ("run", "--prepared", "{}/none"): "holds no prepared set",
+        ("run", "--seeds", "one"): "seeds",
+        ("run", "protocl.shares=[1.0]"): "protocl",
+        ("report", "--store", "{}/none"): "has no results: run `echostill bench run`",
+        ("report", "--name", "a/b"): "cannot be a name",
+    }.items(),
+)
+def test_wrong_input_is_one_line_and_exit_2(capsys, tmp_path, arguments, message):
+    store = [] if arguments[0] == "report" else [f"store={tmp_path}/store"]
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *(text.format(tmp_path) for text in arguments), *store])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
+from echostill.eval.unius.cards import published_cards
+from echostill.eval.unius.prepared import open_prepared
 from echostill.eval.unius.running import run as running
 from echostill.eval.unius.running.rows import read_rows
 from echostill.eval.unius.running.run import plan_bench, run_bench
 from echostill.eval.unius.running.settings import load_bench
+from echostill.jobs.cli.main import main
 from echostill.platform.cluster.waiting import local_nodes
 from echostill.platform.errors import UsageError
 from echostill.platform.ray_tasks import TaskPool
@@ -132,3 +135,51 @@ def test_a_plan_starts_nothing_and_estimates_hours(config):
     assert "0 of 2 results" in told
     assert "hours of one worker" in told
     assert not Store(config("store").store).storage.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_all_sets_from_download_to_report(make_tree, tmp_path, ray_cluster):
+    """The commands of the documentation, over all 18 tasks, with a micro model and a tiny CNN."""
+    sets, store = tmp_path / "sets", tmp_path / "store"
+    for name in published_cards():
+        tree = make_tree(name)
+        source = tree.write(tmp_path / "downloads" / name)
+        command("prepare", name, "--from", source, "--to", str(sets / name), "--accept-differences")
+        command("verify", str(sets / name))
+        counts = open_prepared(str(sets / name)).counts
+        out = counts["rows"] + sum(counts["dropped"].values()) + counts["quarantined"]
+        assert counts["rows_in"] == tree.rows_in == out
+    given = [
+        f"store={store}",
+        "student=tinyusfm-micro",
+        "student_image_size=32",
+        "protocol.image_size=32",
+        "protocol.frozen.few_shot=[]",
+        "progress=false",
+        "workers=2",
+    ]
+    models = ("--models", "untrained,timm:mobilenetv3_small_050")
+    command("run", "--prepared", str(sets), *models, *given)
+    storage = Store(str(store)).benchmark("default")
+    rows = [row for row, _ in read_rows(storage)]
+    kinds = [row["kind"] for row in rows if row["candidate"] == "untrained"]
+    assert (kinds.count("classification"), kinds.count("segmentation")) == (8, 10)
+    assert len(rows) == 36
+    trained = ["--sets", "busi,luminous", "--models", "untrained,unet", "name=trained"]
+    epochs = ["classification_epochs", "segmentation_epochs"]
+    one = [f"protocol.published.{key}=1" for key in epochs]
+    width = "protocol.published.head_width=8"
+    more = [*given, *trained, "protocols=[published]", *one, width]
+    command("run", "--prepared", str(sets), *more)
+    assert len(read_rows(Store(str(store)).benchmark("trained"))) == 3
+    command("report", "--store", str(store))
+    assert "84.91 (other splits)" in storage.read("report.html").decode()
+    assert verify_store(str(store)).sound
+
+
+def command(*arguments):
+    """Run `echostill bench`; it must succeed."""
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *arguments])
+    assert end.value.code in (0, None), arguments
