@@ -187,7 +187,8 @@ def _unit(thumbnails: np.ndarray) -> np.ndarray:
 
 def _index(unit: np.ndarray, seed: int) -> faiss.Index:
     if len(unit) <= FLAT:
-        return flat_index(unit)
+        flat: faiss.Index = flat_index(unit)
+        return flat
     cells = round(len(unit) ** 0.5)
     sample = unit[:: max(1, len(unit) // (64 * cells))]
     centroids = train_centroids(sample, cells, iterations=10, seed=seed)

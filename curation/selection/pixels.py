@@ -45,7 +45,7 @@ def explained_by_pixels(quality: np.ndarray, statistics: np.ndarray) -> float | 
     solved = np.linalg.lstsq(design.T @ design, design.T @ target, rcond=1e-10)[0]
     left = target - design @ solved
     share = 1.0 - float(left @ left) / total * (rows - 1) / (rows - count - 1)
-    return max(round(share, 3), 0.0)
+    return max(round(float(share), 3), 0.0)
 
 
 def explained_in_pool(ids: pa.Array, quality: np.ndarray, pool: pa.Table) -> float | None:

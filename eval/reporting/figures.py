@@ -364,16 +364,9 @@ def dots(
     place, places, names = 0.0, [], []
     for method, members in groups:
         axis.annotate(
-            method,
-            (0, place),
-            xycoords=("axes fraction", "data"),
-            xytext=(2, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            fontstyle="italic",
-            color=MUTED,
-        )
+            method, (0, place), xycoords=("axes fraction", "data"), xytext=(2, 0),
+            textcoords="offset points", va="center", fontsize=9, fontstyle="italic", color=MUTED,
+        )  # fmt: skip
         place += 1
         for row in members:
             colour = ACCENT if row.emphasised else INK

@@ -175,7 +175,7 @@ def _json(storage: Storage, name: str) -> dict[str, Any]:
 
 def _digests(store: Store, places: list[str]) -> dict[str, str]:
     """What has which digest: tables by their parts, runs by each of their files."""
-    known = {}
+    known: dict[str, str] = {}
     for place in (*_SINGLE, *places):
         single = "/" not in place
         storage = store.table(place) if single else storage_of(store, place)
