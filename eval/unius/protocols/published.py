@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from echostill.eval.finetune import predict
+from echostill.eval.heads import SegmentationTask
 from echostill.eval.metrics import accuracy, dice
 from echostill.eval.unius.protocols.augmentation import UNIFORMS, augment_batch
 from echostill.eval.unius.protocols.data import BenchData, nested_share
@@ -32,6 +33,7 @@ from echostill.platform.models import Encoder
 from echostill.platform.seeding import stream, unit_uniforms
 
 METHOD = "fine-tuned"
+BATCH = 32  # images that are predicted at a time
 
 
 @dataclass(frozen=True)
@@ -164,4 +166,12 @@ def _score(network: Any, data: BenchData, device: torch.device | str) -> float:
 
 
 def _predict(network: Any, pixels: np.ndarray, device: torch.device | str) -> np.ndarray:
-    return predict(network.to(device), pixels)
+    """Return probabilities (N, C), or masks (N, S, S) uint8: the class with the largest share."""
+    network = network.to(device)
+    if not isinstance(network, SegmentationTask):
+        return predict(network, pixels)
+    parts = [  # shares of all images at once would not fit in memory
+        predict(network, pixels[start : start + BATCH]).argmax(1).astype(np.uint8)
+        for start in range(0, len(pixels), BATCH)
+    ]
+    return np.concatenate(parts)

@@ -150,6 +150,10 @@ def test_segmentation_is_a_hand_written_loop(data, encoder):
         difference = trained.network.logits(pixels)[:, 0] - forward(pixels)
     assert difference.abs().max() < 1e-5
     assert set(trained.scores) == {0, 1, 2}
+    (measured,) = run_published(encoder, ddti, ProtocolSettings(published=SETTINGS), seed=5)
+    with torch.no_grad():
+        wanted = overlap(forward(pixels).numpy(), ddti.sides["test"])
+    assert measured.metrics["dice"] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_rate_rises_and_falls_as_published():
