@@ -88,7 +88,9 @@ def write_report(evidence: Any, units: dict[str, Any]) -> None:
         if not rows:
             continue
         section = plan["distillation" if name == "distillation" else "coreset"]
+        chance = {task.name: 1 / len(task.class_names) for task in tasks}
         found = {
+            "chance": {**chance, MEAN: float(np.mean(list(chance.values())))},
             "arms": arm_values(rows, tasks),
             "primary": primary(rows, section["primary"], tasks),
         }
@@ -120,15 +122,24 @@ def draw(name: str, found: dict[str, Any], tasks: list[str], path: Path) -> None
     pairs = [entry for entry in found["primary"] if "value" in entry]
     columns = [*tasks, MEAN]
     height = 0.3 * max(len(arms), len(pairs)) + 1.4
-    figure, axes = pyplot.subplots(1, len(columns) + 1, figsize=(3.4 * len(columns) + 7, height))
+    figure, axes = pyplot.subplots(
+        1,
+        len(columns) + 1,
+        figsize=(2.6 * len(columns) + 8, height),
+        width_ratios=[1] * len(columns) + [1.6],
+        layout="constrained",
+    )
     for axis, column in zip(axes, columns, strict=False):
         for place, values in enumerate(arms.values()):
             own = values[column]
             axis.plot([own["low"], own["high"]], [place, place], color="0.6", linewidth=2)
             axis.plot(own["value"], place, "o", color="black", markersize=4)
-        axis.set_yticks(range(len(arms)), list(arms) if axis is axes[0] else [""] * len(arms))
+        axis.axvline(found["chance"][column], color="0.3", linewidth=0.8, linestyle=":")
+        axis.set_yticks(range(len(arms)) if axis is axes[0] else [])
         axis.set_title(column, fontsize=10)
-        axis.set_xlabel("balanced accuracy")
+        if axis is axes[0]:
+            axis.set_yticklabels(list(arms))
+        axis.set_xlabel("balanced accuracy (dotted: chance)")
         axis.invert_yaxis()
     axis = axes[-1]
     for place, entry in enumerate(pairs):
@@ -142,7 +153,6 @@ def draw(name: str, found: dict[str, Any], tasks: list[str], path: Path) -> None
     axis.set_title("primary comparisons", fontsize=10)
     axis.set_xlabel("points, interval of the family")
     figure.suptitle(name, fontsize=11)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
