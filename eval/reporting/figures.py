@@ -65,18 +65,18 @@ WIDTH = 4.5  # inches
 POINTS = 1400  # most points a scatter draws: every one is an element of the page
 
 
-def _styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
+def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
     """Draw in the report's style: matplotlib reads it whenever an artist is made."""
 
     @functools.wraps(draw)
-    def styled(*args: Drawn.args, **kwargs: Drawn.kwargs) -> Figure:
+    def drawn(*args: Drawn.args, **kwargs: Drawn.kwargs) -> Figure:
         with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return drawn
 
 
-def _new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Any]:
+def new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Any]:
     """Return a figure with one axis; no window system is involved."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
@@ -130,10 +130,10 @@ def shorten(text: str, length: int = 24) -> str:
     return cut.replace("$", r"\$")
 
 
-@_styled
+@styled
 def bars(pairs: Sequence[tuple[str, float]], title: str, label: str) -> Figure:
     """Horizontal bars, the first pair on top, values written at their ends."""
-    figure, axis = _new_figure(0.75 + 0.29 * len(pairs))
+    figure, axis = new_figure(0.75 + 0.29 * len(pairs))
     places = np.arange(len(pairs))
     values = [value for _, value in pairs]
     axis.barh(places, values, height=0.62, color=ACCENT)
@@ -154,12 +154,12 @@ def bars(pairs: Sequence[tuple[str, float]], title: str, label: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def sizes(width: np.ndarray, height: np.ndarray) -> Figure:
     """Original sizes as bubbles, their area in proportion to how many images have them."""
     pairs, number = np.unique(np.stack([width, height], axis=1), axis=0, return_counts=True)
     order = np.argsort(-number, kind="stable")[:400]
-    figure, axis = _new_figure(3.0)
+    figure, axis = new_figure(3.0)
     area = 12 + 380 * number[order] / number.max()
     axis.scatter(
         *pairs[order].T, s=area, color=ACCENT, alpha=0.35, linewidths=0.6, edgecolors=PAPER
@@ -171,10 +171,10 @@ def sizes(width: np.ndarray, height: np.ndarray) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def histogram(values: np.ndarray, title: str, label: str, quantity: str) -> Figure:
     """Histogram of whole numbers on a logarithmic count axis."""
-    figure, axis = _new_figure(3.0)
+    figure, axis = new_figure(3.0)
     highest = int(values.max())
     edges = np.arange(1, highest + 2)
     if highest > 40:
@@ -191,10 +191,10 @@ def histogram(values: np.ndarray, title: str, label: str, quantity: str) -> Figu
     return figure
 
 
-@_styled
+@styled
 def cluster_bars(size: np.ndarray, quota: np.ndarray, selected: np.ndarray) -> Figure:
     """Clusters from the largest: members, quota and selected."""
-    figure, axis = _new_figure(2.9, width=9.2)
+    figure, axis = new_figure(2.9, width=9.2)
     places = np.arange(len(size))
     axis.bar(places, size, width=0.78, color=SOFT, label="members")
     axis.bar(places, selected, width=0.78, color=ACCENT, label="selected")
@@ -207,10 +207,10 @@ def cluster_bars(size: np.ndarray, quota: np.ndarray, selected: np.ndarray) -> F
     return figure
 
 
-@_styled
+@styled
 def shares(names: Sequence[str], before: np.ndarray, after: np.ndarray) -> Figure:
     """Share of each organ in the pool (ring) and in the coreset (dot), joined by a line."""
-    figure, axis = _new_figure(0.95 + 0.36 * len(names))
+    figure, axis = new_figure(0.95 + 0.36 * len(names))
     places = np.arange(len(names))
     axis.hlines(places, before, after, color=SOFT, linewidth=3)
     axis.plot(before, places, "o", ms=8, mfc=PAPER, mec=INK, mew=1.3, label="pool")
@@ -236,12 +236,12 @@ class Boundary:
     high: float
 
 
-@_styled
+@styled
 def ranks(
     distance: np.ndarray, gradient: np.ndarray, selected: np.ndarray, boundary: Boundary | None
 ) -> Figure:
     """Both ranks over the cluster's size against each other."""
-    figure, axis = _new_figure(4.3)
+    figure, axis = new_figure(4.3)
     step = max(1, -(-len(distance) // POINTS))
     own = selected[::step]
     x, y = distance[::step], gradient[::step]
@@ -275,10 +275,10 @@ def _draw_boundary(axis: Any, boundary: Boundary) -> None:
     axis.plot(across, line(boundary.median), color=INK, lw=1.2, ls=(0, (4, 3)), label="boundary")
 
 
-@_styled
+@styled
 def checkpoints(gradient: np.ndarray, selected: np.ndarray) -> Figure:
     """Quantiles of the gradient norm at each checkpoint, and the medians of both sets."""
-    figure, axis = _new_figure(4.3)
+    figure, axis = new_figure(4.3)
     steps = np.arange(1, gradient.shape[1] + 1)
     low, lower, upper, high = np.nanquantile(gradient, [0.05, 0.25, 0.75, 0.95], axis=0)
     axis.fill_between(steps, low, high, color=SOFT, alpha=0.3, lw=0, label="5 to 95% of the pool")
@@ -311,10 +311,10 @@ class Curve:
     spread: np.ndarray | None = None
 
 
-@_styled
+@styled
 def curves(drawn: Sequence[Curve], title: str, label: str, *, logarithmic: bool = False) -> Figure:
     """A panel of curves over steps; runs of one student share a line style and a legend entry."""
-    figure, axis = _new_figure(3.1)
+    figure, axis = new_figure(3.1)
     named: set[str] = set()
     for curve in drawn:
         own = curve.label if curve.label not in named else None
@@ -349,7 +349,7 @@ class DotRow:
     interval: tuple[float, float] | None = None
 
 
-@_styled
+@styled
 def dots(
     groups: Sequence[tuple[str, Sequence[DotRow]]],
     title: str,
@@ -358,7 +358,7 @@ def dots(
 ) -> Figure:
     """Rings of the trainings, their mean with its interval; a line for chance, or for 0."""
     rows = sum(len(members) + 1 for _, members in groups)
-    figure, axis = _new_figure(0.85 + 0.26 * rows)
+    figure, axis = new_figure(0.85 + 0.26 * rows)
     if reference is not None:
         axis.axvline(reference, color=MUTED, lw=1, ls="--", zorder=0)
     place, places, names = 0.0, [], []
@@ -389,7 +389,3 @@ def dots(
     axis.tick_params(length=0)
     axis.set(title=title, xlabel=label)
     return figure
-
-
-# For the charts of other pages.
-styled, new_figure = _styled, _new_figure
