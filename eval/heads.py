@@ -204,9 +204,11 @@ class SegmentationTask(nn.Module):
         self.dice_weight = dice_weight
         self.encoder = encoder
         self.classes = classes
-        self.layers = segmentation_layers(encoder.depth)
+        self.layers: Sequence[int] = segmentation_layers(encoder.depth)
         outputs = 1 if classes == 1 else classes + 1
-        self.head = SegmentationHead(encoder.dim, outputs, encoder.image_size, width=width)
+        self.head: nn.Module = SegmentationHead(
+            encoder.dim, outputs, encoder.image_size, width=width
+        )
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return logits (B, 1 or classes + 1, S, S) of pixels (B, 3, S, S) in [0, 1]."""

@@ -135,7 +135,8 @@ def _weights(start: np.ndarray, side: np.ndarray, count: int, size: int) -> np.n
     """Weights of ``count`` pixels in each of ``size`` pixels of a run, (P, size, count)."""
     at = (start[:, None] + side[:, None] * (np.arange(size) + 0.5) / size) * count - 0.5
     away = np.abs(np.clip(at, 0, count - 1)[:, :, None] - np.arange(count))
-    return np.maximum(0.0, 1.0 - away).astype(np.float32)
+    weights: np.ndarray = np.maximum(0.0, 1.0 - away).astype(np.float32)
+    return weights
 
 
 def _candidates(

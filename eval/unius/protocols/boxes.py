@@ -48,7 +48,8 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     inside = np.clip(other - corner, 0, None).prod(2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
     union = areas[0][:, None] + areas[1][None] - inside
-    return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    shares: np.ndarray = np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    return shares
 
 
 def suppressed(boxes: Boxes, threshold: float = 0.5, most: int = 50) -> Boxes:

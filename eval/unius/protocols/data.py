@@ -204,14 +204,26 @@ def _tasks_of(folder: str) -> list[BenchTask]:
         ) from None
     split = read_split(storage, SPLITS, prepared.table.digest)
     training = len(split.sides["train"]) + len(split.sides["val"])
-    common = (storage.root, card.organs)
-    counts = (prepared.table.digest, prepared.table.rows, training)
+
+    def task(kind: Kind, settings: TaskSettings) -> BenchTask:
+        table = prepared.table
+        return BenchTask(
+            card.name,
+            kind,
+            storage.root,
+            card.organs,
+            settings,
+            table.digest,
+            table.rows,
+            training,
+        )
+
     benchmark = {task.kind for task in card.tasks if task.benchmark}
     tasks = []
     for settings in card.evaluation_tasks(storage.locate(LABELS)):
         if settings.kind in benchmark:
-            tasks.append(BenchTask(card.name, settings.kind, *common, settings, *counts))
+            tasks.append(task(settings.kind, settings))
         if settings.kind == "segmentation":
-            own = BenchTask(card.name, "detection", *common, settings, *counts)
+            own = task("detection", settings)
             tasks += [own] if own.lesions else []
     return tasks

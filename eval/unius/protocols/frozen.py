@@ -86,26 +86,30 @@ def extend(data: BenchData, tested: np.ndarray, settings: ProtocolSettings, seed
     """Put changed copies of tested rows behind the dataset."""
     dataset, count = data.dataset, len(data.dataset)
     conditions = {CLEAN: (tested, tested)}
-    parts = {"pixels": [dataset.pixels], "labels": [dataset.labels], "masks": [dataset.masks]}
-    groups, files = [dataset.groups], list(dataset.files)
+    pixels, groups, files = [dataset.pixels], [dataset.groups], list(dataset.files)
+    labels = [] if dataset.labels is None else [dataset.labels]
+    masks = [] if dataset.masks is None else [dataset.masks]
     order = np.sort(stream(seed, "corrupted").permutation(len(tested))[: settings.corrupted_images])
     rows = tested[order]
     for kind in settings.corruptions:
         conditions[kind] = rows, np.arange(count, count + len(rows))
         count += len(rows)
         ids = [data.ids[row] for row in rows]
-        parts["pixels"].append(corrupt(kind, dataset.pixels[rows], ids))
+        pixels.append(corrupt(kind, dataset.pixels[rows], ids))
         groups.append(dataset.groups[rows])
         files += [dataset.files[row] for row in rows]
         if dataset.labels is not None:
-            parts["labels"].append(dataset.labels[rows])
+            labels.append(dataset.labels[rows])
         if dataset.masks is not None:
-            parts["masks"].append(corrupt_masks(kind, dataset.masks[rows]))
-    joined = {
-        name: None if arrays[0] is None else np.concatenate([a for a in arrays if a is not None])
-        for name, arrays in parts.items()
-    }
-    larger = replace(dataset, files=tuple(files), groups=np.concatenate(groups), **joined)
+            masks.append(corrupt_masks(kind, dataset.masks[rows]))
+    larger = replace(
+        dataset,
+        files=tuple(files),
+        groups=np.concatenate(groups),
+        pixels=np.concatenate(pixels),
+        labels=np.concatenate(labels) if labels else None,
+        masks=np.concatenate(masks) if masks else None,
+    )
     return Extended(larger, conditions)
 
 

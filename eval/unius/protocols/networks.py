@@ -84,10 +84,10 @@ class StageSegmentation(SegmentationTask):
         self.dice_weight = dice_weight
         self.encoder = encoder
         self.classes = classes
-        self.layers: Sequence[int] = range(max(encoder.depth - LEVELS, 0) + 1, encoder.depth + 1)
+        self.layers = range(max(encoder.depth - LEVELS, 0) + 1, encoder.depth + 1)
         shapes = [encoder.layer(layer) for layer in self.layers]
         outputs = 1 if classes == 1 else classes + 1
-        self.head: nn.Module = StageHead(shapes, outputs, encoder.image_size, width)
+        self.head = StageHead(shapes, outputs, encoder.image_size, width)
 
 
 class UNet(SegmentationTask):

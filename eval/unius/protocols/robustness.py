@@ -32,7 +32,8 @@ def corrupt(kind: str, pixels: np.ndarray, ids: Sequence[str]) -> np.ndarray:
         CHANGES[kind](image.astype(np.float64), stream(0, "corruption", kind, name))
         for image, name in zip(pixels, ids, strict=True)
     ]
-    return np.clip(np.rint(np.array(changed)), 0, 255).astype(np.uint8).reshape(pixels.shape)
+    images: np.ndarray = np.clip(np.rint(np.array(changed)), 0, 255).astype(np.uint8)
+    return images.reshape(pixels.shape)
 
 
 def corrupt_masks(kind: str, masks: np.ndarray) -> np.ndarray:
@@ -45,7 +46,8 @@ def corrupt_masks(kind: str, masks: np.ndarray) -> np.ndarray:
 def _speckle(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Multiply by grey noise that is the same in all channels: speckle is multiplicative."""
     factor: np.ndarray = 1 + SPECKLE * random.standard_normal(image.shape[1:])
-    return image * np.maximum(factor, 0)
+    noisy: np.ndarray = image * np.maximum(factor, 0)
+    return noisy
 
 
 def _gain(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
