@@ -2,7 +2,7 @@
 
 import pytest
 
-from echostill.platform import metrics
+from echostill.platform.cluster import metrics
 from echostill.platform.training.tracking import Logged
 
 
