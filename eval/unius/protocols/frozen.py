@@ -4,6 +4,7 @@ Everything that is tested (each round's test images, plain and changed) goes thr
 once. The probes are those of ``evaluate``.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from echostill.eval.datasets import LabelledDataset
 from echostill.eval.metrics import classification_metrics
+from echostill.eval.names import KNN, LINEAR
 from echostill.eval.probes import (
     INVERSE_PENALTIES,
     knn_probe,
@@ -35,6 +37,7 @@ from echostill.eval.unius.protocols.settings import ProtocolSettings
 from echostill.platform.models import Encoder
 from echostill.platform.seeding import stream
 
+Predict = Callable[[Split], np.ndarray]
 FEW_SHOT_PENALTY = sorted(INVERSE_PENALTIES)[len(INVERSE_PENALTIES) // 2]
 
 
@@ -49,6 +52,138 @@ class Extended:
 
     dataset: LabelledDataset
     conditions: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What is trained on and tested, with the changed copies of what is tested.
+
+    A prediction is asked for by a split of :attr:`dataset`'s rows: what to train on, and the rows
+    to predict, those of all conditions.
+    """
+
+    data: BenchData
+    settings: ProtocolSettings
+    seed: int
+    splits: tuple[Split, ...]  # without the copies
+    extended: Extended
+
+    @classmethod
+    def of(cls, data: BenchData, settings: ProtocolSettings, seed: int) -> "Rounds":
+        """Divide a task's images, and change those that are tested."""
+        own = settings.frozen
+        splits = tuple(
+            Split(limited(data, split.train, own.most_training_images, seed), split.test)
+            for split in data.rounds(own.split)
+        )
+        tested = np.concatenate([split.test for split in splits])
+        return cls(data, settings, seed, splits, extend(data, tested, settings, seed))
+
+    @property
+    def dataset(self) -> LabelledDataset:
+        """The images, then the changed copies."""
+        return self.extended.dataset
+
+    def probed(self, features: np.ndarray) -> list[Measured]:
+        """Measure features (N, D) of the dataset by k-NN, linear probe and few-shot."""
+        neighbours = self.settings.frozen.neighbours
+
+        def near(split: Split) -> np.ndarray:
+            return knn_probe(features, self.dataset, split, neighbours=neighbours).predictions
+
+        def linear(split: Split) -> np.ndarray:
+            return linear_probe(features, self.dataset, split, seed=self.seed).predictions
+
+        return [*self.classified({KNN: near, LINEAR: linear}), *self._few_shots(features)]
+
+    def classified(self, methods: Mapping[str, Predict]) -> list[Measured]:
+        """Measure classifiers that give probabilities (M, C), by their names."""
+        measured = []
+        for share in self.settings.shares:
+            splits = self._splits(share)
+            places = np.concatenate([split.test for split in splits])
+            for method, predict in methods.items():
+                table = np.zeros((len(self.dataset), len(self.dataset.class_names)))
+                table[places] = np.concatenate([predict(split) for split in splits])
+                measured += [
+                    measure_classification(
+                        self.data,
+                        rows,
+                        table[where],
+                        method=method,
+                        condition=condition,
+                        share=share,
+                    )
+                    for condition, (rows, where) in self.extended.conditions.items()
+                ]
+        return measured
+
+    def segmented(self, predict: Predict, method: str) -> list[Measured]:
+        """Measure what gives masks (M, S, S)."""
+        assert self.dataset.masks is not None
+        measured = []
+        for share in self.settings.shares:
+            masks = np.zeros_like(self.dataset.masks)
+            for split in self._splits(share):
+                masks[split.test] = predict(split)
+            for condition, (rows, where) in self.extended.conditions.items():
+                measured.append(
+                    measure_segmentation(
+                        moved(self.data, self.extended, rows, where),
+                        rows,
+                        masks[where],
+                        method=method,
+                        condition=condition,
+                        share=share,
+                        native=condition == CLEAN and share == 1,
+                    )
+                )
+        return measured
+
+    def _splits(self, share: float) -> list[Split]:
+        """What a share of the training groups is, and where all images of the tested rows are."""
+        conditions = self.extended.conditions.values()
+        return [
+            Split(
+                nested_share(self.data, split.train, share, self.seed),
+                np.concatenate([where[np.isin(rows, split.test)] for rows, where in conditions]),
+            )
+            for split in self.splits
+        ]
+
+    def _few_shots(self, features: np.ndarray) -> list[Measured]:
+        """Linear probes trained on a few groups of each class; the mean over the draws."""
+        dataset, settings = self.data.dataset, self.settings
+        assert dataset.labels is not None
+        measured = []
+        for few in settings.frozen.few_shot:
+            draws = []
+            for draw in range(settings.frozen.draws):
+                tables, tests = [], []
+                for number, split in enumerate(self.splits):
+                    chosen = _few(
+                        dataset, split.train, few, stream(self.seed, "few", few, draw, number)
+                    )
+                    if chosen is None:
+                        break
+                    probe = linear_probe(
+                        features[: len(dataset)],
+                        dataset,
+                        Split(chosen, split.test),
+                        seed=self.seed,
+                        inverse_penalties=(FEW_SHOT_PENALTY,),
+                    )
+                    tables.append(probe.predictions)
+                    tests.append(split.test)
+                if len(tables) == len(self.splits):
+                    labels = dataset.labels[np.concatenate(tests)]
+                    draws.append(classification_metrics(labels, np.concatenate(tables)))
+            if draws:
+                means = {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
+                values = [draw["balanced_accuracy"] for draw in draws]
+                means["balanced_accuracy_spread"] = float(np.std(values))
+                measured.append(Measured(f"few-shot {few}", CLEAN, 1.0, means))
+        return measured
 
 
 def run_frozen(
@@ -67,19 +202,15 @@ def run_frozen(
         seed: Of the inner splits, the shares and the draws.
         device: Where the encoder computes.
     """
-    own = settings.frozen
-    rounds = [
-        Split(limited(data, split.train, own.most_training_images, seed), split.test)
-        for split in data.rounds(own.split)
-    ]
-    tested = np.concatenate([split.test for split in rounds])
-    extended = extend(data, tested, settings, seed)
+    rounds = Rounds.of(data, settings, seed)
     if data.task.kind == "classification":
-        features = pooled_features(encoder, extended.dataset.pixels, device=device)
-        measured = _classify(features, data, extended, rounds, settings, seed)
-        return measured + _few_shots(features, data, rounds, settings, seed)
-    tokens = grid_features(encoder, extended.dataset.pixels, device=device)
-    return _segment(tokens, data, extended, rounds, settings, seed)
+        return rounds.probed(pooled_features(encoder, rounds.dataset.pixels, device=device))
+    tokens = grid_features(encoder, rounds.dataset.pixels, device=device)
+
+    def predict(split: Split) -> np.ndarray:
+        return linear_probe_segmentation(tokens, rounds.dataset, split, seed=seed).predictions
+
+    return rounds.segmented(predict, LINEAR)
 
 
 def extend(data: BenchData, tested: np.ndarray, settings: ProtocolSettings, seed: int) -> Extended:
@@ -154,75 +285,6 @@ def resampled(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     return maps.flatten(2).transpose(1, 2)
 
 
-def _classify(
-    features: np.ndarray,
-    data: BenchData,
-    extended: Extended,
-    rounds: list[Split],
-    settings: ProtocolSettings,
-    seed: int,
-) -> list[Measured]:
-    measured = []
-    dataset = extended.dataset
-    for share in settings.shares:
-        found: dict[str, list[np.ndarray]] = {"k-NN": [], "linear probe": []}
-        order = []
-        for split in rounds:
-            train = nested_share(data, split.train, share, seed)
-            places = _places(extended, split.test)
-            order.append(places)
-            whole = Split(train, places)
-            neighbours = settings.frozen.neighbours
-            near = knn_probe(features, dataset, whole, neighbours=neighbours)
-            found["k-NN"].append(near.predictions)
-            linear = linear_probe(features, dataset, whole, seed=seed)
-            found["linear probe"].append(linear.predictions)
-        places = np.concatenate(order)
-        for method, parts in found.items():
-            table = np.zeros((len(dataset), len(dataset.class_names)))
-            table[places] = np.concatenate(parts)
-            measured += [
-                measure_classification(
-                    data, rows, table[where], method=method, condition=condition, share=share
-                )
-                for condition, (rows, where) in extended.conditions.items()
-            ]
-    return measured
-
-
-def _segment(
-    tokens: np.ndarray,
-    data: BenchData,
-    extended: Extended,
-    rounds: list[Split],
-    settings: ProtocolSettings,
-    seed: int,
-) -> list[Measured]:
-    measured = []
-    dataset = extended.dataset
-    assert dataset.masks is not None
-    for share in settings.shares:
-        masks = np.zeros_like(dataset.masks)
-        for split in rounds:
-            places = _places(extended, split.test)
-            whole = Split(nested_share(data, split.train, share, seed), places)
-            masks[places] = linear_probe_segmentation(tokens, dataset, whole, seed=seed).predictions
-        for condition, (rows, where) in extended.conditions.items():
-            changed = moved(data, extended, rows, where)
-            measured.append(
-                measure_segmentation(
-                    changed,
-                    rows,
-                    masks[where],
-                    method="linear probe",
-                    condition=condition,
-                    share=share,
-                    native=condition == CLEAN and share == 1,
-                )
-            )
-    return measured
-
-
 def moved(data: BenchData, extended: Extended, rows: np.ndarray, where: np.ndarray) -> BenchData:
     """Return the data with the masks that a condition's images have."""
     assert data.dataset.masks is not None
@@ -230,52 +292,6 @@ def moved(data: BenchData, extended: Extended, rows: np.ndarray, where: np.ndarr
     masks = data.dataset.masks.copy()
     masks[rows] = extended.dataset.masks[where]
     return replace(data, dataset=replace(data.dataset, masks=masks))
-
-
-def _places(extended: Extended, test: np.ndarray) -> np.ndarray:
-    """Return where all images of some tested rows are, of every condition."""
-    return np.concatenate(
-        [where[np.isin(rows, test)] for rows, where in extended.conditions.values()]
-    )
-
-
-def _few_shots(
-    features: np.ndarray,
-    data: BenchData,
-    rounds: list[Split],
-    settings: ProtocolSettings,
-    seed: int,
-) -> list[Measured]:
-    """Linear probes trained on a few groups of each class; the mean over the draws."""
-    dataset = data.dataset
-    assert dataset.labels is not None
-    measured = []
-    for few in settings.frozen.few_shot:
-        draws = []
-        for draw in range(settings.frozen.draws):
-            tables, tests = [], []
-            for number, split in enumerate(rounds):
-                chosen = _few(dataset, split.train, few, stream(seed, "few", few, draw, number))
-                if chosen is None:
-                    break
-                probe = linear_probe(
-                    features[: len(dataset)],
-                    dataset,
-                    Split(chosen, split.test),
-                    seed=seed,
-                    inverse_penalties=(FEW_SHOT_PENALTY,),
-                )
-                tables.append(probe.predictions)
-                tests.append(split.test)
-            if len(tables) == len(rounds):
-                labels = dataset.labels[np.concatenate(tests)]
-                draws.append(classification_metrics(labels, np.concatenate(tables)))
-        if draws:
-            means = {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
-            values = [draw["balanced_accuracy"] for draw in draws]
-            means["balanced_accuracy_spread"] = float(np.std(values))
-            measured.append(Measured(f"few-shot {few}", CLEAN, 1.0, means))
-    return measured
 
 
 def _few(

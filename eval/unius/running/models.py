@@ -13,6 +13,7 @@ from echostill.eval.candidates import (
     find_units,
     weights_identity,
 )
+from echostill.eval.names import TRIVIAL
 from echostill.eval.unius.protocols.data import BenchTask
 from echostill.eval.unius.protocols.settings import Protocol
 from echostill.eval.unius.running.settings import BenchConfig
@@ -88,12 +89,14 @@ def find_bench_units(
     if not units:
         raise UsageError(
             f"nothing to do: '{UNET}' is only trained for segmentation, by the published protocol; "
-            "lesions are only detected by the frozen one."
+            "lesions are only detected, and trivial candidates only measured, by the frozen one."
         )
     return units
 
 
 def _serves(model: Unit, task: BenchTask, protocol: Protocol) -> bool:
+    if model.model in TRIVIAL:
+        return protocol == "frozen" and task.kind != "detection"
     if task.kind == "detection":
         return protocol == "frozen" and model.model != UNET
     return model.model != UNET or (task.kind == "segmentation" and protocol == "published")
@@ -103,11 +106,15 @@ def _units_of_models(config: BenchConfig, store: Store) -> list[Unit]:
     """Return a unit for each model and seed; its task is left open."""
     defaults = default_candidates(store)
     students = [candidate for candidate in defaults if candidate.kind == "runs"]
-    names = config.models or (TEACHER, STUDENTS, UNTRAINED)
+    names = config.models or (TEACHER, STUDENTS, UNTRAINED, *TRIVIAL)
     units: list[Unit] = []
     for name in names:
         if name == ALL_BASELINES:
             units += [unit for each in BASELINES for unit in _baseline(config, each)]
+        elif name in TRIVIAL:
+            units.append(
+                Unit(name, "", config.seeds[0], "", None, name, config.protocol.image_size)
+            )
         elif name == UNET or name in BASELINES or name.startswith(TIMM_PREFIX):
             units += _baseline(config, name)
         else:
@@ -137,7 +144,7 @@ def _candidates(store: Store, name: str, students: list[Candidate]) -> list[Cand
         return [Candidate(label=name, runs=families[name])]
     if read_manifest(store.run(name)) is not None:
         return [Candidate(label=name, runs=(name,))]
-    known = [TEACHER, UNTRAINED, STUDENTS, ALL_BASELINES, UNET, *BASELINES, *families]
+    known = [TEACHER, UNTRAINED, STUDENTS, *TRIVIAL, ALL_BASELINES, UNET, *BASELINES, *families]
     raise UsageError(
         f"no model '{name}'.{nearest(name, known)} There are: {', '.join(known)}; a finished run "
         f"of '{store.root}', and timm:NAME."

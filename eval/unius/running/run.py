@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from echostill.eval.efficiency import efficiency
+from echostill.eval.names import TRIVIAL
 from echostill.eval.unius.protocols.data import BenchTask, find_tasks, load_data
 from echostill.eval.unius.protocols.detection import run_detection
 from echostill.eval.unius.protocols.frozen import run_frozen
@@ -21,6 +22,7 @@ from echostill.eval.unius.protocols.measures import Measured
 from echostill.eval.unius.protocols.networks import UNet, network_for
 from echostill.eval.unius.protocols.published import run_published
 from echostill.eval.unius.protocols.settings import IMAGE_SIZE, ProtocolSettings
+from echostill.eval.unius.protocols.trivial import run_trivial
 from echostill.eval.unius.running import rows
 from echostill.eval.unius.running.models import UNET, BenchUnit, find_bench_units
 from echostill.eval.unius.running.settings import BenchConfig
@@ -94,6 +96,11 @@ def plan_bench(config: BenchConfig, *, overwrite: bool = False) -> Plan:
 def measure_unit(unit: BenchUnit, config: BenchConfig) -> tuple[rows.Row, bytes]:
     """Do one unit: its row and its predictions. Depends on nothing but the arguments."""
     device = compute_device()
+    if unit.model.model in TRIVIAL:
+        size = config.protocol.image_size or IMAGE_SIZE
+        data = load_data(unit.task, size)
+        found = run_trivial(unit.model.model, data, config.protocol, unit.model.seed)
+        return rows.make_row(unit, size, found)
     encoder = None if unit.model.model == UNET else unit.model.load()
     size = (config.protocol.image_size or IMAGE_SIZE) if encoder is None else encoder.image_size
     data = load_data(unit.task, size)
@@ -113,6 +120,8 @@ def estimate_hours(units: Sequence[BenchUnit], config: BenchConfig) -> float:
     seconds: dict[tuple[str, int | None, str], float] = {}
     total = 0.0
     for unit in units:
+        if unit.model.model in TRIVIAL:
+            continue
         model = (unit.model.model, unit.model.image_size, unit.protocol)
         if model not in seconds:
             seconds[model] = _seconds_per_image(unit, config.protocol)
@@ -182,6 +191,8 @@ def _write_costs(storage: Storage, units: Sequence[BenchUnit]) -> None:
 
 
 def _cost(unit: BenchUnit) -> dict[str, Any]:
+    if unit.model.model in TRIVIAL:
+        return {"parameters": 0}
     if unit.model.model != UNET:
         return dict(efficiency(unit.model.build()))
     return {"parameters": sum(parameter.numel() for parameter in UNet(1).parameters())}

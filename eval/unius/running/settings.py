@@ -35,8 +35,8 @@ class BenchConfig(ModelsConfig):
     models: tuple[str, ...] = execution(
         (),
         "teacher, untrained (the student), students (all families of runs in the store), a run or "
-        "a family of runs, baselines, a baseline's name, unet, or timm:NAME. Default: teacher, "
-        "students, untrained.",
+        "a family of runs, constant, thumbnail, baselines, a baseline's name, unet, or timm:NAME. "
+        "Default: teacher, students, untrained, constant, thumbnail.",
     )
     weights: dict[str, str] = execution({}, "Weights files of baselines, by the model's name.")
     seeds: tuple[int, ...] = execution(

@@ -28,7 +28,8 @@ from echostill.eval.unius.running.rows import Row
 # The first of these that a task was measured by is what the page is about.
 METHODS = ("fine-tuned", "linear probe", "box head")
 METRICS = {"classification": "balanced_accuracy", "segmentation": "dice", "detection": "map"}
-REFERENCES = ("untrained", "teacher")  # what the other candidates are compared with
+# What the other candidates are compared with.
+REFERENCES = ("untrained", "teacher", "thumbnail")
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class BenchResults:
             for reference in REFERENCES
             if reference in task.sums
             for name in task.sums
-            if name != reference and (name not in REFERENCES or reference == REFERENCES[0])
+            if name not in REFERENCES or REFERENCES.index(name) > REFERENCES.index(reference)
         ]
         found = conclude([task.compare(name, other) for task, name, other in planned])
         return [Difference(*one, word) for one, word in zip(planned, found, strict=True)]
