@@ -159,13 +159,13 @@ def test_all_sets_from_download_to_report(make_tree, tmp_path, ray_cluster):
         "progress=false",
         "workers=2",
     ]
-    models = ("--models", "untrained,timm:mobilenetv3_small_050")
+    models = ("--models", "untrained,constant,thumbnail,timm:mobilenetv3_small_050")
     command("run", "--prepared", str(sets), *models, *given)
     storage = Store(str(store)).benchmark("default")
     rows = [row for row, _ in read_rows(storage)]
     kinds = [row["kind"] for row in rows if row["candidate"] == "untrained"]
     assert (kinds.count("classification"), kinds.count("segmentation")) == (8, 10)
-    assert len(rows) == 36
+    assert len(rows) == 4 * 18
     trained = ["--sets", "busi,luminous", "--models", "untrained,unet", "name=trained"]
     epochs = ["classification_epochs", "segmentation_epochs"]
     one = [f"protocol.published.{key}=1" for key in epochs]
