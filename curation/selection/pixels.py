@@ -34,10 +34,12 @@ def explained_by_pixels(quality: np.ndarray, statistics: np.ndarray) -> float | 
         quality is constant or there are no more than S + 1 rows.
     """
     rows, count = statistics.shape
+    if rows <= count + 1:
+        return None
     target = ranks(quality)
     target -= target.mean()
     total = float(target @ target)
-    if rows <= count + 1 or total == 0:
+    if total == 0:
         return None
     design = np.stack([ranks(column) for column in statistics.T], axis=1)
     design -= design.mean(axis=0)

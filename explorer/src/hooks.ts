@@ -1,5 +1,5 @@
 // Hooks of the views: data from the service, and keys.
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useState } from "preact/hooks";
 import { type Address, read } from "./api";
 import { say } from "./state";
 
@@ -17,7 +17,8 @@ export function useAnswer<T>(address: Address<T> | null, version = 0): T | null 
 
 /** Handle keys that are pressed outside of fields, while the view is shown. */
 export function useKeys(handle: (event: KeyboardEvent) => void): void {
-  useEffect(() => {
+  // In the layout: a key that comes before the next picture finds what was just typed elsewhere.
+  useLayoutEffect(() => {
     const listen = (event: KeyboardEvent) => {
       const target = event.target as HTMLElement;
       if (event.ctrlKey || event.metaKey || event.altKey) return;

@@ -145,6 +145,7 @@ def test_frames_held_back_are_reviewed_with_keys(visit, own_store, make):
     page.locator(".frame").first.focus()
     for key in ("a", "r", "a", "ArrowLeft", "u"):
         page.keyboard.press(key)
+    page.get_by_text("3 decided here").wait_for()
     page.get_by_role("button", name="Save and reload").click()
     page.wait_for_function("document.querySelectorAll('.frame').length === 4")
     assert approved_pixels(store) == {frames[0]: f"{0:064x}"}
