@@ -6,6 +6,7 @@ import { adjust, message, name, number, percent, route, say } from "./state";
 import { Picture } from "./thumbnail";
 
 type Decision = "approve" | "reject" | "undo";
+interface Signed { decision: Decision; author: string; reason: string }
 type Facet = keyof ReviewList["facets"];
 
 const PAGE = 60; // frames
@@ -75,7 +76,7 @@ export function Review() {
   const [reason, setReason] = useKept(REASON_KEY);
   const [version, setVersion] = useState(0);
   const [made, setMade] = useState<Record<string, Decision>>({}); // not yet in the list that is shown
-  const unsaved = useRef<Record<string, Decision>>({});
+  const unsaved = useRef<Record<string, Signed>>({}); // each with what its author had given when deciding
   const timer = useRef(0);
   const saved = useRef(Promise.resolve()); // settles when all that was sent is stored, in order
 
@@ -106,16 +107,18 @@ export function Review() {
     const decided = unsaved.current;
     unsaved.current = {};
     try {
-      for (const decision of ["approve", "reject", "undo"] as const) {
-        const images = Object.keys(decided).filter((id) => decided[id] === decision);
-        if (images.length) await routes.decide({ decision, images, author, reason });
+      const alike = new Map<string, string[]>();
+      for (const [id, signed] of Object.entries(decided)) {
+        const key = JSON.stringify(signed);
+        alike.set(key, [...(alike.get(key) ?? []), id]);
       }
+      for (const [key, images] of alike) await routes.decide({ ...JSON.parse(key) as Signed, images });
     } catch (error) {
       unsaved.current = { ...decided, ...unsaved.current };
       say(error);
     }
   };
-  useEffect(() => () => void save(), [author, reason]);
+  useEffect(() => () => void save(), []);
 
   const choose = (id: string, decision: Decision) => {
     const frame = list?.items.find((item) => item.image_id === id);
@@ -124,7 +127,7 @@ export function Review() {
       message.value = "This frame has no cleaned pixels to approve.";
       return;
     }
-    unsaved.current[id] = decision;
+    unsaved.current[id] = { decision, author, reason };
     setMade((old) => ({ ...old, [id]: decision }));
     clearTimeout(timer.current);
     if (Object.keys(unsaved.current).length >= FULL) void save();

@@ -111,10 +111,10 @@ def test_pick_find_why_compare_pin(visit, own_store, make):
     page.wait_for_selector(".card")
     page.locator(".card").first.click()
     page.wait_for_selector(".verdict")
+    page.wait_for_selector(".image .grid.small .card >> nth=10")  # neighbours and cluster
     words = page.inner_text("main")
     assert "scan_0017.png" in words
     assert "rank in its cluster" in words
-    assert page.locator(".image .grid.small .card").count() > 10  # neighbours and cluster
     page.wait_for_selector(".image-head img")  # the picture came, with the token
 
     # Pin it, and see that it is written down.
@@ -240,6 +240,7 @@ def test_fits_a_phone(browser, running, make):
     visit = Visit(context, running.live, make["token"], size=(390, 800))
     for view in VIEWS:
         visit.go(view, "main h1")
+        visit.page.wait_for_timeout(300)  # what it shows is there
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390, view
     context.close()
 
