@@ -78,8 +78,7 @@ def pooled_features(
     require_size(encoder, pixels)
     encoder = encoder.to(device).eval()
     parts = [
-        encoder(batch).pooled.float().cpu().numpy()
-        for batch in _batches(pixels, batch_size, device)
+        encoder(batch).pooled.float().cpu().numpy() for batch in batches(pixels, batch_size, device)
     ]
     return np.concatenate(parts)
 
@@ -101,7 +100,7 @@ def token_features(
     encoder = encoder.to(device).eval()
     layers = encoder.third_layers()
     parts = []
-    for batch in _batches(pixels, batch_size, device):
+    for batch in batches(pixels, batch_size, device):
         outputs = encoder(batch, layers).intermediate
         joined = torch.cat([tokens[:, encoder.prefix_tokens :] for tokens in outputs], dim=2)
         parts.append(joined.float().cpu().numpy())
@@ -345,7 +344,10 @@ def _balanced_log_loss(model: LinearModel, features: Tensor, labels: np.ndarray)
     return float((balanced_weights(labels) * -chosen.clamp_min(1e-300).log()).mean())
 
 
-def _batches(pixels: np.ndarray, batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
+def batches(
+    pixels: np.ndarray, batch_size: int = 32, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """Yield pixels (N, 3, S, S) uint8 in order, as float32 in [0, 1] on the device."""
     for start in range(0, len(pixels), batch_size):
         yield torch.from_numpy(pixels[start : start + batch_size]).to(device).float() / 255
 

@@ -21,7 +21,7 @@ from echostill.eval.predictions import (
     few_shot_rows,
     mask_rows,
 )
-from echostill.eval.probes import knn_probe, patch_shares, require_size, token_features
+from echostill.eval.probes import batches, knn_probe, patch_shares, require_size, token_features
 from echostill.eval.probing.few_shot import FewGroups, draw_groups, predict_draw
 from echostill.eval.probing.masks import (
     Predictor,
@@ -80,8 +80,7 @@ def frozen_features(
     require_size(encoder, pixels)
     encoder = encoder.to(device).eval()
     pooled, cells = [], []
-    for start in range(0, len(pixels), 32):
-        batch = torch.from_numpy(pixels[start : start + 32]).to(device).float() / 255
+    for batch in batches(pixels, device=device):
         out = encoder(batch)
         pooled.append(out.pooled.float().cpu().numpy())
         if encoder.grid is not None:

@@ -58,18 +58,12 @@ def delete_command(
     Example:
       echostill delete runs/quickstart coresets/half
     """
-    from echostill.platform.tables.holdings import find_holding
-    from echostill.platform.tables.housekeeping import check_deletable, delete_result
+    from echostill.platform.tables.housekeeping import delete_results, find_deletable
     from echostill.platform.tables.store import Store
 
-    opened = Store(store)
-    for place in places:
-        check_deletable(find_holding(opened, place), places, force=force)
-    for place in places:
-        if dry_run:
-            print(f"would delete {find_holding(opened, place).describe()}")
-        else:
-            print(f"deleted {delete_result(opened, place, force=True).describe()}")
+    call, said = (find_deletable, "would delete") if dry_run else (delete_results, "deleted")
+    for holding in call(Store(store), places, force=force):
+        print(f"{said} {holding.describe()}")
 
 
 def rename_command(

@@ -5,15 +5,16 @@ For each: what it was made from and what was made from it, by the digests in the
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.names import check_name, is_name
 from echostill.platform.tables.fingerprint import FINGERPRINT
-from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
-from echostill.platform.tables.table import MANIFEST
+from echostill.platform.tables.table import MANIFEST, Table
 from echostill.platform.tables.table_folder import RECORDS
 
 KINDS = {  # folder of the store: one of what is in it
@@ -126,26 +127,36 @@ def holdings(store: Store, kind: str | None = None) -> list[Holding]:
 
 
 def find_holding(store: Store, place: str) -> Holding:
-    """Return one named result.
+    """Return one named result, as :func:`find_holdings` finds several."""
+    return find_holdings(store, [place])[0]
+
+
+def find_holdings(store: Store, places: Sequence[str]) -> list[Holding]:
+    """Return named results.
 
     Args:
         store: The store.
-        place: Such as ``coresets/default``.
+        places: Such as ``coresets/default``.
 
     Raises:
-        UsageError: There is none; the message names the nearest.
+        UsageError: One is not there; the message names the nearest.
     """
+    for place in places:
+        _check_place(place)
+    there = {holding.place: holding for holding in holdings(store)}
+    for place in places:
+        if place not in there:
+            hint = nearest(place, list(there))
+            raise UsageError(f"there is no '{place}' in '{store.root}'.{hint}")
+    return [there[place] for place in places]
+
+
+def _check_place(place: str) -> None:
     kind, _, name = place.partition("/")
     if kind not in KINDS or not name:
         kinds = ", ".join(f"{folder}/NAME" for folder in KINDS)
         raise UsageError(f"'{place}' is no place of a result: expected one of {kinds}.")
     check_name(name)
-    there = holdings(store)
-    for holding in there:
-        if holding.place == place:
-            return holding
-    known = [holding.place for holding in there]
-    raise UsageError(f"there is no '{place}' in '{store.root}'.{nearest(place, known)}")
 
 
 def _places(store: Store) -> list[str]:
@@ -180,10 +191,8 @@ def _digests(store: Store, places: list[str]) -> dict[str, str]:
         single = "/" not in place
         storage = store.table(place) if single else storage_of(store, place)
         manifest = _json(storage, MANIFEST)
-        parts = manifest.get("parts") or []
-        if parts:
-            digest = sha256("".join(part["sha256"] for part in parts).encode())
-            known.setdefault(digest, place)
+        if manifest.get("parts"):
+            known.setdefault(Table(storage, manifest).digest, place)
         for file in manifest.get("files") or []:
             known.setdefault(file["sha256"], place)
     return known

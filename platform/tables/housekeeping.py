@@ -5,7 +5,7 @@ unfinished result, never a damaged one, and the same command finishes it.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from echostill.platform.tables.holdings import (
     TABLES,
     Holding,
     find_holding,
+    find_holdings,
     holdings,
     storage_of,
 )
@@ -49,32 +50,40 @@ class Waste:
         return f"{self.place}  {self.size / 2**20:.1f} MiB  {self.reason}"
 
 
-def check_deletable(holding: Holding, others: Iterable[str] = (), *, force: bool = False) -> None:
-    """Check that nothing else was made from a result, or that it does not matter.
-
-    Args:
-        holding: The result.
-        others: What is deleted together with it.
-        force: Whether it may go although results that were made from it stay.
-
-    Raises:
-        UsageError: It may not.
-    """
-    left = [place for place in holding.used_by if place not in set(others)]
-    if left and not force:
-        raise UsageError(
-            f"{_listed(left)} was made from '{holding.place}': delete that too, or give --force. "
-            "It stays, and can still be read."
-        )
-
-
-def delete_result(store: Store, place: str, *, force: bool = False) -> Holding:
-    """Delete a named result.
+def find_deletable(store: Store, places: Sequence[str], *, force: bool = False) -> list[Holding]:
+    """Return named results, provided that nothing that stays was made from them.
 
     Args:
         store: The store.
-        place: Such as ``coresets/default``.
-        force: Delete it although other results were made from it; they stay.
+        places: What is to be deleted together, such as ``coresets/default``.
+        force: Whether they may go although results that were made from them stay.
+
+    Raises:
+        UsageError: There is no such result, or it may not go.
+    """
+    found = find_holdings(store, places)
+    for holding in found:
+        left = [place for place in holding.used_by if place not in places]
+        if left and not force:
+            raise UsageError(
+                f"{_listed(left)} was made from '{holding.place}': delete that too, or give "
+                "--force. It stays, and can still be read."
+            )
+    return found
+
+
+def delete_result(store: Store, place: str, *, force: bool = False) -> Holding:
+    """Delete one named result, as :func:`delete_results` deletes several."""
+    return delete_results(store, [place], force=force)[0]
+
+
+def delete_results(store: Store, places: Sequence[str], *, force: bool = False) -> list[Holding]:
+    """Delete named results; all are looked at before the first is deleted.
+
+    Args:
+        store: The store.
+        places: Such as ``coresets/default``.
+        force: Delete them although other results were made from them; those stay.
 
     Returns:
         What was deleted.
@@ -82,11 +91,11 @@ def delete_result(store: Store, place: str, *, force: bool = False) -> Holding:
     Raises:
         UsageError: There is no such result, or others were made from it.
     """
-    holding = find_holding(store, place)
-    check_deletable(holding, force=force)
-    with hold(store.storage, "delete", place, alone=False):
-        _delete(storage_of(store, place))
-    return holding
+    found = find_deletable(store, places, force=force)
+    for holding in found:
+        with hold(store.storage, "delete", holding.place, alone=False):
+            _delete(storage_of(store, holding.place))
+    return found
 
 
 def _delete(storage: Storage) -> None:

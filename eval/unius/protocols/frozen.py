@@ -17,6 +17,7 @@ from echostill.eval.metrics import classification_metrics
 from echostill.eval.names import KNN, LINEAR
 from echostill.eval.probes import (
     INVERSE_PENALTIES,
+    batches,
     knn_probe,
     linear_probe,
     linear_probe_segmentation,
@@ -265,8 +266,7 @@ def grid_features(
     side = max(encoder.image_size // 16, 1)
     encoder = encoder.to(device).eval()
     parts = []
-    for start in range(0, len(pixels), batch_size):
-        batch = torch.from_numpy(pixels[start : start + batch_size]).to(device).float() / 255
+    for batch in batches(pixels, batch_size, device):
         maps = [
             resampled(tokens[:, encoder.prefix_tokens :], shape.grid, side)
             for tokens, shape in zip(encoder(batch, layers).intermediate, shapes, strict=True)
