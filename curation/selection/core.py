@@ -75,8 +75,9 @@ def select_rows(
     Args:
         features: (N, D), row by row those of ``scores``.
         scores: image_id, gradient_mean, gradient_std.
-        groups: image_id and group_id of these images, the column that ``balance`` names, and the
-            flags of ``flags_last``, as far as there are any.
+        groups: image_id and group_id of these images, the column that ``balance`` names, the
+            flags of ``flags_last``, as far as there are any, and with ``quality="beyond-pixels"``
+            the statistics of the pixels.
         budget: number of images to choose, or a fraction of them.
         excluded: image_id, reason: images that are never chosen.
         pinned: image_id, reason: images that are always chosen.

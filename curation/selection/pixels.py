@@ -36,18 +36,43 @@ def explained_by_pixels(quality: np.ndarray, statistics: np.ndarray) -> float | 
     rows, count = statistics.shape
     if rows <= count + 1:
         return None
-    target = ranks(quality)
-    target -= target.mean()
+    target, left = _regressed(quality, statistics)
     total = float(target @ target)
     if total == 0:
         return None
-    design = np.stack([ranks(column) for column in statistics.T], axis=1)
-    design -= design.mean(axis=0)
-    # The normal equations: (S, S), whatever the number of rows.
-    solved = np.linalg.lstsq(design.T @ design, design.T @ target, rcond=1e-10)[0]
-    left = target - design @ solved
     share = 1.0 - float(left @ left) / total * (rows - 1) / (rows - count - 1)
     return max(round(float(share), 3), 0.0)
+
+
+def beyond_pixels(quality: np.ndarray, statistics: np.ndarray) -> np.ndarray:
+    """What the ranks of some statistics leave of the quality rank.
+
+    Args:
+        quality: (N,) quality scores.
+        statistics: (N, S) statistics of the pixels; NaN counts as the mean rank.
+
+    Returns:
+        (N,) float32, 1 plus the residuals of the regression of :func:`explained_by_pixels` divided
+        by N, so positive: larger where brightness and contrast suggest a lower quality.
+    """
+    left = _regressed(quality, statistics)[1]
+    # The last bits depend on the number of threads.
+    kept: np.ndarray = np.round(1.0 + left / max(len(left), 1), 9).astype(np.float32)
+    return kept
+
+
+def _regressed(quality: np.ndarray, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Regress ranks on ranks: the centred ranks of the quality, and the residuals, (N,) each."""
+    target = ranks(quality)
+    target -= target.mean()
+    design = np.zeros(statistics.shape)
+    for number, column in enumerate(statistics.T):
+        known = np.isfinite(column)
+        own = ranks(column[known])
+        design[known, number] = own - own.mean() if len(own) else own
+    # The normal equations: (S, S), whatever the number of rows.
+    solved = np.linalg.lstsq(design.T @ design, design.T @ target, rcond=1e-10)[0]
+    return target, target - design @ solved
 
 
 def explained_in_pool(ids: pa.Array, quality: np.ndarray, pool: pa.Table) -> float | None:

@@ -14,6 +14,7 @@ from echostill.curation.selection.group_limit import (
     places_per_group,
 )
 from echostill.curation.selection.methods import METHODS
+from echostill.curation.selection.pixels import STATISTICS, beyond_pixels
 from echostill.curation.selection.settings import SelectionSettings, resolve_budget
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.tables.ids import first_ids, pool_rows
@@ -32,7 +33,7 @@ class Request:
         decided: pins and exclusions.
         group_ids: (N,) group of each image.
         strata: values of the column that the budget is balanced by.
-        quality: (N,) float32 gradient score.
+        quality: (N,) float32 gradient score, or what of its rank the pixels do not explain.
         max_per_group: images that one group may have; None for any number.
         flagged: (N,) bool, rows that the method chooses last.
     """
@@ -65,6 +66,8 @@ def prepare_request(
     flagged = _flagged(row, groups, settings)
     limit = _group_limit(settings, group_ids, budget, decided, flagged)
     quality = _quality(scores, order, ids, settings.penalty)
+    if settings.quality == "beyond-pixels":
+        quality = beyond_pixels(quality, _statistics(row, groups))
     return Request(ids, order, budget, decided, group_ids, strata, quality, limit, flagged)
 
 
@@ -163,3 +166,17 @@ def _quality(scores: pa.Table, order: np.ndarray, ids: pa.Array, penalty: float)
         )
     quality: np.ndarray = (mean - penalty * spread).astype(np.float32)
     return quality
+
+
+def _statistics(row: pa.Array, groups: pa.Table) -> np.ndarray:
+    """Statistics of each row's pixels, (N, S) float64."""
+    missing = [name for name in STATISTICS if name not in groups.column_names]
+    if missing:
+        raise UsageError(
+            f"quality 'beyond-pixels' needs the columns {', '.join(missing)}, which this pool does "
+            "not have: an earlier version made it. Ingest it again, or use quality=gradient."
+        )
+    columns = [groups[name].combine_chunks().take(row) for name in STATISTICS]
+    return np.stack(
+        [column.to_numpy(zero_copy_only=False).astype(np.float64) for column in columns], axis=1
+    )

@@ -62,8 +62,15 @@ class SelectionSettings(ClusteringSettings):
         description="Weight of the distance rank, or of the coverage with method 'coverage'; the "
         "quality rank gets the rest.",
     )
+    quality: Literal["gradient", "beyond-pixels"] = Field(
+        "gradient",
+        description="What ranks images by quality: the gradient, or what of its rank brightness, "
+        "contrast and four other statistics of the pixels do not explain.",
+    )
     penalty: float = Field(
-        0.0, ge=0, description="Quality is the mean gradient minus penalty times its spread."
+        0.0,
+        ge=0,
+        description="The gradient is its mean over snapshots minus penalty times its spread.",
     )
     fusion: Fusion = Field(
         "sum",

@@ -257,7 +257,9 @@ def _pool_columns(config: SelectConfig, pool: Table) -> list[str]:
             f"{nearest(config.balance, known)}"
         )
     flags = config.flags_last if METHODS[config.method].flags else ()
-    return [name for name in known if name in ("image_id", "group_id", config.balance, *flags)]
+    pixels = STATISTICS if config.quality == "beyond-pixels" else ()
+    wanted = {"image_id", "group_id", config.balance, *flags, *pixels}
+    return [name for name in known if name in wanted]
 
 
 def _check_cluster(config: SelectConfig, rows: int, dimension: int) -> None:
