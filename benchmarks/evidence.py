@@ -382,6 +382,15 @@ class Coresets:
         return {arm: Row(row.predictions, {**row.facts, **facts})}
 
 
+def asked(units, options):
+    """Return the units that the command names: a part of the plan, run first."""
+    return [
+        unit
+        for unit in units
+        if unit.seed < options.seeds and (not options.arm or set(options.arm) & set(unit.depends))
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -390,6 +399,8 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="folder of rows and results")
     parser.add_argument("--teacher", action="append", help="NAME=WEIGHTS; repeatable")
     parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="default all")
+    parser.add_argument("--arm", action="append", help="only units that have it; repeatable")
+    parser.add_argument("--seeds", type=int, default=10**6, help="only units of the first seeds")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing")
     parser.add_argument("--report", action="store_true", help="only report the rows there are")
@@ -405,7 +416,7 @@ def main():
     }
     units = {name: makers[name]().units() for name in options.only or EXPERIMENTS}
     for name, own in units.items():
-        todo = evidence.rows.missing(own)
+        todo = evidence.rows.missing(asked(own, options))
         told = f"{name}: {len(todo)} of {len(own)} units to do"
         if not (options.report or options.quick):
             measure_paces(todo, evidence.paces)
@@ -415,7 +426,7 @@ def main():
         return
     for own in units.values():
         if not options.report:
-            complete(evidence.rows, own, say=partial(print, flush=True))
+            complete(evidence.rows, asked(own, options), say=partial(print, flush=True))
     write_report(evidence, units)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow as pa
@@ -241,16 +242,26 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_generated_pages_are_current() -> None:
-    script = ROOT / "docs" / "make_configuration.py"
-    specification = util.spec_from_file_location("make_configuration", script)
+def script(name: str) -> Any:
+    """Load a script of docs/ as a module."""
+    specification = util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    for name, render in module.PAGES.items():
+    return module
+
+
+def test_generated_pages_are_current() -> None:
+    for name, render in script("make_configuration").PAGES.items():
         written = (ROOT / "docs" / name).read_text()
         assert written == render(), f"docs/{name} is old: python docs/make_configuration.py"
+
+
+def test_numbers_of_the_pages_are_those_of_the_results() -> None:
+    evidence = script("make_evidence")
+    for page in evidence.BLOCKS:
+        assert page.read_text() == evidence.render(page), "python docs/make_evidence.py"
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@
 
 The first command writes the pool, the benchmark and ATTRIBUTION.md. The second writes the manifest
 of the images the shipped teacher was pretrained on: everything there is, without the benchmark's
-groups. With ``--without breast_busi gallbladder_ba`` no image of these sets is in it, so that they
-can be held-out tasks of a teacher. Which group goes where depends on its name and the seed below,
-and was decided before any model saw an image.
+groups and without the sets in UNSEEN, so that these can be held-out tasks. Which group goes where
+depends on its name and the seed below, and was decided before any model saw an image.
 """
 
 import argparse
@@ -36,7 +35,13 @@ ORGANS = {
     "lung_pocus": "lung",
     "muscle_dltrack": "muscle",
 }
-BENCHMARK_IMAGES = {"liver_aul": 330, "fetal_head_hc18": 200, "muscle_dltrack": 120}
+UNSEEN = ("breast_busi", "gallbladder_ba")  # by the teacher and by the pool
+BENCHMARK_IMAGES = {
+    "gallbladder_ba": 400,
+    "liver_aul": 330,
+    "fetal_head_hc18": 200,
+    "muscle_dltrack": 120,
+}
 POOL_IMAGES = {"fetal_head_hc18": 350, "muscle_dltrack": 260}
 FRAMES_PER_CLIP = 8
 CINES = {"OBXXXX1A_rle_2frame.dcm": "obstetric", "examples_ybr_color.dcm": "heart"}
@@ -99,10 +104,10 @@ def take_groups(rows: list[Row], count: int, purpose: str) -> list[Row]:
 
 
 def benchmark_rows(source: Path, dataset: str) -> list[Row]:
-    """Choose the benchmark: liver by class, fetal head with a mask, muscle by aponeurosis."""
+    """Choose the benchmark: by class, fetal head with a mask, muscle by aponeurosis."""
     rows = read_labels(source, dataset)
     count = BENCHMARK_IMAGES.get(dataset, 0)
-    if dataset == "liver_aul":
+    if dataset in ("gallbladder_ba", "liver_aul"):
         chosen: list[Row] = []
         for label in sorted({row["label"] for row in rows}):
             of_label = [row for row in rows if row["label"] == label]
@@ -201,7 +206,7 @@ def write_benchmark(source: Path, out: Path) -> None:
         for row in sorted(benchmark_rows(source, dataset), key=lambda row: row["file"]):
             image, mask = f"{task}/images/{target_name(row, '.jpg')}", ""
             write_image(source / dataset / row["file"], out / image)
-            if task != "liver":
+            if row["mask"] and task != "liver":
                 mask = f"{task}/masks/{target_name(row, '.png')}"
                 write_mask(source / dataset / row["mask"], out / mask)
             label = "head" if task == "fetal_head" else row["label"]
@@ -230,17 +235,11 @@ def write_pool(source: Path, out: Path) -> set[str]:
     return clips
 
 
-def write_teacher_pool(source: Path, path: Path, without: list[str]) -> None:
-    """Write the manifest for the teacher's pretraining: all images but the benchmark's groups.
-
-    Args:
-        source: Folder of the data sets.
-        path: Of the manifest.
-        without: Data sets of which no image is taken.
-    """
+def write_teacher_pool(source: Path, path: Path) -> None:
+    """Write the manifest for the teacher's pretraining: no unseen set, no benchmark group."""
     lines = []
     for dataset, organ in ORGANS.items():
-        if dataset in without:
+        if dataset in UNSEEN:
             continue
         for row in outside_benchmark(source, dataset):
             file = (source / dataset / row["file"]).resolve()
@@ -257,6 +256,8 @@ unchanged. `LICENSES/` has the licences or their addresses.
 
 | Folder | Data set | Authors and paper | Source | Licence |
 |---|---|---|---|---|
+| `benchmark/gallbladder` | Sonographic gallbladder images for the diagnosis of biliary atresia | \
+youngyzzZ | https://github.com/youngyzzZ/Sonographic-Gallbladder-Images-for-BA-Diagnosis | MIT |
 | `pool/liver`, `benchmark/liver` | Annotated Ultrasound Liver images | Xu Y. et al., \
 Briefings in Bioinformatics (2023) bbac569 | https://zenodo.org/records/7272660 | CC BY 4.0 |
 | `pool/fetal_head`, `benchmark/fetal_head` | HC18 | van den Heuvel T.L.A. et al., \
@@ -301,18 +302,11 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="the development data")
     parser.add_argument("--out", type=Path, help="folder that gets pool/ and benchmark/")
     parser.add_argument("--teacher-pool", type=Path, help="CSV for the teacher's pretraining")
-    parser.add_argument(
-        "--without",
-        nargs="+",
-        default=[],
-        choices=sorted(ORGANS),
-        help="sets that the teacher must not see",
-    )
     arguments = parser.parse_args()
     if arguments.out is None and arguments.teacher_pool is None:
         parser.error("give --out, --teacher-pool or both")
     if arguments.teacher_pool is not None:
-        write_teacher_pool(arguments.source, arguments.teacher_pool, arguments.without)
+        write_teacher_pool(arguments.source, arguments.teacher_pool)
     if arguments.out is not None:
         for name in ("pool", "benchmark"):
             shutil.rmtree(arguments.out / name, ignore_errors=True)
