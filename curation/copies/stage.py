@@ -1,7 +1,8 @@
 """The duplicates stage: writes a table of the pool's copies, each with the image that is kept.
 
 Exact copies have the same staged pixels. Near copies have close perceptual hashes and thumbnails
-that agree (curation/copies/near.py). Semantic copies have teacher features that hardly differ.
+that agree (curation/copies/near.py), or show a part of one another (curation/copies/crops.py).
+Semantic copies have teacher features that hardly differ.
 
 Neighbouring frames of one clip are naturally near copies of each other. They are in one group, stay
 on one side of every split, and a selection limits them (``max_per_group``). Near and semantic
@@ -10,6 +11,7 @@ copies are therefore searched only between groups, where a copy would cross a sp
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +49,7 @@ from echostill.platform.tables.store import Store, describe_bytes, save_configur
 from echostill.platform.tables.table import MANIFEST, Table, write_table
 
 HASH_COLUMNS = ("content_hash", "perceptual_hash", "thumbnail")
+CROP_CORRELATION, CROPS_SEARCHED = 0.93, 50_000  # about twelve minutes of one core
 BYTES_PER_ROW = 600  # ids, hashes, scores and their arrays; only for the plan's estimate
 # Why the kept copy was preferred: the first of these in which the two differ.
 PREFERRED = (
@@ -68,18 +71,25 @@ class DuplicatesConfig(StageConfig, NearSettings):
         "null searches for none. Needs scores. A suitable value depends on the teacher: see "
         "docs/duplicates.md.",
     )
-    crop_correlation: float | None = Field(
-        None,
-        ge=0.8,
-        le=1,
-        description="Also search for crops: smallest correlation of two pictures of which one "
-        "shows a part of the other, once they are aligned; 0.93 is a good value. Decodes the "
-        "pool's images; null searches for none.",
+    crop_correlation: Annotated[float, Field(ge=0.8, le=1)] | Literal["auto"] | None = Field(
+        "auto",
+        description="Search for crops: smallest correlation of two pictures of which one shows a "
+        "part of the other, once they are aligned; null searches for none. 'auto' is 0.93 for "
+        f"pools of up to {CROPS_SEARCHED:,} images, and null for larger ones, since the images are "
+        "decoded, and where near_distance is null.",
     )
     within_group: bool = Field(
         False,
         description="Search for near and semantic copies inside a patient, study or clip too.",
     )
+
+    def crops_of(self, images: int) -> float | None:
+        """The smallest correlation of crops in a pool of so many images; None for no search."""
+        if self.crop_correlation != "auto":
+            return self.crop_correlation
+        if self.near_distance is None:
+            return None
+        return CROP_CORRELATION if images <= CROPS_SEARCHED else None
 
 
 @logged(stages.DUPLICATES)
@@ -107,7 +117,17 @@ def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> Sta
     table = duplicate_table(pool, config, scores)
     write_table(storage, table, stage="duplicates", fingerprint=wanted.as_dict())
     counts = count(table, pool.rows)
-    return _result(storage, counts, describe(counts))
+    return _result(storage, counts, describe(counts) + left_out(config, pool.rows))
+
+
+def left_out(config: DuplicatesConfig, images: int) -> str:
+    """Say that crops are not searched where the configuration does not ask for that."""
+    if config.crop_correlation != "auto" or images <= CROPS_SEARCHED:
+        return ""
+    return (
+        f"; crops were not searched among more than {CROPS_SEARCHED:,} images: "
+        f"crop_correlation={CROP_CORRELATION} searches for them"
+    )
 
 
 def _result(
@@ -145,10 +165,9 @@ def plan_find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -
     else:
         limit = f"up to {config.near_distance} of {BITS} bits"
         out.add("near", f"{limit}, correlation from {config.near_correlation}, {where}")
-    crops = "not searched"
-    if config.crop_correlation is not None:
-        crops = f"correlation from {config.crop_correlation} once aligned, {where}"
-    out.add("crops", crops)
+    least = config.crops_of(pool.rows)
+    crops = f"correlation from {least} once aligned, {where}" if least else "not searched"
+    out.add("crops", crops + left_out(config, pool.rows))
     if scores is None:
         out.add("semantic", "not searched")
     else:
@@ -263,13 +282,13 @@ def find_links(
     hashes = as_hashes(columns["perceptual_hash"])[some]
     near = near_links(hashes, labels[some], lambda r: pool_thumbnails(pool, some[r]), config)
     links = [replace(near, first=some[near.first], second=some[near.second])]
-    if config.crop_correlation is not None:
+    least = config.crops_of(len(rows))
+    if least is not None:
         one, other = crop_pairs(
             pool_thumbnails(pool, some)[:, 0],
             labels[some],
             lambda r, size: pool_squares(pool, some[r], size),
-            config.crop_correlation,
-            config.seed,
+            least,
         )
         # Bits of the whole pictures' hashes, as the other near copies have.
         bits = hamming(hashes[one, 0], hashes[other, 0])

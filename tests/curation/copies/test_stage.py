@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from echostill.curation import DuplicatesConfig, find_duplicates
+from echostill.curation.copies import stage
 from echostill.curation.copies.stage import plan_find_duplicates
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.schemas import DUPLICATES_SCHEMA, scores_schema
@@ -153,15 +154,30 @@ def test_a_pool_without_copies_has_an_empty_table(tmp_path, make_pool):
     assert rows_of(store) == {}
 
 
-def test_crops_are_found_only_when_asked(tmp_path, make_pool):
+def test_crops_are_found_in_small_pools_and_in_large_ones_when_asked(
+    tmp_path, make_pool, monkeypatch
+):
     store = Store(str(tmp_path / "store"))
     part = encoded(picture(1).crop((4, 14, 220, 232)))
     files = {**{name: FILES[name] for name in ("a.png", "b.png", "d.png")}, "part.png": part}
     make_pool(store, files, rows_per_part=2)
-    find_duplicates(DuplicatesConfig(store=store.root))
+    find_duplicates(DuplicatesConfig(store=store.root, crop_correlation=None))
     assert rows_of(store) == {}
-    find_duplicates(DuplicatesConfig(store=store.root, crop_correlation=0.93), overwrite=True)
-    rows = rows_of(store)
+
+    def found(**keys):
+        find_duplicates(DuplicatesConfig(store=store.root, **keys), overwrite=True)
+        return rows_of(store)
+
+    rows = found()
     assert set(rows) == {"a.png", "part.png"}
     assert not rows["part.png"]["kept"]
     assert (rows["part.png"]["kind"], rows["part.png"]["kept_name"]) == ("near", "a.png")
+    assert found(near_distance=None) == {}
+
+    monkeypatch.setattr(stage, "CROPS_SEARCHED", 3)
+    large = DuplicatesConfig(store=store.root)
+    told = "crops were not searched among more than 3 images: crop_correlation=0.93"
+    assert told in str(find_duplicates(large, overwrite=True))
+    assert told in plan_find_duplicates(large).describe()
+    assert rows_of(store) == {}
+    assert set(found(crop_correlation=0.93)) == {"a.png", "part.png"}
