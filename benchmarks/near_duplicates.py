@@ -22,7 +22,7 @@ from machine import describe_machine
 from PIL import Image, ImageDraw, ImageEnhance
 
 from echostill.curation.copies.groups import NEAR
-from echostill.curation.copies.stage import DuplicatesConfig, find_links
+from echostill.curation.copies.stage import CROP_CORRELATION, DuplicatesConfig, find_links
 from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings
@@ -98,7 +98,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pad", action="store_true", help="Add black borders to the copies too.")
     parser.add_argument("--crop", action="store_true", help="Crop the copies by 5 to 15%%.")
-    parser.add_argument("--crop-correlation", type=float, help="Search for crops.")
+    parser.add_argument("--crop-correlation", type=float, default=CROP_CORRELATION)
+    parser.add_argument("--no-crops", action="store_true", help="Do not search for crops.")
     parser.add_argument("--distance", type=int, default=DuplicatesConfig().near_distance)
     parser.add_argument("--correlation", type=float, default=DuplicatesConfig().near_correlation)
     parser.add_argument("--sheet", help="PNG of the flagged pairs of two originals.")
@@ -111,7 +112,7 @@ def main() -> None:
     config = DuplicatesConfig(
         near_distance=arguments.distance,
         near_correlation=arguments.correlation,
-        crop_correlation=arguments.crop_correlation,
+        crop_correlation=None if arguments.no_crops else arguments.crop_correlation,
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
