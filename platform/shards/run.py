@@ -13,9 +13,11 @@ from typing import Any
 
 from echostill.platform.cluster import metrics
 from echostill.platform.cluster.plans import WorkerPlan
+from echostill.platform.errors import UsageError
 from echostill.platform.ray_errors import worker_errors
 from echostill.platform.shards.files import ShardFiles, ShardWorker
 from echostill.platform.shards.outcome import Outcome
+from echostill.platform.shards.records import Record
 
 AHEAD = 2  # shards sent to an actor: one it works on, one that is on its way
 
@@ -44,6 +46,7 @@ def stream(
 
     Raises:
         EchostillError: A worker failed, or Ray did.
+        UsageError: A worker's node does not see the store.
     """
     import ray.data
 
@@ -67,10 +70,32 @@ def stream(
         num_cpus=plan.cpus_per_worker,
         num_gpus=plan.gpus_per_worker or None,
     )
+    seen: set[str] = set()  # workers
     with worker_errors(stage.name, "Finished shards are kept: the same command continues."):
         for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
             for text in batch["finished"]:
-                yield json.loads(str(text))
+                finished = json.loads(str(text))
+                node = finished.pop("node")
+                if finished["worker"] not in seen:
+                    check_arrived(stage, finished["record"], node)
+                    seen.add(finished["worker"])
+                yield finished
+
+
+def check_arrived(stage: ShardFiles, record: Record, node: str) -> None:
+    """Look for a worker's first shard where this process sees the store.
+
+    Nodes prove that they see it before the work begins; one that joins later does so here.
+
+    Raises:
+        UsageError: It is not there; names the node.
+    """
+    if stage.record(int(record["shard"])) is None:
+        raise UsageError(
+            f"node {node} wrote shard {record['shard']} to '{stage.table.root}', and it is not "
+            "there for this machine. Expected a folder that all nodes mount under the same path, "
+            "or an s3:// or gs:// URI that all may read and write."
+        )
 
 
 def _pool(plan: WorkerPlan, shards: int) -> Any:
@@ -108,11 +133,13 @@ class ShardActor:
         retry: bool,
         device: str,
     ) -> None:
+        import ray
         import torch
 
         torch.set_num_threads(threads)
         self._stage, self._worker, self._retry = stage, make_worker(), retry
         self._name = uuid.uuid4().hex[:6]
+        self._node = ray.util.get_node_ip_address()
         self._metrics = metrics.MetricPublisher(metrics.SHARDS, stage=stage.name, device=device)
         self._free = time.perf_counter()
 
@@ -130,7 +157,7 @@ class ShardActor:
         earlier = self._stage.record(index)
         if earlier is not None and not self._retry:
             # An actor that was lost had written this shard, and its answer was lost with it.
-            return {"record": earlier, "worker": self._name, "seconds": {}, "ended": time.time()}
+            return self._said(earlier, {}, time.time())
         with self._stage.attempt(index):
             started, worked = time.perf_counter(), time.process_time()
             if earlier is None:
@@ -150,7 +177,17 @@ class ShardActor:
         self._count(outcome, {**seconds, "idle": started - self._free})
         self._free = time.perf_counter()
         rounded = {name: round(value, 4) for name, value in seconds.items()}
-        return {"record": record, "worker": self._name, "seconds": rounded, "ended": ended}
+        return self._said(record, rounded, ended)
+
+    def _said(self, record: Record, seconds: dict[str, float], ended: float) -> dict[str, Any]:
+        """What the driver hears of a shard."""
+        return {
+            "record": record,
+            "worker": self._name,
+            "node": self._node,
+            "seconds": seconds,
+            "ended": ended,
+        }
 
     def _again(self, payload: Any, before: Outcome) -> Outcome:
         """Do the units in quarantine again; a shard that is one unit, as a whole."""

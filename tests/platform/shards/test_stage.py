@@ -12,6 +12,7 @@ from echostill.platform.cluster.plans import plan_workers
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.shards.events import read_events
 from echostill.platform.shards.outcome import Outcome
+from echostill.platform.shards.run import check_arrived
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.tables.fingerprint import Fingerprint
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
@@ -94,6 +95,14 @@ def contents(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "log" not in path.name and path.parent.name != "events"
     }
+
+
+def test_a_shard_that_a_node_wrote_into_a_folder_of_its_own_is_missed(tmp_path):
+    here, there = make_stage(tmp_path / "here"), make_stage(tmp_path / "there")
+    record = there.write(2, Worker(str(tmp_path / "log")).process([5]))
+    check_arrived(there, record, "10.0.0.2")
+    with pytest.raises(UsageError, match=r"node 10\.0\.0\.2 wrote shard 2 to .*here/toy'"):
+        check_arrived(here, record, "10.0.0.2")
 
 
 def test_every_row_is_in_the_table_or_in_quarantine(ray_cluster, tmp_path):
