@@ -280,7 +280,8 @@ class Lease:
         return UsageError(
             f"refused: the store '{self._store}' is in use by {first.described}. Two jobs would "
             f"write over each other: wait until it has ended, stop it ({stop}), or use another "
-            "store."
+            "store. If this is a copy of that job's store, made while it ran, delete the copy's "
+            f"'{FOLDER}/'."
         )
 
     def _read(self, key: str) -> Holder | None:
