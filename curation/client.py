@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, Unpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from echostill.curation.answer_files import EVERY_ROW, check_answer_file, write_answer
 from echostill.curation.connection import Connection, part
 from echostill.curation.questions import (
     ExportFilters,
@@ -123,7 +124,7 @@ class Client:
         """Write a coreset to a ``.parquet``, ``.csv`` or ``.jsonl`` file; return its bytes."""
         check_filters(filters, ExportFilters)
         query = {"format": export_format(path), **filters}
-        with self._service.stream(f"/v1/coresets/{part(name)}/export", query) as pieces:
+        with self._service.stream("GET", f"/v1/coresets/{part(name)}/export", query) as pieces:
             return write_export(path, pieces)
 
     def compare(self, a: str, b: str, *, limit: int = 100) -> dict[str, Any]:
@@ -221,17 +222,29 @@ class Client:
         pandas: bool = False,
     ) -> Any:
         """Run one SELECT over the views; arguments as in ``CoresetQuestions``."""
-        body = {
-            "sql": query,
-            "parameters": list(parameters),
-            "coreset": coreset,
-            "limit": limit,
-            "timeout": QUERY_SECONDS if timeout is None else timeout,
-        }
+        body = _query(query, parameters, coreset, limit, timeout)
         headers = {"Accept": ARROW}
         answer = self._service.request("POST", "/v1/sql", json=body, headers=headers)
         table = read_result(answer.content)
         return table.to_pandas() if pandas else table
+
+    def export_sql(
+        self,
+        query: str,
+        path: str,
+        parameters: Sequence[Any] = (),
+        *,
+        coreset: str | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Write all rows of a query to a file; arguments as in ``CoresetQuestions``."""
+        check_answer_file(path, overwrite=overwrite)
+        body = _query(query, parameters, coreset, limit or EVERY_ROW, timeout)
+        headers = {"Accept": ARROW}
+        with self._service.stream("POST", "/v1/sql", json=body, headers=headers) as pieces:
+            return write_answer(path, (piece for piece in pieces))
 
     # Pins and bans
 
@@ -352,3 +365,15 @@ class Client:
     ) -> dict[str, Any]:
         body = {"action": action, "images": list(images), "author": author, "reason": reason}
         return self._service.send("POST", "/v1/pins", body)
+
+
+def _query(
+    sql: str, parameters: Sequence[Any], coreset: str | None, limit: int, timeout: float | None
+) -> dict[str, Any]:
+    return {
+        "sql": sql,
+        "parameters": list(parameters),
+        "coreset": coreset,
+        "limit": limit,
+        "timeout": QUERY_SECONDS if timeout is None else timeout,
+    }

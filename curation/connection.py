@@ -59,10 +59,12 @@ class Connection:
         return answer
 
     @contextmanager
-    def stream(self, path: str, query: Mapping[str, Any]) -> Iterator[Iterator[bytes]]:
-        """Send a GET and give the pieces of its answer."""
+    def stream(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, **options: Any
+    ) -> Iterator[Iterator[bytes]]:
+        """Send a request and give the pieces of its answer; options are those of httpx."""
         try:
-            with self.http.stream("GET", path, params=_given(query)) as answer:
+            with self.http.stream(method, path, params=_given(query), **options) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                 _check(answer)

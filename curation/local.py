@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from echostill.curation.answer_files import EVERY_ROW, Pieces, check_answer_file, write_answer
 from echostill.curation.questions import (
     ExportFilters,
     SampleFilters,
@@ -235,6 +236,37 @@ class LocalStore:
         pandas: bool = False,
     ) -> Any:
         """Run one SELECT over the views; arguments as in ``CoresetQuestions``."""
+        with tool_errors():
+            pieces = self._answer(query, parameters, coreset, limit, timeout)
+            table = read_result(b"".join(pieces))
+        return table.to_pandas() if pandas else table
+
+    def export_sql(
+        self,
+        query: str,
+        path: str,
+        parameters: Sequence[Any] = (),
+        *,
+        coreset: str | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Write all rows of a query to a file; arguments as in ``CoresetQuestions``."""
+        check_answer_file(path, overwrite=overwrite)
+        with tool_errors():
+            pieces = self._answer(query, parameters, coreset, limit or EVERY_ROW, timeout)
+            return write_answer(path, pieces)
+
+    def _answer(
+        self,
+        query: str,
+        parameters: Sequence[Any],
+        coreset: str | None,
+        limit: int,
+        timeout: float | None,
+    ) -> Pieces:
+        """Return the pieces of a query's Arrow stream."""
         if self._sql is None:
             self._sql = SqlPool(1)
         wanted = Query(
@@ -245,9 +277,7 @@ class LocalStore:
             arrow=True,
             description=self._ask(describe_views, coreset),
         )
-        with tool_errors():
-            table = read_result(b"".join(self._sql.run(wanted, lambda: False)))
-        return table.to_pandas() if pandas else table
+        return self._sql.run(wanted, lambda: False)
 
     # Pins and bans
 

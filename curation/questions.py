@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol, Self, TypedDict, Unpack
 
 import pyarrow as pa
 
-from echostill.platform.errors import EchostillError, UsageError, nearest
+from echostill.curation.answer_files import AnswerStream
+from echostill.platform.errors import UsageError, nearest
 from echostill.platform.tables.atomic import atomic_write
 from echostill.platform.tables.storage import Storage
 
@@ -183,6 +184,34 @@ class CoresetQuestions(Protocol):
             pandas: return a data frame instead of an Arrow table.
         """
 
+    def export_sql(
+        self,
+        query: str,
+        path: str,
+        parameters: Sequence[Any] = (),
+        *,
+        coreset: str | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Write all rows of a query to a ``.parquet``, ``.arrow`` or ``.csv`` file.
+
+        The file appears when it is complete.
+
+        Args:
+            query: as in ``sql``.
+            path: a local path or a URI.
+            parameters: values of its ``?``.
+            coreset: name of the coreset that the view ``coreset`` shows.
+            limit: rows at most; default all of them.
+            timeout: as in ``sql``.
+            overwrite: replace a file that is there.
+
+        Returns:
+            The number of rows.
+        """
+
     def pins(self, *, history: bool = False) -> list[dict[str, Any]]:
         """Return pins and bans, newest first; with ``history`` the removed ones too."""
 
@@ -252,17 +281,6 @@ def read_result(data: bytes) -> pa.Table:
     Raises:
         EchostillError: The query failed while it was being answered.
     """
-    batches, truncated = [], b"false"
-    with pa.ipc.open_stream(data) as reader:
-        schema = reader.schema
-        try:
-            while True:
-                batch, metadata = reader.read_next_batch_with_custom_metadata()
-                if metadata is not None and b"error" in metadata:
-                    raise EchostillError(metadata[b"error"].decode())
-                truncated = (metadata or {}).get(b"truncated", truncated)
-                batches.append(batch)
-        except StopIteration:
-            pass
-    table = pa.Table.from_batches(batches, schema)
-    return table.replace_schema_metadata({"truncated": truncated})
+    stream = AnswerStream(data)
+    table = pa.Table.from_batches(list(stream), stream.schema)
+    return table.replace_schema_metadata({"truncated": str(stream.truncated).lower()})

@@ -34,7 +34,7 @@ AnyCoresetOption = Annotated[
 SelectedOption = Annotated[
     str, typer.Option("--selected", help="true, false or any: which rows to keep.")
 ]
-SHOWN_CHARACTERS = 60
+SHOWN_CHARACTERS, SHOWN_ROWS = 60, 1000
 DEFAULT_STORE = "runs/default"
 
 
@@ -105,16 +105,35 @@ def query_command(
     url: UrlOption = None,
     token_file: TokenFileOption = None,
     coreset: AnyCoresetOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows at most.")] = 1000,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Rows at most; default 1000, and all in a file."),
+    ] = None,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Write all rows to a file: .parquet, .arrow or .csv."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Query a store, or a running service, with SQL: views pool, scores, coreset, samples, ...
 
     \b
     Example:
       echostill query "select organ, count(*) from pool group by organ" --store runs/quickstart
+      echostill query "from coreset where selected" --store runs/quickstart --to chosen.parquet
     """
+    if to is not None:
+        if as_json or as_csv:
+            raise UsageError("--to writes a file, --json and --csv print: give one of them.")
+        with open_questions(store, url, token_file) as questions:
+            rows = questions.export_sql(sql, to, coreset=coreset, limit=limit, overwrite=overwrite)
+        print(f"{to}: {rows} rows")
+        return
+    if overwrite:
+        raise UsageError("--overwrite goes with --to.")
+    limit = limit or SHOWN_ROWS
     with open_questions(store, url, token_file) as questions:
         table = questions.sql(sql, coreset=coreset, limit=limit)
     if as_json:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from echostill.curation.answer_files import EVERY_ROW
 from echostill.curation.selection.stage import SelectConfig
 from echostill.platform.config import StageConfig
 
@@ -34,7 +35,7 @@ class SqlBody(Body):
         None, description="Name of the coreset that the view `coreset` shows."
     )
     limit: int = Field(
-        1000, ge=1, le=5_000_000, description="Rows at most; as JSON never more than 100,000."
+        1000, ge=1, le=EVERY_ROW, description="Rows at most; as JSON never more than 100,000."
     )
     timeout: float = Field(10, gt=0, le=60, description="Seconds at most.")
 

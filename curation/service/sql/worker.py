@@ -187,7 +187,8 @@ class Worker:
                         break
             except (duckdb.Error, pa.ArrowException, OSError) as failure:
                 error = self._words(failure)
-            last = pa.RecordBatch.from_pylist([], schema=schema)
+            empty = [pa.nulls(0, kind) for kind in schema.types]  # enums too
+            last = pa.RecordBatch.from_arrays(empty, schema=schema)
             end = {"error": error} if error else {"truncated": json.dumps(truncated)}
             writer.write_batch(last, custom_metadata=end)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class SqlPool:
         for _ in range(workers):
             self._free.put(_Process())
 
-    def run(self, query: Query, disconnected: Callable[[], bool]) -> Iterator[bytes]:
+    def run(self, query: Query, disconnected: Callable[[], bool]) -> Generator[bytes, None, None]:
         """Run a query: yield one piece of JSON, or the pieces of an Arrow stream.
 
         Nothing is yielded before the query has started to answer, so an invalid one raises at once.

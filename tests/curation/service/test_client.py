@@ -98,10 +98,26 @@ def test_exports_are_alike_from_service_and_store(sources, tmp_path, kind):
     assert first == second
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "arrow"])
+def test_answers_as_files_are_alike_from_service_and_store(sources, tmp_path, kind):
+    for number, place in enumerate(sources):
+        told = run(
+            "query", "from pool order by image_id", "--to", tmp_path / f"{number}.{kind}", *place
+        )
+        assert told.endswith(": 240 rows\n")
+    first, second = ((tmp_path / f"{number}.{kind}").read_bytes() for number in (0, 1))
+    assert first == second
+
+
 def test_wrong_commands_have_clear_errors(sources, tmp_path):
     _, store = sources
     assert "not both" in run("query", "x", *sources[0], *sources[1], code=2)
     assert "there is no view 'pol'" in run("query", "from pol", *store, code=2)
+    assert "give one of them" in run("query", "x", "--to", "x.csv", "--json", *store, code=2)
+    assert "goes with --to" in run("query", "x", "--overwrite", *store, code=2)
+    taken = tmp_path / "taken.csv"
+    taken.touch()
+    assert "exists: give another name, or --overwrite" in run("query", "x", "--to", taken, *store, code=2)
     assert "Did you mean 'default'" in run("compare", "defalt", "spread", *store, code=2)
     assert "no image" in run("neighbours", "nothing-like-it", *store, code=2)
     assert "end in .parquet" in run("export-coreset", "default", "x.txt", *store, code=2)

@@ -2,6 +2,7 @@
 
 import json
 
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -124,6 +125,12 @@ WRONG = [
         EchostillError,
         "timeout",
     ),
+    (
+        lambda ask, image: ask.export_sql("from pool", "a.txt"),
+        UsageError,
+        r"end in \.parquet, \.arrow",
+    ),
+    (lambda ask, image: ask.export_sql("from pol", "a.csv"), UsageError, "view 'pol'. Did you"),
     (lambda ask, image: ask.pin(["none"], author="a", reason="b"), UsageError, "no image 'none'"),
     (lambda ask, image: ask.unpin("p-9", author="a", reason="b"), UsageError, "no pin 'p-9'"),
 ]
@@ -189,6 +196,26 @@ def test_queries_give_arrow_or_pandas(questions):
     cut = questions.sql("from pool", limit=5)
     assert (cut.num_rows, cut.schema.metadata[b"truncated"]) == (5, b"true")
     assert questions.sql("from pool", limit=240).schema.metadata[b"truncated"] == b"false"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "csv"])
+def test_answers_are_whole_files(questions, tmp_path, kind, monkeypatch):
+    """Also of more rows than the limits on what is shown or sent as JSON."""
+    path = tmp_path / "new" / f"answer.{kind}"
+    text = "select range as number, ? as word from range(150000)"
+    assert questions.export_sql(text, str(path), ["x"]) == 150_000
+    read = {"parquet": polars.read_parquet, "arrow": polars.read_ipc, "csv": polars.read_csv}
+    assert read[kind](path)["number"].to_list() == list(range(150_000))
+    with pytest.raises(UsageError, match="exists"):
+        questions.export_sql("from pool", str(path))
+    rows = questions.export_sql("from coreset", str(path), coreset="spread", overwrite=True)
+    assert (rows, len(read[kind](path))) == (236, 236)
+    assert questions.export_sql("from pool", str(path), limit=7, overwrite=True) == 7
+    endless = "select count(*) from range(1000000000000)"
+    with pytest.raises(EchostillError, match="timeout"):
+        questions.export_sql(endless, str(path), timeout=0.3, overwrite=True)
+    assert len(read[kind](path)) == 7
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
 
 
 def test_names_mean_images(questions, make):

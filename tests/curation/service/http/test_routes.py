@@ -53,6 +53,9 @@ CALLS = {
     "map": lambda client, values: client.map(),
     "views": lambda client, values: client.views(),
     "sql": lambda client, values: client.sql("select 1"),
+    "export_sql": lambda client, values: client.export_sql(
+        "select 1", str(values["folder"] / "b.csv")
+    ),
     "pins": lambda client, values: client.pins(history=True),
     "pin": lambda client, values: values.update(
         pin=client.pin([values["image_id"]], **SIGNED)["id"]
