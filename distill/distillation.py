@@ -30,7 +30,7 @@ from echostill.platform.models.weights import Weights, find_initial, find_teache
 from echostill.platform.progress import Progress, console
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, fingerprint
-from echostill.platform.tables.store import Store, check_origin, selected_ids
+from echostill.platform.tables.store import Store, check_origin, read_configuration, selected_ids
 from echostill.platform.tables.table import Table
 from echostill.platform.training.loop import TrainingState, TrainingTask
 from echostill.platform.training.ray import plan, side_by_side
@@ -43,6 +43,7 @@ from echostill.platform.training.run import (
 )
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages, stage_images
+from echostill.platform.training.tracking import RunInput
 
 INERT_SPREAD = 0.02  # below this the consistency weight does nothing (method.md, section 2.3)
 
@@ -248,6 +249,7 @@ class _Stage:
                 claim=self.claim(run, start),
                 config=config.alone(run),
                 export=partial(_export, job, index),
+                inputs=(self.coreset_input(),),
             )
             for index, (run, start) in enumerate(zip(group, initial, strict=True))
         ]
@@ -255,6 +257,19 @@ class _Stage:
             job, members, stage="distill", overwrite=overwrite, bar=bar, at_once=at_once
         )
         return {run.name: result for run, result in zip(group, results, strict=True)}
+
+    def coreset_input(self) -> RunInput:
+        """Return what a run's record says of the coreset."""
+        pool = self.store.open_pool()
+        facts = {
+            "rows": len(self.ids),
+            "pool_rows": pool.rows,
+            "pool_sha256": pool.digest,
+            "selection": read_configuration(self.coreset.storage),
+            "store": self.store.root,
+        }
+        name, where = f"coreset {self.config.coreset}", self.coreset.storage.root
+        return RunInput(name, self.coreset.digest, where, "training", facts)
 
     def initial(self, run: StudentRun) -> Weights | None:
         """Find the weights that a run starts from."""

@@ -45,7 +45,7 @@ from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, save_configuration
 from echostill.platform.tables.table import decode_parquet, encode_parquet, write_table
-from echostill.platform.training.tracking import Tracker
+from echostill.platform.training.tracking import RunInput, Tracker
 
 
 class EvaluateConfig(ModelsConfig):
@@ -141,7 +141,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
         "candidates": _candidates_with_costs(units, sizes),
         **summarise(predictions, task_infos(described), pairs, config.seed),
     }
-    _track(config, storage, evaluation)
+    _track(config, storage, evaluation, datasets)
     storage.write(RESULT, json.dumps(evaluation, indent=1).encode())
     sentence = f"{len(units)} evaluations on {len(config.tasks)} tasks: {storage.locate(RESULT)}"
     remarks = [f"{task['name']}: {note}" for task in described for note in task["notes"]]
@@ -321,7 +321,9 @@ def _candidates_with_costs(units: list[Unit], sizes: dict[Model, int]) -> list[d
     return list(described.values())
 
 
-def _track(config: EvaluateConfig, storage: Storage, evaluation: dict[str, Any]) -> None:
+def _track(
+    config: EvaluateConfig, storage: Storage, evaluation: dict[str, Any], datasets: Tasks
+) -> None:
     sums: dict[str, list[float]] = {}
     for row in evaluation["results"]:
         for metric, value in row["metrics"].items():
@@ -333,6 +335,13 @@ def _track(config: EvaluateConfig, storage: Storage, evaluation: dict[str, Any])
         storage,
         f"evaluate-{config.name}",
         {"seeds": str(config.seeds), "folds": config.folds},
+    )
+    sets = [(task, first_of(datasets, task.name)) for task in config.tasks]
+    tracker.inputs(
+        [
+            RunInput(task.name, digest_of(data), task.manifest, "evaluation", {"rows": len(data)})
+            for task, data in sets
+        ]
     )
     means = {key: sum(values) / len(values) for key, values in sums.items()}
     tracker.metrics([{"step": 0, **means}])

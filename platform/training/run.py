@@ -17,7 +17,7 @@ from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import finish_run, read_manifest, save_configuration
 from echostill.platform.training.loop import TrainingTask
 from echostill.platform.training.ray import BAD_BATCH, TrainingJob, plan, run_training
-from echostill.platform.training.tracking import Logged, Tracker
+from echostill.platform.training.tracking import Logged, RunInput, Tracker
 
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.jsonl"
@@ -36,6 +36,7 @@ class PlannedRun:
     claim: Claim  # on its folder, whose last part is its name
     config: ComputeConfig
     export: Export
+    inputs: tuple[RunInput, ...] = ()  # what its page in MLflow says that it was made from
 
     @property
     def storage(self) -> Storage:
@@ -163,6 +164,8 @@ def _train(
         )
         for member in open_members
     ]
+    for member, tracker in zip(open_members, trackers, strict=True):
+        tracker.inputs(member.inputs)
     logged = [
         Logged(member.rows, tracker, member.name)
         for member, tracker in zip(open_members, trackers, strict=True)

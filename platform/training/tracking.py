@@ -30,8 +30,28 @@ from echostill.platform.training.mlflow_files import (
 
 RUN_FILE = "mlflow.json"
 MAX_PARAMETERS = 100  # MLflow's limit per call
+MAX_NAME, MAX_DIGEST = 500, 36  # characters of a dataset's name and digest
 JOB_TAG, PAGE_TAG = "ray.submission_id", "ray.dashboard"  # of a run: the job that writes it
 PARENT_VARIABLE = "ECHOSTILL_MLFLOW_PARENT"  # id of the run that new runs are nested under
+
+
+@dataclass(frozen=True)
+class RunInput:
+    """A dataset that a run was made from, as its page in MLflow names it.
+
+    Attributes:
+        name: Such as ``coreset default``.
+        digest: SHA-256 of its content.
+        source: Folder, file or URI where it is.
+        context: What it was used for: ``training`` or ``evaluation``.
+        facts: More of what the page shows, such as rows and the pool.
+    """
+
+    name: str
+    digest: str
+    source: str
+    context: str
+    facts: dict[str, Any]
 
 
 def default_uri(store: str) -> str:
@@ -139,6 +159,29 @@ class Tracker:
         for start in range(0, len(items), 1000):
             mlflow_client(self.uri).log_batch(self.run_id, metrics=items[start : start + 1000])
 
+    def inputs(self, datasets: Sequence[RunInput]) -> None:
+        """Record what the run is made from; the same ones again, after a restart, change nothing.
+
+        The store stays where it is: the record has its place, digest and size.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        found = [
+            DatasetInput(
+                Dataset(
+                    each.name[:MAX_NAME],
+                    each.digest[:MAX_DIGEST],
+                    each.source.partition("://")[0] if "://" in each.source else "local",
+                    json.dumps({"uri": each.source}),
+                    profile=json.dumps({**each.facts, "sha256": each.digest}),
+                ),
+                [InputTag("mlflow.data.context", each.context)],
+            )
+            for each in datasets
+        ]
+        if found:
+            mlflow_client(self.uri).log_inputs(self.run_id, found)
+
     def artifact(self, path: str, folder: str | None = None) -> None:
         """Record a local file."""
         mlflow_client(self.uri).log_artifact(self.run_id, path, folder)
@@ -178,8 +221,14 @@ class Tracker:
         try:
             with suppress(MlflowException):  # it is registered already
                 client.create_registered_model(registered)
-            source = f"{client.get_run(self.run_id).info.artifact_uri}/model"
-            client.create_model_version(registered, source, run_id=self.run_id)
+            run = client.get_run(self.run_id)
+            used = [entry.dataset for entry in run.inputs.dataset_inputs]
+            client.create_model_version(
+                registered,
+                f"{run.info.artifact_uri}/model",
+                run_id=self.run_id,
+                tags={f"made from {dataset.name}": dataset.digest for dataset in used},
+            )
         except MlflowException as error:
             logging.getLogger(__name__).warning("the model is not registered: %s", error)
 

@@ -92,3 +92,15 @@ def test_students_trained_together_end_as_runs_of_their_own(ray_cluster, tmp_pat
         assert not [key for key in record.data.metrics if key.startswith(("distilled", "plain"))]
         paths = {artifact.path for artifact in client.list_artifacts(record.info.run_id)}
         assert paths >= {"model.safetensors", "model", "metrics.jsonl"}
+        (used,) = record.inputs.dataset_inputs
+        coreset, pool = store.open_coreset("default"), store.open_pool()
+        assert used.dataset.name == "coreset default"
+        facts = json.loads(used.dataset.profile)
+        assert facts["sha256"] == coreset.digest
+        assert (facts["rows"], facts["pool_rows"], facts["pool_sha256"]) == (6, 6, pool.digest)
+        assert json.loads(used.dataset.source) == {"uri": coreset.storage.root}
+        name = f"echostill-{record.info.run_name}"
+        (version,) = client.search_model_versions(f"name='{name}'")
+        assert client.get_model_version(name, version.version).tags == {
+            "made from coreset default": used.dataset.digest
+        }

@@ -117,7 +117,9 @@ def test_wrong_commands_have_clear_errors(sources, tmp_path):
     assert "goes with --to" in run("query", "x", "--overwrite", *store, code=2)
     taken = tmp_path / "taken.csv"
     taken.touch()
-    assert "exists: give another name, or --overwrite" in run("query", "x", "--to", taken, *store, code=2)
+    assert "exists: give another name, or --overwrite" in run(
+        "query", "x", "--to", taken, *store, code=2
+    )
     assert "Did you mean 'default'" in run("compare", "defalt", "spread", *store, code=2)
     assert "no image" in run("neighbours", "nothing-like-it", *store, code=2)
     assert "end in .parquet" in run("export-coreset", "default", "x.txt", *store, code=2)

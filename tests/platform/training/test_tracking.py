@@ -15,7 +15,7 @@ import torch
 from echostill.platform.models import create_encoder
 from echostill.platform.processes import VARIABLE
 from echostill.platform.tables.storage import Storage
-from echostill.platform.training.tracking import Tracker
+from echostill.platform.training.tracking import RunInput, Tracker
 
 
 def free_port():
@@ -76,6 +76,17 @@ def test_a_run_has_one_record_whatever_restarts(kind, request, tmp_path):
         again = Tracker.start(uri, store, storage, "student-0", many)
         assert again == tracker
         again.metrics([{"step": step, "loss": 2.0 - step / 10}])
+        again.inputs(
+            [
+                RunInput(
+                    "coreset half",
+                    "c0" * 32,
+                    f"{store}/coresets/half",
+                    "training",
+                    {"rows": 12, "pool_rows": 40},
+                )
+            ]
+        )
     kept = tmp_path / "metrics.jsonl"
     kept.write_text("{}")
     again.artifact(str(kept))
@@ -98,6 +109,13 @@ def test_a_run_has_one_record_whatever_restarts(kind, request, tmp_path):
     assert names == {"metrics.jsonl", "model"}
     (version,) = client.search_model_versions("name='echostill-student-0'")
     assert version.run_id == tracker.run_id
+    (used,) = runs[0].inputs.dataset_inputs  # once, whatever restarts
+    assert (used.dataset.name, used.dataset.digest) == ("coreset half", "c0" * 18)
+    assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "training"}
+    assert json.loads(used.dataset.profile) == {"rows": 12, "pool_rows": 40, "sha256": "c0" * 32}
+    assert mlflow.data.get_source(used).uri == f"{store}/coresets/half"
+    named = client.get_model_version("echostill-student-0", version.version)
+    assert named.tags == {"made from coreset half": "c0" * 18}
     path = mlflow.artifacts.download_artifacts(
         run_id=tracker.run_id, artifact_path="model", tracking_uri=again.uri
     )
