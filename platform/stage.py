@@ -128,6 +128,7 @@ def logged(info: StageInfo, mode: str = "run") -> Callable[[Call], Call]:
                 ) as events,
             ):
                 result = call(config, *arguments, **options)
+                store.record_format()
                 events.outcome |= outcome(result)
             return result
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from typing import Any
 
 import pyarrow.compute as pc
@@ -10,12 +11,14 @@ from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.names import check_name, is_name
 from echostill.platform.processes import submission
-from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint
+from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint, code_version
 from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table
+from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table, check_format
 from echostill.platform.tables.table_folder import RECORDS, TableFolder
 
 CONFIGURATION = "configuration.json"
+FORMAT = "format.json"  # of the store; those written before it was kept have format 1
+_READABLE: set[str] = set()  # remote stores whose format was looked at in this process
 
 
 class Store:
@@ -26,6 +29,7 @@ class Store:
 
         Raises:
             UsageError: A relative path inside a submitted Ray job, whose folder is thrown away.
+            EchostillError: A later release wrote it in a format that this one does not read.
         """
         if submission() is not None and "://" not in root and not os.path.isabs(root):
             raise UsageError(
@@ -33,6 +37,24 @@ class Store:
                 "absolute path that every node sees, or an s3:// or gs:// URI."
             )
         self.storage = Storage(root)
+        self._check_format()
+
+    def _check_format(self) -> None:
+        if self.root in _READABLE:
+            return
+        with suppress(PermissionError):  # whatever reads or writes a table says so, and why
+            kept = read_format(self.storage)
+            if kept is not None:
+                check_format(self.storage.locate(FORMAT), kept)
+        if not self.storage.is_local:  # a look there takes a round trip
+            _READABLE.add(self.root)
+
+    def record_format(self) -> None:
+        """Note the format that the store is written in, for earlier releases to refuse a later."""
+        kept = read_format(self.storage)
+        if kept is None or kept["format_version"] < FORMAT_VERSION:
+            values = {"format_version": FORMAT_VERSION, "written_by": code_version()}
+            self.storage.write(FORMAT, json.dumps(values, indent=1).encode())
 
     @property
     def root(self) -> str:
@@ -161,6 +183,14 @@ class Store:
         return sorted(name for name in names if is_name(name))
 
 
+def read_format(storage: Storage) -> dict[str, Any] | None:
+    """Return what a store says of its format; None where nothing was noted."""
+    if not storage.exists(FORMAT):
+        return None
+    values: dict[str, Any] = json.loads(storage.read(FORMAT))
+    return values
+
+
 def table_of(folder: str) -> str:
     """Return the table or run whose manifest and fingerprint are in a folder of the store."""
     return folder.removeprefix(f"{RECORDS}/")
@@ -194,6 +224,7 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
     if not storage.exists(MANIFEST):
         return None
     manifest: dict[str, Any] = json.loads(storage.read(MANIFEST))
+    check_format(storage.locate(MANIFEST), manifest)
     return manifest
 
 

@@ -16,7 +16,7 @@ from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.tables.storage import Storage, sha256
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of tables, runs and stores; raised when earlier releases could not read them
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 8192, 2**25
 
 
@@ -53,6 +53,29 @@ def decode_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Tabl
     """
     with pq.ParquetFile(pa.py_buffer(data), pre_buffer=False) as file:
         return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+
+
+def check_format(where: str, values: dict[str, Any]) -> None:
+    """Check that what a file describes is in a format that this release reads.
+
+    Args:
+        where: The file, for the message.
+        values: What is in it.
+
+    Raises:
+        EchostillError: It was written by a later release; the message says what to do.
+    """
+    version = values.get("format_version")
+    if type(version) is int and 1 <= version <= FORMAT_VERSION:
+        return
+    if type(version) is int and version > FORMAT_VERSION:
+        code = values.get("written_by") or (values.get("fingerprint") or {}).get("code")
+        by = f"echostill {code}" if code else "a later echostill"
+        raise EchostillError(
+            f"'{where}' has format {version}, written by {by}; this echostill reads formats up to "
+            f"{FORMAT_VERSION}: upgrade echostill. Nothing was changed."
+        )
+    raise EchostillError(f"'{where}' has the unknown format {version!r}: echostill wrote no such.")
 
 
 def part_record(name: str, rows: int, data: bytes) -> dict[str, Any]:
@@ -129,11 +152,7 @@ class Table:
                 f"the table '{storage.root}' {state}: run `echostill {made_by}` first."
             )
         manifest = json.loads(storage.read(MANIFEST))
-        if manifest.get("format_version") != FORMAT_VERSION:
-            raise EchostillError(
-                f"'{storage.locate(MANIFEST)}' has format {manifest.get('format_version')}; "
-                f"this version reads format {FORMAT_VERSION}."
-            )
+        check_format(storage.locate(MANIFEST), manifest)
         return cls(storage, manifest)
 
     @property
