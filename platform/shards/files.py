@@ -89,6 +89,7 @@ class ShardFiles:
             else decode_parquet(self.quarantine.read(held["file"])),
             None if units is None else decode_units(units),
             notes=record.get("notes", {}),
+            digests=record.get("digests", ()),
         )
 
     def write(self, index: int, outcome: Outcome) -> Record:
@@ -116,6 +117,8 @@ class ShardFiles:
         }
         if outcome.notes:
             record["notes"] = {kind: list(texts) for kind, texts in outcome.notes.items()}
+        if outcome.digests:
+            record["digests"] = list(outcome.digests)
         if expected := count_expected(outcome.quarantined, self.expected_class):
             record["expected"] = expected
         if held_back := count_expected(outcome.quarantined, self.held_back_class):

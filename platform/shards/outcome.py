@@ -23,7 +23,8 @@ class Outcome:
     ``units`` has, for each unit, how many rows of the table and of the quarantine are its own;
     None makes the whole shard one unit. ``seconds`` says what took how long, by name. ``notes``
     are what else the stage noticed, by kind; its record keeps them. They are sets of texts, so that
-    a unit that is done again adds nothing twice.
+    a unit that is done again adds nothing twice. ``digests`` has for each unit a digest of what it
+    was made from, where the stage gives one; its record keeps them too.
     """
 
     rows: pa.Table
@@ -31,6 +32,7 @@ class Outcome:
     units: Sequence[tuple[int, int]] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    digests: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         counts = self.unit_counts.sum(axis=0)
@@ -65,12 +67,17 @@ class Outcome:
             raise ValueError(f"{len(numbers)} units were done again, {len(new)} came back")
         merged = counts.copy()
         merged[list(numbers)] = new
+        digests = list(self.digests)
+        if digests and again.digests:
+            for number, digest in zip(numbers, again.digests, strict=True):
+                digests[number] = digest
         return Outcome(
             _exchange(self.rows, counts[:, 0], again.rows, new[:, 0], numbers),
             _exchange(self.quarantined, counts[:, 1], again.quarantined, new[:, 1], numbers),
             [(int(rows), int(held)) for rows, held in merged],
             again.seconds,
             _united(self.notes, again.notes),
+            digests,
         )
 
     def moved(self, keep: Sequence[bool], refusals: pa.Table) -> "Outcome":
@@ -92,6 +99,7 @@ class Outcome:
             quarantined.take(pa.array(order)),
             [(int(rows - n), int(held + n)) for (rows, held), n in zip(counts, gone, strict=True)],
             notes=self.notes,
+            digests=self.digests,
         )
 
     def same_tables(self, other: "Outcome") -> bool:

@@ -24,6 +24,7 @@ from echostill.platform.stage import Counts, StageResult
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST, Table, write_manifest
+from echostill.platform.tables.versions import VERSIONS, Growth, version_entries
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,16 @@ class Retried:
 
 @dataclass(frozen=True)
 class ShardedStage(ShardFiles):
-    """A stage that fills one table shard by shard."""
+    """A stage that fills one table shard by shard.
+
+    ``history`` has the versions of a table that grows, the last of which has all shards; while a
+    version is being made, readers find the one before.
+    """
 
     max_error_rate: float
     events: Storage | None = None
     max_held_back_rate: float = 1.0  # of rows that wait for a person
+    history: Sequence[Growth] = ()
 
     def run(
         self,
@@ -86,7 +92,8 @@ class ShardedStage(ShardFiles):
         """Run every unfinished shard on the connected Ray, then write the manifest.
 
         Args:
-            payloads: One plain JSON value per shard, always in the same order.
+            payloads: One plain JSON value per shard, always in the same order; None for a finished
+                shard that need not be computed.
             make_worker: Makes a worker; called once in each worker process.
             plan: Workers and what each reserves.
             decode: Where the plan has decoders: makes of a payload what the worker then gets.
@@ -136,7 +143,11 @@ class ShardedStage(ShardFiles):
         before = Accounting.of(records.values(), 0)
         parts = {index: record["part"]["sha256"] for index, record in records.items()}
         left = len(payloads) - len(records)
-        todo = {index: payloads[index] for index in records if records[index]["quarantine"]}
+        todo = {
+            index: payloads[index]
+            for index in records
+            if records[index]["quarantine"] and payloads[index] is not None
+        }
         if not todo:
             return Retried(before, 0, False, left)
         with self._log("retry", len(todo), plan, progress) as log:
@@ -171,11 +182,17 @@ class ShardedStage(ShardFiles):
         )
 
     def is_finished(self) -> bool:
-        """Return whether the table exists already."""
-        return self.table.exists(MANIFEST)
+        """Return whether the table exists already, in its last version."""
+        if not self.table.exists(MANIFEST):
+            return False
+        if len(self.history) < 2:
+            return True
+        return len(Table.open(self.table, self.name).manifest["parts"]) == self.history[-1].parts
 
     def _declare(self, records: dict[int, Record], accounting: Accounting) -> None:
         held = [records[i]["quarantine"] for i in sorted(records) if records[i]["quarantine"]]
+        parts = [records[index]["part"] for index in sorted(records)]
+        grown = version_entries(parts, self.history)
         self.table.sweep()
         self.quarantine.sweep()
         # The quarantine's manifest first: the table's own declares the stage finished.
@@ -190,13 +207,14 @@ class ShardedStage(ShardFiles):
             self.table,
             stage=self.name,
             schema=self.schema,
-            parts=[records[index]["part"] for index in sorted(records)],
+            parts=parts,
             fingerprint=self.fingerprint.as_dict(),
             extra={
                 "rows_in": accounting.rows_in,
                 "quarantined": accounting.quarantined,
                 **({"expected": accounting.expected} if accounting.expected else {}),
                 **({"held_back": accounting.held_back} if accounting.held_back else {}),
+                **({VERSIONS: grown} if grown else {}),
             },
         )
 

@@ -16,6 +16,7 @@ from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
 from echostill.platform.tables.table_folder import RECORDS
+from echostill.platform.tables.versions import versions
 
 KINDS = {  # folder of the store: one of what is in it
     "coresets": "coreset",
@@ -192,7 +193,8 @@ def _digests(store: Store, places: list[str]) -> dict[str, str]:
         storage = store.table(place) if single else storage_of(store, place)
         manifest = _json(storage, MANIFEST)
         if manifest.get("parts"):
-            known.setdefault(Table(storage, manifest).digest, place)
+            for version in versions(Table(storage, manifest)):
+                known.setdefault(version.digest, place)
         for file in manifest.get("files") or []:
             known.setdefault(file["sha256"], place)
     return known

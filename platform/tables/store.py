@@ -15,6 +15,7 @@ from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint, code
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table, check_format
 from echostill.platform.tables.table_folder import RECORDS, TableFolder
+from echostill.platform.tables.versions import version_with
 
 CONFIGURATION = "configuration.json"
 FORMAT = "format.json"  # of the store; those written before it was kept have format 1
@@ -229,10 +230,11 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
 
 
 def check_origin(store: Store, coreset: Table) -> None:
-    """Check that a coreset was selected from the pool and the scores that the store holds now.
+    """Check that a coreset was selected from the pool and the scores that the store holds.
 
-    A coreset that does not say what it was selected from is taken as it is, and so is one whose
-    scores are not in the store.
+    They may have grown since: what the coreset was selected from is in them. A coreset that does
+    not say what it was selected from is taken as it is, and so is one whose scores are not in the
+    store.
 
     Raises:
         UsageError: One of them was made again since; the message says what to run.
@@ -244,7 +246,7 @@ def check_origin(store: Store, coreset: Table) -> None:
         if name not in made or not storage.exists(MANIFEST):
             continue
         table = Table.open(storage, made_by)
-        if made[name] != table.digest:
+        if version_with(table, made[name]) is None:
             then = about.get(f"inputs.{name}", "")
             counts = f" ({then} then, {table.rows} now)" if then else f" ({table.rows} rows now)"
             raise UsageError(

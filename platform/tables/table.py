@@ -6,7 +6,7 @@ and checksum, the schema, and the fingerprint of the run that made it.
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -81,6 +81,11 @@ def check_format(where: str, values: dict[str, Any]) -> None:
 def part_record(name: str, rows: int, data: bytes) -> dict[str, Any]:
     """Return the manifest's entry for one part."""
     return {"file": name, "rows": rows, "bytes": len(data), "sha256": sha256(data)}
+
+
+def digest_of_parts(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Return a digest of a table's content: its parts' checksums in order."""
+    return sha256("".join(part["sha256"] for part in parts).encode())
 
 
 def write_manifest(
@@ -163,7 +168,7 @@ class Table:
     @property
     def digest(self) -> str:
         """A digest of the table's content: the parts' checksums in order."""
-        return sha256("".join(part["sha256"] for part in self.manifest["parts"]).encode())
+        return digest_of_parts(self.manifest["parts"])
 
     @property
     def part_names(self) -> list[str]:

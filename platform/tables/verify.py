@@ -12,7 +12,8 @@ from echostill.platform.names import is_name
 from echostill.platform.tables.fingerprint import FINGERPRINT, difference
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store, table_of
-from echostill.platform.tables.table import MANIFEST, decode_parquet
+from echostill.platform.tables.table import MANIFEST, Table, decode_parquet, digest_of_parts
+from echostill.platform.tables.versions import latest, made_from_pool, version_with, versions
 
 # Where the commands write tables, runs and reports with a manifest.
 _PLACE = re.compile(
@@ -172,7 +173,8 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
         if name not in sound:
             continue
         manifest = json.loads(storage.read(MANIFEST))
-        held = _rows(store.quarantine(manifest["stage"]))
+        # A version that is being made may have written its quarantine and not yet its table.
+        held = _rows(store.quarantine(manifest["stage"]), {p["file"] for p in manifest["parts"]})
         if manifest["rows"] + held != manifest["rows_in"]:
             result.problems.append(
                 f"{name}: {manifest['rows_in']} rows in, but {manifest['rows']} out "
@@ -184,16 +186,27 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
         result.checked.append(
             f"{name}: {manifest['rows_in']} rows in = {manifest['rows']} out + {held} quarantined"
         )
+    tables = {name: _table(store.table(name)) for name in ids}
+    for name, table in tables.items():
+        result.problems += _verify_versions(name, table)
     if "pool" in ids and "scores" in ids:
-        held_ids = _quarantined_ids(store.quarantine("score"))
-        if sorted(ids["pool"]) != sorted([*ids["scores"], *held_ids]):
+        scored = version_with(tables["pool"], made_from_pool(tables["scores"]))
+        pool_ids = ids["pool"] if scored is None else ids["pool"][: scored.rows]
+        held_ids = _quarantined_ids(store.quarantine("score"), tables["scores"])
+        if sorted(pool_ids) != sorted([*ids["scores"], *held_ids]):
             result.problems.append("scores: its rows are not the pool's")
+        if len(pool_ids) < len(ids["pool"]):
+            later = len(ids["pool"]) - len(pool_ids)
+            result.checked.append(f"scores: {later} images of a later pool are not scored yet")
     for name in store.coreset_names():
         if f"coresets/{name}" not in sound:
             continue
         storage = store.coreset(name)
         manifest = json.loads(storage.read(MANIFEST))
-        if "scores" in ids and sorted(_ids(storage, manifest)) != sorted(ids["scores"]):
+        made_from = manifest["fingerprint"].get("inputs", {}).get("scores", "")
+        own = version_with(tables["scores"], made_from) if "scores" in ids else None
+        scored_ids = ids["scores"][: own.rows] if own else ids.get("scores", [])
+        if "scores" in ids and sorted(_ids(storage, manifest)) != sorted(scored_ids):
             result.problems.append(f"coresets/{name}: its rows are not the scores'")
         chosen = sum(
             decode_parquet(storage.read(part["file"]), ["selected"])["selected"]
@@ -208,8 +221,12 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
         result.checked.append(f"coresets/{name}: {chosen} of {manifest['rows']} selected")
 
 
-def _rows(storage: Storage) -> int:
-    return int(json.loads(storage.read(MANIFEST))["rows"]) if storage.exists(MANIFEST) else 0
+def _rows(storage: Storage, shards: set[str]) -> int:
+    """Rows in quarantine of these shards, whose parts have the names of the table's."""
+    if not storage.exists(MANIFEST):
+        return 0
+    parts = json.loads(storage.read(MANIFEST))["parts"]
+    return sum(int(part["rows"]) for part in parts if part["file"] in shards)
 
 
 def _ids(storage: Storage, manifest: dict[str, Any]) -> list[str]:
@@ -221,11 +238,32 @@ def _ids(storage: Storage, manifest: dict[str, Any]) -> list[str]:
     return found
 
 
-def _quarantined_ids(storage: Storage) -> list[str]:
+def _table(storage: Storage) -> Table:
+    return Table(storage, json.loads(storage.read(MANIFEST)))
+
+
+def _verify_versions(name: str, table: Table) -> list[str]:
+    """Return what is wrong with the versions of a table that has grown."""
+    parts = table.manifest["parts"]
+    wrong = [
+        f"{name}: version {one.number} is not what its parts say"
+        for one in versions(table)
+        if one.digest != digest_of_parts(parts[: one.parts])
+        or one.rows != sum(part["rows"] for part in parts[: one.parts])
+    ]
+    if latest(table).parts != len(parts):
+        wrong.append(f"{name}: its last version has {latest(table).parts} of {len(parts)} parts")
+    return wrong
+
+
+def _quarantined_ids(storage: Storage, table: Table) -> list[str]:
     if not storage.exists(MANIFEST):
         return []
     found: list[str] = []
+    names = set(table.part_names)
     for part in json.loads(storage.read(MANIFEST))["parts"]:
+        if part["file"] not in names:
+            continue  # of a version of the table that is being made
         data = storage.read(part["file"])
         found += decode_parquet(data, ["id"])["id"].to_pylist()
     return found
