@@ -1,9 +1,7 @@
 """The ingest stage: files into the pool, each decoded once; bad rows go to quarantine."""
 
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +18,9 @@ from echostill.curation.deidentification.review import (
     write_review,
 )
 from echostill.curation.deidentification.text.ocr import require_ocr
-from echostill.curation.ingestion.changes import (
+from echostill.curation.ingestion.estimate import estimate
+from echostill.curation.ingestion.findings import Findings
+from echostill.curation.ingestion.growth.changes import (
     describe_changes,
     divided,
     entries,
@@ -28,15 +28,12 @@ from echostill.curation.ingestion.changes import (
     listing,
     shard_name,
 )
-from echostill.curation.ingestion.estimate import estimate
-from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import Listing, list_files
 from echostill.curation.ingestion.losses import describe_quarantine
 from echostill.curation.ingestion.patients.devices import settle_devices
 from echostill.curation.ingestion.repeats import settle_repeated_ids
 from echostill.curation.ingestion.settings import IngestSettings, Source
-from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.curation.ingestion.summary import (
     Summary,
     in_sample,
@@ -44,6 +41,7 @@ from echostill.curation.ingestion.summary import (
     kept_summary,
     say,
 )
+from echostill.curation.ingestion.worker import MakeWorker, pool_schema
 from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerCount, WorkerPlan, check_workers, plan_workers
@@ -51,12 +49,10 @@ from echostill.platform.cluster.waiting import describe_plan, plan_on_cluster
 from echostill.platform.config import StageConfig, execution
 from echostill.platform.imaging.images import NoImageError
 from echostill.platform.shards.log import Accounting
-from echostill.platform.shards.outcome import Outcome
 from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, Fingerprint, fingerprint
-from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, REDACTED
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, save_configuration
 
@@ -84,55 +80,6 @@ class IngestConfig(StageConfig, IngestSettings):
     )
 
     _workers_fit = field_validator("workers")(check_workers)
-
-
-@dataclass(frozen=True)
-class IngestWorker:
-    """Reads the files of one shard; each file is a unit that can be read again separately."""
-
-    settings: IngestSettings
-    pseudonymiser: Pseudonymiser
-    gate: ReviewGate
-    samples: dict[str, int]  # frames for the contact sheet, by shard
-
-    def process(self, payload: Any) -> Outcome:
-        """Read a list of sources (plain values) into pool rows and quarantine rows."""
-        started = time.perf_counter()
-        rows: list[dict[str, Any]] = []
-        refused: list[dict[str, Any]] = []
-        units = []
-        shard = shard_name(payload)
-        findings = Findings()
-        self.gate.sample = self.samples.get(shard, 0)
-        for values in payload:
-            before = len(rows), len(refused)
-            source = Source(**values)
-            key = self.pseudonymiser.key
-            for item in read_source(source, self.settings, key, self.gate, findings):
-                if isinstance(item, Failure):
-                    refused.append(self._refusal(item, source))
-                else:
-                    rows.append(self.pseudonymiser.row(item))
-            units.append((len(rows) - before[0], len(refused) - before[1]))
-        self.gate.finish(shard)
-        return Outcome(
-            pa.Table.from_pylist(rows, schema=_schema(self.settings)),
-            pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
-            units,
-            {"read": time.perf_counter() - started},
-            findings.notes(),
-        )
-
-    def _refusal(self, failure: Failure, source: Source) -> dict[str, str]:
-        row = self.pseudonymiser.refusal(failure.row(), source.group)
-        if failure.context is not None:
-            group = self.pseudonymiser.group(failure.context.group)
-            row["message"] += replace(failure.context, group=group).describe()
-        return row
-
-    def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
-        """Read only the sources with these numbers."""
-        return self.process([payload[number] for number in units])
 
 
 @dataclass(frozen=True)
@@ -166,10 +113,10 @@ class IngestSetup:
             already_done,
         )
 
-    def make_worker(self, config: IngestConfig) -> "_MakeWorker":
+    def make_worker(self, config: IngestConfig) -> "MakeWorker":
         """Return the factory of the workers."""
         gate = _gate(config, self.store, self.approved)
-        return _MakeWorker(
+        return MakeWorker(
             _settings(config, self.pseudonymiser),
             self.pseudonymiser,
             gate,
@@ -285,7 +232,7 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
         name="ingest",
         table=store.pool(),
         quarantine=store.quarantine("ingest"),
-        schema=_schema(config),
+        schema=pool_schema(config),
         fingerprint=request.claim.wanted,
         max_error_rate=config.max_error_rate,
         events=store.events(),
@@ -301,10 +248,6 @@ def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
     plain = [[asdict(source) for source in shard] for shard in request.shards]
     pseudonymiser, approved = request.pseudonymiser, approved_pixels(store)
     return IngestSetup(store, stage, plain, pseudonymiser, approved, request.found)
-
-
-def _schema(settings: IngestSettings) -> pa.Schema:
-    return POOL_SCHEMA.append(REDACTED) if settings.deidentify.redacts else POOL_SCHEMA
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> WorkerPlan:
@@ -373,17 +316,6 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     out.add("already done", f"{done} of {len(shards)} shards")
     out.add("result", store.pool().root)
     return out
-
-
-@dataclass(frozen=True)
-class _MakeWorker:
-    settings: IngestSettings
-    pseudonymiser: Pseudonymiser
-    gate: ReviewGate
-    samples: dict[str, int]
-
-    def __call__(self) -> IngestWorker:
-        return IngestWorker(self.settings, self.pseudonymiser, self.gate, self.samples)
 
 
 def _fingerprint(

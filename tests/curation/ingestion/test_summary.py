@@ -12,8 +12,8 @@ from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.listing import list_files
 from echostill.curation.ingestion.settings import IngestSettings
-from echostill.curation.ingestion.stage import IngestWorker
 from echostill.curation.ingestion.summary import Summary, in_sample, keep_summary, kept_summary
+from echostill.curation.ingestion.worker import IngestWorker
 from echostill.platform.errors import EchostillError
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.stage import ShardedStage

@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
 from echostill.curation.deidentification.review import ReviewGate
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings, read_key
-from echostill.curation.ingestion.stage import IngestWorker
+from echostill.curation.ingestion.worker import IngestWorker
 from echostill.curation.scoring.embedding import embed, find_model
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.images import decode_staged, to_square
