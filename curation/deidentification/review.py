@@ -151,14 +151,23 @@ def _review_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def reopen(stage: ShardedStage, shards: int, approved: Mapping[str, str]) -> int:
+def reopen(
+    stage: ShardedStage, shards: Sequence[object | None], approved: Mapping[str, str]
+) -> int:
     """Mark the finished shards that have approved frames as unfinished, to read them again.
+
+    Args:
+        stage: The ingest.
+        shards: What each shard is read from; None for one that cannot be read now.
+        approved: Hash of the approved cleaned pixels, by image id.
 
     Returns:
         Number of these shards.
     """
     reopened = 0
-    for index, record in stage.finished(shards).items() if approved else ():
+    for index, record in stage.finished(len(shards)).items() if approved else ():
+        if shards[index] is None:
+            continue
         rows = _held_back(stage, record)
         if any(row["cleaned"] and approved.get(row["image_id"]) == row["cleaned"] for row in rows):
             stage.table.delete(MANIFEST)  # first: a table with a missing shard must not have one

@@ -24,6 +24,7 @@ class Findings:
 
     def __init__(self, notes: Iterable[Mapping[str, Sequence[str]]] = ()) -> None:
         """Begin with what was noticed before."""
+        self.content = ""  # digest of the bytes of the file that was read last
         self._sets: dict[str, set[str]] = {}
         for one in notes:
             for kind, texts in one.items():

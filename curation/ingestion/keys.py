@@ -14,7 +14,7 @@ from echostill.curation.deidentification.pseudonyms import (
 )
 from echostill.curation.ingestion.archives import walk_archive
 from echostill.curation.ingestion.identity import study_group
-from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.listing import list_files
 from echostill.curation.ingestion.patients.spelling import patient_group
 from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.curation.ingestion.sources import member_name
@@ -25,6 +25,7 @@ from echostill.platform.tables.storage import Storage
 
 KEY_SHARES = "key_shares.json"  # in the pool; can be opened only with the files
 _BEGINNING = 2**20  # bytes of a file that a key is derived from
+_LOT = 256  # files that are tried at once
 
 
 def find_pseudonymiser(
@@ -46,6 +47,50 @@ def find_pseudonymiser(
     elif pool is not None and pool.exists(KEY_SHARES):
         key = recovered_key(json.loads(pool.read(KEY_SHARES)), contents)
     return Pseudonymiser(key or run_key(contents), settings.hides_names)
+
+
+def pool_pseudonymiser(
+    settings: IngestSettings, sources: Sequence[Source], roots: Sequence[str], pool: Storage | None
+) -> tuple[Pseudonymiser, list[bytes]]:
+    """Return the key for what is listed, that of the pool where it has one that can be found.
+
+    A key of the pool's own run opens with files of that run. Where more files have come since, they
+    are looked for among each source's own, and then among all.
+
+    Args:
+        settings: Settings of the ingest.
+        sources: What is listed.
+        roots: For each, the source of the configuration that it was found in.
+        pool: Pool of a run that may be continued.
+
+    Returns:
+        The pseudonymiser, and the contents that a new key would be locked with.
+    """
+    contents = beginnings(settings, sources)
+    found = find_pseudonymiser(settings, contents, pool)
+    if not contents or pool is None or not pool.exists(KEY_SHARES):
+        return found, contents
+    kept = json.loads(pool.read(KEY_SHARES))
+    if recovered_key(kept, contents) is not None:
+        return found, contents
+    known = list(contents)
+    for some in _likely(sources, roots):
+        known += [_beginning(source.file) for source in some]
+        if key := recovered_key(kept, known):
+            return replace(found, key=key), contents
+    return found, contents
+
+
+def _likely(sources: Sequence[Source], roots: Sequence[str]) -> Iterator[list[Source]]:
+    """Yield files that a key may have been locked with: those of each source, then all, in lots."""
+    readable = [(s, root) for s, root in zip(sources, roots, strict=True) if not s.problem]
+    by_root: dict[str, list[Source]] = {}
+    for source, root in readable:
+        by_root.setdefault(root, []).append(source)
+    if len(by_root) > 1:
+        yield from (spread(some) for some in by_root.values())
+    for start in range(0, len(readable), _LOT):
+        yield [source for source, _ in readable[start : start + _LOT]]
 
 
 def keep_key(pool: Storage, pseudonymiser: Pseudonymiser, contents: Sequence[bytes]) -> None:
@@ -93,19 +138,19 @@ def reveal(settings: IngestSettings, pool: Storage, hashes: Sequence[str]) -> di
     Returns:
         Name by hash, for the hashes that were found.
     """
-    sources = list_sources(settings)
-    pseudonymiser = replace(
-        find_pseudonymiser(settings, beginnings(settings, sources), pool), hidden=True
-    )
+    listed = list_files(settings)
+    sources = listed.sources
+    found, _ = pool_pseudonymiser(settings, sources, listed.roots, pool)
+    pseudonymiser = replace(found, hidden=True)
     names = {
         pseudonymiser.name(name): name for source in sources for name in _names(source, settings)
     }
-    found = {}
+    revealed = {}
     for given in hashes:
         stem, mark, frame = given.partition("#")
         if stem in names:
-            found[given] = f"{names[stem]}{mark}{frame}"
-    return found
+            revealed[given] = f"{names[stem]}{mark}{frame}"
+    return revealed
 
 
 def _names(source: Source, settings: IngestSettings) -> Iterator[str]:

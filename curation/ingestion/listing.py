@@ -52,12 +52,14 @@ class Listing:
         passed_over: Files of folders that are not read, by kind.
         tables: What the columns of each manifest are used for, a sentence each.
         warnings: What is doubtful about them, a sentence each.
+        roots: Which of the given sources each file was found in.
     """
 
     sources: list[Source] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
 
 
 def list_sources(settings: IngestSettings) -> list[Source]:
@@ -80,14 +82,17 @@ def list_files(settings: IngestSettings) -> Listing:
     found = Listing()
     for location in given:
         _list_one(location, settings, found)
+        root = location if "://" in location else os.path.abspath(os.path.expanduser(location))
+        found.roots += [root] * (len(found.sources) - len(found.roots))
     if not found.sources:
         raise UsageError(
             "nothing to ingest: set 'source' to a folder, list, manifest, archive or file."
         )
     _check_pattern(settings, found.sources)
-    listed = list(_without_repeats(found))
+    listed = zip(_without_repeats(found), found.roots, strict=True)
     excluded = _contents(settings)
-    return replace(found, sources=[kept for one in listed for kept in _without(one, excluded)])
+    kept = [(one, root) for given, root in listed for one in _without(given, excluded)]
+    return replace(found, sources=[one for one, _ in kept], roots=[root for _, root in kept])
 
 
 _SAID = ("id", "group", "patient", "study", "organ", "device", "label")

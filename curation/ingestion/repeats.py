@@ -16,7 +16,7 @@ from echostill.curation.ingestion.sources import Failure
 from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
-from echostill.platform.tables.table import decode_parquet
+from echostill.platform.tables.table import Table
 
 
 class RepeatedIds:
@@ -79,7 +79,7 @@ def settle_repeated_ids(stage: ShardedStage, records: dict[int, Record]) -> int:
 
 
 def _columns(stage: ShardedStage, record: Record, names: list[str]) -> list[list[str]]:
-    part = decode_parquet(stage.table.read(record["part"]["file"]), names)
+    part = Table(stage.table, {}).read_part(record["part"]["file"], names)
     return [part[name].to_pylist() for name in names]
 
 

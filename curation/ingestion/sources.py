@@ -120,6 +120,8 @@ def stream_source(
     try:
         if not source.name.lower().endswith(ARCHIVE_SUFFIXES):
             file = file.loaded()
+        if file.data is not None or "://" not in file.location:  # it costs no second transfer
+            reading.findings.content = file.sha256()
         yield from _content_rows(source, file, reading)
     except Exception as error:
         yield reading.failure(source.name, error)

@@ -1,12 +1,13 @@
 """The ingest stage: files into the pool, each decoded once; bad rows go to quarantine."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from echostill.curation.deidentification.decisions import approved_pixels
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser, key_check, spread
@@ -21,19 +22,20 @@ from echostill.curation.deidentification.text.ocr import require_ocr
 from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.growth.changes import (
+    Listed,
     describe_changes,
-    divided,
     entries,
     keep,
     listing,
     shard_name,
 )
-from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
+from echostill.curation.ingestion.growth.growing import Growing, GrowthSettings, cut_shards, grow
+from echostill.curation.ingestion.keys import keep_key, pool_pseudonymiser, under_key
 from echostill.curation.ingestion.listing import Listing, list_files
 from echostill.curation.ingestion.losses import describe_quarantine
 from echostill.curation.ingestion.patients.devices import settle_devices
 from echostill.curation.ingestion.repeats import settle_repeated_ids
-from echostill.curation.ingestion.settings import IngestSettings, Source
+from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.curation.ingestion.summary import (
     Summary,
     in_sample,
@@ -57,15 +59,9 @@ from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, save_configuration
 
 
-class IngestConfig(StageConfig, IngestSettings):
+class IngestConfig(StageConfig, IngestSettings, GrowthSettings):
     """Ingest of image folders, file lists, manifests, archives, DICOM, videos and volumes."""
 
-    files_per_shard: int = Field(1024, ge=1, description="Files that one part of the pool holds.")
-    bytes_per_shard: int = Field(
-        2**30,
-        ge=1,
-        description="Bytes of cines, volumes and archives after which a part of the pool is full.",
-    )
     workers: WorkerCount | None = execution(
         None,
         "Ingest workers, or [fewest, most] of a pool that follows the nodes; default as many as "
@@ -88,15 +84,12 @@ class IngestSetup:
 
     store: Store
     stage: ShardedStage
-    shards: list[list[dict[str, Any]]]  # sources as plain values
+    shards: list[list[dict[str, Any]] | None]  # sources as plain values
     pseudonymiser: Pseudonymiser
     approved: dict[str, str]
     listing: Listing
-
-    @property
-    def files(self) -> int:
-        """Number of files over all shards."""
-        return sum(len(shard) for shard in self.shards)
+    growing: Growing | None
+    files: int  # over all shards
 
     def result(
         self, counts: Accounting, addition: str = "", *, already_done: bool = False
@@ -124,7 +117,10 @@ class IngestSetup:
         )
 
     def finish(self, stage: ShardedStage, records: dict[int, Record]) -> None:
-        """Amend the shards when all are finished, and write the review table."""
+        """Amend the shards when all are finished, and write the review table.
+
+        Shards of earlier versions of the pool come first and keep what they say.
+        """
         renamed = settle_repeated_ids(stage, records)
         if renamed:
             say(
@@ -152,7 +148,9 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> StageResult:
         Counts of files, rows in, rows out and quarantined rows.
     """
     ready = _prepare(config, overwrite)
-    reopened = reopen(ready.stage, len(ready.shards), ready.approved)
+    reopened = reopen(ready.stage, ready.shards, ready.approved)
+    if ready.growing is not None:
+        ready.growing.check_unfinished(ready.stage.finished(len(ready.shards)))
     if ready.stage.is_finished():
         return ready.result(ready.stage.accounting(), already_done=True)
     done = ready.stage.run(
@@ -177,7 +175,7 @@ def retry_ingest(config: IngestConfig) -> StageResult:
         Counts as of :func:`ingest`; the sentence lists what was made from the previous pool.
     """
     store = Store(config.store)
-    ready = _prepare(config, overwrite=False)
+    ready = _prepare(config, overwrite=False, retry=True)
     before = store.open_pool().digest if ready.stage.is_finished() else None
     done = ready.stage.retry(
         ready.shards,
@@ -195,59 +193,85 @@ def retry_ingest(config: IngestConfig) -> StageResult:
 class _Request:
     """What an ingest was asked for: its files, under which key, and the pool they make."""
 
-    shards: list[list[Source]]
+    shards: list[list[Source]]  # of a pool of its own
     pseudonymiser: Pseudonymiser
     contents: list[bytes]  # beginnings of files, that a key of this run is locked with
     shown: IngestConfig  # as it is kept beside the pool
     claim: Claim
     found: Listing
     listing: pa.Table
+    growing: Growing | None  # how the pool that there is goes on
+    replaces: bool
 
 
-def _request(config: IngestConfig, store: Store, overwrite: bool) -> _Request:
+def _request(
+    config: IngestConfig, store: Store, overwrite: bool, *, retry: bool = False
+) -> _Request:
     if config.deidentify.finder == "both":
         require_ocr()
     found = list_files(config)
-    listed = divided(found.sources, config.files_per_shard, config.bytes_per_shard)
-    contents = beginnings(config, [source for shard in listed for source in shard])
-    pseudonymiser = find_pseudonymiser(config, contents, None if overwrite else store.pool())
-    shards = [[under_key(source, pseudonymiser.key) for source in shard] for shard in listed]
+    pseudonymiser, contents = pool_pseudonymiser(
+        config, found.sources, found.roots, None if overwrite else store.pool()
+    )
+    listed = [
+        Listed(under_key(source, pseudonymiser.key), root)
+        for source, root in zip(found.sources, found.roots, strict=True)
+    ]
+    cut = cut_shards(listed, config)
+    shards = [[one.source for one in shard] for shard in cut]
     shown = config.model_copy(
         update=pseudonymiser.values(config.model_dump(), ("source", "exclude", "root"))
     )
-    table = listing([source for shard in shards for source in shard], pseudonymiser)
+    table = listing(cut, pseudonymiser)
     explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
     wanted = _fingerprint(shown, shards, pseudonymiser)
     claim = Claim(store.pool(), wanted, "ingest", "a pool", explained=explained)
-    return _Request(shards, pseudonymiser, contents, shown, claim, found, table)
+    replaces, growing = overwrite and claim.check(overwrite), None
+    if not replaces:
+        own_key = read_key(config) is not None
+        growing = grow(
+            store, config, wanted, listed, table, pseudonymiser, retry=retry, own_key=own_key
+        )
+        replaces = growing is None and claim.check()
+    return _Request(shards, pseudonymiser, contents, shown, claim, found, table, growing, replaces)
 
 
-def _prepare(config: IngestConfig, overwrite: bool) -> IngestSetup:
+def _prepare(config: IngestConfig, overwrite: bool, *, retry: bool = False) -> IngestSetup:
     store = Store(config.store)
-    request = _request(config, store, overwrite)
-    request.claim.take(overwrite)
-    keep_key(store.pool(), request.pseudonymiser, request.contents)
+    request = _request(config, store, overwrite, retry=retry)
+    growing = request.growing
+    if growing is None:
+        request.claim.take(overwrite)
+        keep_key(store.pool(), request.pseudonymiser, request.contents)
     limit = config.deidentify.max_held_back_rate
     stage = ShardedStage(
         name="ingest",
         table=store.pool(),
         quarantine=store.quarantine("ingest"),
         schema=pool_schema(config),
-        fingerprint=request.claim.wanted,
+        fingerprint=request.claim.wanted if growing is None else growing.fingerprint,
         max_error_rate=config.max_error_rate,
         events=store.events(),
         expected_class=NoImageError.__name__,
         held_back_class=NEEDS_REVIEW,
         max_held_back_rate=1.0 if limit is None else limit,
+        history=() if growing is None else growing.history,
     )
-    for said in (*request.found.tables, *(f"warning: {one}" for one in request.found.warnings)):
+    warnings = [f"warning: {one}" for one in request.found.warnings]
+    for said in (*request.found.tables, *warnings, *(growing.notes() if growing else ())):
         say(f"{said}.")
-    if not stage.is_finished():
+    if growing is not None:
+        growing.begin(store)
+    elif not stage.is_finished():
         save_configuration(store.pool(), request.shown)
         keep(store.sources(), request.listing)
-    plain = [[asdict(source) for source in shard] for shard in request.shards]
+    plain = [
+        None if shard is None else [asdict(source) for source in shard]
+        for shard in (request.shards if growing is None else growing.shards)
+    ]
     pseudonymiser, approved = request.pseudonymiser, approved_pixels(store)
-    return IngestSetup(store, stage, plain, pseudonymiser, approved, request.found)
+    files = len(request.found.sources) if growing is None else growing.files
+    return IngestSetup(store, stage, plain, pseudonymiser, approved, request.found, growing, files)
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> WorkerPlan:
@@ -279,10 +303,11 @@ def _gate(config: IngestConfig, store: Store, approved: dict[str, str]) -> Revie
     return ReviewGate(approved, pictures, settings.review_pixels)
 
 
-def _samples(config: IngestConfig, shards: list[list[dict[str, Any]]]) -> dict[str, int]:
+def _samples(config: IngestConfig, shards: Sequence[list[dict[str, Any]] | None]) -> dict[str, int]:
     """Distribute the frames of the contact sheet over the shards."""
     wanted = config.deidentify.contact_sheet
-    names = [shard_name(shard) for shard in spread(shards, wanted)] if wanted else []
+    listed = [shard for shard in shards if shard is not None]
+    names = [shard_name(shard) for shard in spread(listed, wanted)] if wanted else []
     return {
         name: wanted // len(names) + (number < wanted % len(names))
         for number, name in enumerate(names)
@@ -293,13 +318,14 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     """Describe what :func:`ingest` would do."""
     store = Store(config.store)
     request = _request(config, store, overwrite)
-    replaces = request.claim.check(overwrite)
-    shards = request.shards
+    shards, growing = request.shards, request.growing
     files = sum(len(shard) for shard in shards)
     out = Plan("ingest")
     out.add("sources", f"{files} files (a cine is one file and gives a row per frame)")
     for said in request.found.tables:
         out.add("columns", said)
+    for said in growing.notes() if growing else ():
+        out.add("pool", said)
     out.add("shards", f"{len(shards)} of up to {config.files_per_shard} files")
     out.add("workers", describe_plan(config, partial(_plan, config, len(shards))))
     findings = Findings()
@@ -307,13 +333,14 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     out.add("size", estimate(sources, config, findings).describe())
     for label, said in in_sample(request.found, sources, findings, request.pseudonymiser):
         out.add(label, said)
-    done = 0 if replaces else len(store.pool().list("done"))
+    done = 0 if request.replaces else len(store.pool().list("done"))
+    shard_count = len(shards if growing is None else growing.shards)
     names = "as keyed hashes" if config.hides_names else "unchanged"
     pixels = "only the sector, uncertain frames held back"
     if config.deidentify.pixels == "off":
         pixels = "unchanged (deidentify.pixels is off)"
     out.add("identifiers", f"pixels: {pixels}; file names and groups: {names}")
-    out.add("already done", f"{done} of {len(shards)} shards")
+    out.add("already done", f"{done} of {shard_count} shards")
     out.add("result", store.pool().root)
     return out
 

@@ -20,7 +20,7 @@ from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.tables.storage import Storage
-from echostill.platform.tables.table import decode_parquet
+from echostill.platform.tables.table import Table
 
 FILE = "summary.json"
 _NAMED = pa.schema([("group_id", pa.string()), ("source", pa.string())])
@@ -46,7 +46,7 @@ class Summary:
         findings = Findings(records[index].get("notes", {}) for index in sorted(records))
         columns = ["group_id", "source"]
         groups = count_groups(
-            decode_parquet(stage.table.read(records[index]["part"]["file"]), columns)
+            Table(stage.table, {}).read_part(records[index]["part"]["file"], columns)
             for index in sorted(records)
         )
         doubts = [groups.warning(), *findings.warnings(), findings.unused_keys()]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
 from echostill.curation.deidentification.review import ReviewGate
 from echostill.curation.ingestion.findings import Findings
-from echostill.curation.ingestion.growth.changes import shard_name
+from echostill.curation.ingestion.growth.changes import content_mark, shard_name
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.platform.shards.outcome import Outcome
@@ -31,12 +31,13 @@ class IngestWorker:
         started = time.perf_counter()
         rows: list[dict[str, Any]] = []
         refused: list[dict[str, Any]] = []
-        units = []
+        units, digests = [], []
         shard = shard_name(payload)
         findings = Findings()
         self.gate.sample = self.samples.get(shard, 0)
         for values in payload:
             before = len(rows), len(refused)
+            findings.content = ""
             source = Source(**values)
             key = self.pseudonymiser.key
             for item in read_source(source, self.settings, key, self.gate, findings):
@@ -45,6 +46,7 @@ class IngestWorker:
                 else:
                     rows.append(self.pseudonymiser.row(item))
             units.append((len(rows) - before[0], len(refused) - before[1]))
+            digests.append(content_mark(key, findings.content))
         self.gate.finish(shard)
         return Outcome(
             pa.Table.from_pylist(rows, schema=pool_schema(self.settings)),
@@ -52,6 +54,7 @@ class IngestWorker:
             units,
             {"read": time.perf_counter() - started},
             findings.notes(),
+            digests,
         )
 
     def _refusal(self, failure: Failure, source: Source) -> dict[str, str]:

@@ -10,7 +10,7 @@ done anew and their rows take their places, as if they had worked the first time
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from echostill.platform.cluster.plans import WorkerPlan
@@ -137,8 +137,15 @@ class ShardedStage(ShardFiles):
         rows has another digest. Where it is cut short the table is unfinished, and the stage's
         own command finishes it.
 
-        Args and errors are those of :meth:`run`.
+        Args and errors are those of :meth:`run`. Of a table that is growing, the shards of the
+        versions that are finished are tried.
         """
+        declared = self._declared_parts()
+        if declared is not None and declared < len(payloads):
+            history = [growth for growth in self.history if growth.parts <= declared]
+            return replace(self, history=history).retry(
+                payloads[:declared], make_worker, plan, progress=progress, finish=finish
+            )
         records = self.finished(len(payloads))
         before = Accounting.of(records.values(), 0)
         parts = {index: record["part"]["sha256"] for index, record in records.items()}
@@ -183,11 +190,14 @@ class ShardedStage(ShardFiles):
 
     def is_finished(self) -> bool:
         """Return whether the table exists already, in its last version."""
+        parts = self._declared_parts()
+        return parts is not None and (len(self.history) < 2 or parts == self.history[-1].parts)
+
+    def _declared_parts(self) -> int | None:
+        """Parts of the table as it is declared; None where it is not finished."""
         if not self.table.exists(MANIFEST):
-            return False
-        if len(self.history) < 2:
-            return True
-        return len(Table.open(self.table, self.name).manifest["parts"]) == self.history[-1].parts
+            return None
+        return len(Table.open(self.table, self.name).manifest["parts"])
 
     def _declare(self, records: dict[int, Record], accounting: Accounting) -> None:
         held = [records[i]["quarantine"] for i in sorted(records) if records[i]["quarantine"]]

@@ -1,18 +1,33 @@
 """Which files an ingest was asked to read, in shards, and how another listing differs."""
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
-from echostill.curation.deidentification.pseudonyms import Pseudonymiser
+from echostill.curation.deidentification.pseudonyms import Pseudonymiser, keyed_hash
 from echostill.curation.ingestion.settings import Source
+from echostill.platform.imaging.files import bucket_of
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import decode_parquet, encode_parquet
 
 FILE = "files.parquet"
+LISTING_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),  # as in the pool: a path from its root, or its keyed hash
+        ("digest", pa.string()),  # of what was said about the file
+        ("shard", pa.int32()),
+        ("location", pa.string()),  # keyed hashes of where it is, of its source and of its own id
+        ("root", pa.string()),
+        ("id", pa.string()),
+        ("size", pa.int64()),
+        ("modified", pa.int64()),
+    ]
+)
 NAMED = 3  # files that a message names
 # What may change while the pool stays the same: where the files lie, and what mending changes.
 _PASSING = {"file", "size", "problem"}
@@ -56,11 +71,90 @@ def entries(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> list[dic
     ]
 
 
-def listing(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> pa.Table:
-    """Return the name of each source and a digest of what was said about it."""
-    found = entries(sources, pseudonymiser)
-    digests = [sha256(json.dumps(entry, sort_keys=True).encode())[:16] for entry in found]
-    return pa.table({"name": [entry["name"] for entry in found], "digest": digests})
+@dataclass(frozen=True)
+class Listed:
+    """A file that is listed now, by the names that the store has for it.
+
+    Attributes:
+        source: The file, with what is said about it.
+        root: The source of the configuration under which it was listed.
+    """
+
+    source: Source
+    root: str
+
+
+def listing(
+    shards: Sequence[Sequence[Listed]], pseudonymiser: Pseudonymiser, first: int = 0
+) -> pa.Table:
+    """Return a row for each file: who it is, what was said about it, and how it looks on disk.
+
+    Args:
+        shards: The files by shard.
+        pseudonymiser: Hides names and places.
+        first: Number of the first shard.
+    """
+    files = [one for shard in shards for one in shard]
+    found = entries([one.source for one in files], pseudonymiser)
+    marks = stamps([one.source.file for one in files])
+    place = Places(pseudonymiser)
+    columns = {
+        "name": [entry["name"] for entry in found],
+        "digest": [sha256(json.dumps(entry, sort_keys=True).encode())[:16] for entry in found],
+        "shard": [number for number, shard in enumerate(shards, start=first) for _ in shard],
+        "location": [place.of(one.source.file) for one in files],
+        "root": [place.of(one.root) for one in files],
+        "id": [place.of(one.source.id) for one in files],
+        "size": [size for size, _ in marks],
+        "modified": [modified for _, modified in marks],
+    }
+    return pa.table(columns, schema=LISTING_SCHEMA)
+
+
+def content_mark(key: bytes, content: str) -> str:
+    """Return what the store keeps of a digest of a file's bytes; nothing for nothing."""
+    return keyed_hash(key, "content", content)[:16] if content else ""
+
+
+class Places:
+    """Hides where files are, always: a folder may be called by a patient's name."""
+
+    def __init__(self, pseudonymiser: Pseudonymiser) -> None:
+        self._key = pseudonymiser.key
+        self._known: dict[str, str] = {}
+
+    def of(self, text: str) -> str:
+        """Return a keyed hash, or nothing for nothing."""
+        if text and text not in self._known:
+            self._known[text] = keyed_hash(self._key, "place", text)
+        return self._known.get(text, "")
+
+
+def stamps(files: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the size in bytes and the time of writing in nanoseconds of files, local or not.
+
+    A file that is not there, or cannot be looked at, has zeros: reading it gives the reason.
+    """
+    found = [(0, 0) if not file or "://" in file else _local_stamp(file) for file in files]
+    remote: dict[str, list[int]] = {}
+    for row, file in enumerate(files):
+        if "://" in file:
+            remote.setdefault(file.split("/", 3)[2], []).append(row)
+    for rows in remote.values():
+        places = [bucket_of(files[row]) for row in rows]
+        keys = [storage.arrow_path(key) for storage, key in places]
+        for row, info in zip(rows, places[0][0].filesystem.get_file_info(keys), strict=True):
+            if info.type == pafs.FileType.File:
+                found[row] = (int(info.size), int(info.mtime_ns or 0))
+    return found
+
+
+def _local_stamp(file: str) -> tuple[int, int]:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def keep(folder: Storage, table: pa.Table) -> None:
