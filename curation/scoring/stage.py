@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from echostill.curation.scoring.balance import plan_balance
 from echostill.curation.scoring.decoding import PartDecoder, shards
 from echostill.curation.scoring.gradient import GradientLoss
+from echostill.curation.scoring.growth import PROXY, begun_with, describe_growth, history_of
 from echostill.curation.scoring.worker import ProxySettings, ScoreWorker
 from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes, total
@@ -34,11 +35,10 @@ from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.schemas import scores_schema
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
-from echostill.platform.tables.table import Table
+from echostill.platform.tables.table import MANIFEST, Table
+from echostill.platform.tables.versions import continued
 from echostill.platform.training.ray import plan as plan_training
 from echostill.platform.training.run import RunResult, is_finished, train_run
-
-PROXY = "proxy"
 
 
 class ScoreConfig(ModelsConfig):
@@ -81,6 +81,7 @@ class ScoreSetup:
     shards: list[list[str | int]]
     worker: ScoreWorker
     proxy: RunResult
+    growth: str = ""  # what was scored of earlier versions of the pool, in words
 
     def result(
         self, counts: Accounting, beginning: str, *, already_done: bool = False
@@ -113,7 +114,9 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> StageResult:
         decode=ready.worker.decoder,
         progress=config.progress,
     )
-    return ready.result(done, f"proxy {ready.proxy.losses()}; ")
+    return ready.result(
+        done, f"{ready.growth}; " if ready.growth else f"proxy {ready.proxy.losses()}; "
+    )
 
 
 @logged(stages.SCORE, "retry")
@@ -145,7 +148,8 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> ScoreSetup:
     encoder, student = teacher.build(), _proxy_model(config)
     proxy = _train_proxy(config, store, pool, overwrite)
     steps = config.proxy.snapshot_steps()
-    claim = _claim(config, store, pool, teacher, _proxy_digest(proxy.storage, steps))
+    digest = _proxy_digest(proxy.storage, steps)
+    claim = _claim(config, store, pool, teacher, digest, overwrite)
     claim.take(overwrite)
     wanted = claim.wanted
     worker = ScoreWorker(
@@ -171,10 +175,12 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> ScoreSetup:
         fingerprint=wanted,
         max_error_rate=config.max_error_rate,
         events=store.events(),
+        history=history_of(pool, wanted, config.rows_per_shard),
     )
-    if not stage.is_finished():
+    if not store.scores().exists(MANIFEST):
         save_configuration(store.scores(), config)
-    return ScoreSetup(stage, shards(pool, config.rows_per_shard), worker, proxy)
+    growth = describe_growth(store, pool)
+    return ScoreSetup(stage, shards(pool, config.rows_per_shard), worker, proxy, growth)
 
 
 def _connected_plan(config: ScoreConfig, count: int) -> WorkerPlan:
@@ -193,30 +199,39 @@ def _plan(config: ScoreConfig, count: int, nodes: Nodes) -> WorkerPlan:
 
 
 def _claim(
-    config: ScoreConfig, store: Store, pool: Table, teacher: Weights, proxy_digest: str
+    config: ScoreConfig,
+    store: Store,
+    pool: Table,
+    teacher: Weights,
+    proxy_digest: str,
+    overwrite: bool,
 ) -> Claim:
-    """Return the claim on the scores' folder."""
+    """Return the claim on the scores' folder; scores of an earlier version of the pool go on."""
     wanted = fingerprint(
         config,
         weights={**teacher.identity("teacher"), "proxy": proxy_digest},
         inputs={"pool": pool.digest},
         without=("teacher",),
     )
+    if not overwrite:
+        wanted = continued(store.scores(), wanted, "pool", pool)
     about = {
-        "inputs.pool": f"{pool.rows} images",
+        "inputs.pool": f"{begun_with(wanted, pool).rows} images",
         "weights.teacher": teacher.path.rpartition("/")[2],
     }
     return Claim(store.scores(), wanted, "score", "scores", about=about)
 
 
-def _proxy_claim(config: ScoreConfig, store: Store, pool: Table) -> Claim:
-    """Return the claim on the proxy's folder."""
+def _proxy_claim(config: ScoreConfig, store: Store, pool: Table, overwrite: bool) -> Claim:
+    """Return the claim on the proxy's folder; the proxy of an earlier version goes on."""
     wanted = fingerprint(
         config,
         inputs={"pool": pool.digest},
         without=("teacher", "gradient_loss", "mask_draws", "batch_size", "rows_per_shard"),
     )
-    about = {"inputs.pool": f"{pool.rows} images"}
+    if not overwrite:
+        wanted = continued(store.run(PROXY), wanted, "pool", pool)
+    about = {"inputs.pool": f"{begun_with(wanted, pool).rows} images"}
     return Claim(store.run(PROXY), wanted, "proxy", "a proxy", about=about)
 
 
@@ -224,12 +239,12 @@ def _check_claims(
     config: ScoreConfig, store: Store, pool: Table, teacher: Weights, overwrite: bool
 ) -> bool:
     """Return whether scores would be replaced; raises what :func:`score` would raise."""
-    if _proxy_claim(config, store, pool).check(overwrite):
+    if _proxy_claim(config, store, pool, overwrite).check(overwrite):
         return True
     if not is_finished(store.run(PROXY)):
         return False
     digest = _proxy_digest(store.run(PROXY), config.proxy.snapshot_steps())
-    return _claim(config, store, pool, teacher, digest).check(overwrite)
+    return _claim(config, store, pool, teacher, digest, overwrite).check(overwrite)
 
 
 def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
@@ -244,6 +259,8 @@ def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
     per_row = encoder.feature_dim * 2 + len(config.proxy.snapshot_steps()) * 4 + 48
     out = Plan("score")
     out.add("pool", f"{pool.rows} images in {count} shards, {pool.storage.root}")
+    if growth := describe_growth(store, pool):
+        out.add("growth", growth)
     out.add("teacher", teacher.describe())
     out.add("proxy", f"{config.student}, {training.describe(min(config.proxy.sample, pool.rows))}")
     out.add("proxy done", "yes" if is_finished(store.run(PROXY)) else "no")
@@ -270,8 +287,11 @@ def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
 
 
 def _train_proxy(config: ScoreConfig, store: Store, pool: Table, overwrite: bool) -> RunResult:
-    claim = _proxy_claim(config, store, pool)
-    ids = sample_ids(pool.read(["image_id"])["image_id"].to_pylist(), config)
+    claim = _proxy_claim(config, store, pool, overwrite)
+    ids: list[str] = []
+    if not is_finished(claim.storage) or claim.check(overwrite):
+        begun = begun_with(claim.wanted, pool)
+        ids = sample_ids(begun.read(["image_id"])["image_id"].to_pylist(), config)
     job = MaskedImageJob(
         store=store.root,
         model=config.student,
