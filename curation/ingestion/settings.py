@@ -106,12 +106,21 @@ def read_key(settings: IngestSettings) -> bytes | None:
     Raises:
         UsageError: The key file is missing or empty.
     """
-    if settings.key_file is None:
+    return read_key_file(settings.key_file)
+
+
+def read_key_file(path: str | None) -> bytes | None:
+    """Return the key in a file, without a file that of the environment, None where there is none.
+
+    Raises:
+        UsageError: The key file is missing or empty.
+    """
+    if path is None:
         return os.environ.get(KEY_VARIABLE, "").encode() or None
     try:
-        key = Path(settings.key_file).expanduser().read_bytes().strip()
+        key = Path(path).expanduser().read_bytes().strip()
     except OSError:
-        raise UsageError(f"no key file '{settings.key_file}' (key_file) to read.") from None
+        raise UsageError(f"no key file '{path}' (key_file) to read.") from None
     if not key:
-        raise UsageError(f"the key file '{settings.key_file}' (key_file) is empty.")
+        raise UsageError(f"the key file '{path}' (key_file) is empty.")
     return key

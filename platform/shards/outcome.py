@@ -6,7 +6,7 @@ units can be done again, and their rows exchanged, as if they had worked the fir
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +102,29 @@ class Outcome:
             digests=self.digests,
         )
 
+    def without(self, rows: Sequence[bool], quarantined: Sequence[bool]) -> "Outcome":
+        """Drop rows of the table and of the quarantine; their units stay.
+
+        Args:
+            rows: For each row of the table, whether it is dropped.
+            quarantined: For each row of the quarantine.
+        """
+        counts = self.unit_counts.copy()
+        kept = []
+        for column, (table, drops) in enumerate(
+            ((self.rows, rows), (self.quarantined, quarantined))
+        ):
+            stays = ~np.asarray(drops, dtype=bool)
+            owner = np.repeat(np.arange(len(counts)), self.unit_counts[:, column])
+            counts[:, column] = np.bincount(owner[stays], minlength=len(counts))
+            kept.append(table.filter(pa.array(stays)))
+        units = None if self.units is None else [(int(n), int(held)) for n, held in counts]
+        return Outcome(kept[0], kept[1], units, self.seconds, self.notes)
+
+    def noted(self, kind: str, texts: Sequence[str]) -> "Outcome":
+        """Add notes."""
+        return replace(self, notes=_united(self.notes, {kind: texts}))
+
     def same_tables(self, other: "Outcome") -> bool:
         """Return whether both say the same."""
         return bool(self.rows.equals(other.rows) and self.quarantined.equals(other.quarantined))
@@ -138,8 +161,13 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 
 def encode_units(outcome: Outcome) -> Runs:
     """Return the units' counts run by run: ``[units, rows each, quarantined each]``."""
+    return encode_counts(outcome.unit_counts)
+
+
+def encode_counts(counts: np.ndarray) -> Runs:
+    """Return counts per unit, (units, 2), as :func:`encode_units` does."""
     runs: Runs = []
-    for rows, held in outcome.unit_counts.tolist():
+    for rows, held in counts.tolist():
         if runs and runs[-1][1:] == [rows, held]:
             runs[-1][0] += 1
         else:

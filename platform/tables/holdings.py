@@ -17,6 +17,7 @@ from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
 from echostill.platform.tables.table_folder import RECORDS
 from echostill.platform.tables.versions import versions
+from echostill.platform.withdrawal.state import WITHDRAWN, former_digests
 
 KINDS = {  # folder of the store: one of what is in it
     "coresets": "coreset",
@@ -195,6 +196,8 @@ def _digests(store: Store, places: list[str]) -> dict[str, str]:
         if manifest.get("parts"):
             for version in versions(Table(storage, manifest)):
                 known.setdefault(version.digest, place)
+            for digest in former_digests(manifest):
+                known.setdefault(digest, place)
         for file in manifest.get("files") or []:
             known.setdefault(file["sha256"], place)
     return known
@@ -203,6 +206,7 @@ def _digests(store: Store, places: list[str]) -> dict[str, str]:
 def _origins(values: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
     """What a result was made from, by the names in its fingerprint."""
     made_from = {**(values.get("inputs") or {}), **(values.get("weights") or {})}
+    made_from.pop(WITHDRAWN, None)  # the number of a withdrawal, not a digest
     found = {name: known.get(digest, NOT_HERE) for name, digest in made_from.items()}
     if "proxy" in found:  # the scores' one, known by a digest over its snapshots
         found["proxy"] = PROXY_RUN

@@ -38,6 +38,7 @@ STALE_SECONDS = 45.0  # without a renewal, after which a lease is dead
 LOOK_SECONDS = 1.0  # between looks at a lease that may be dead
 ROUNDS = 20  # in which those who ask at the same moment get out of each other's way
 OWNER_VARIABLE = "ECHOSTILL_LEASE_OWNER"  # for processes that work for the holder of a lease
+WITHDRAW = "withdraw"  # the one stage that nothing may run beside
 ASKING, HELD = "asking", "held"
 
 
@@ -90,7 +91,9 @@ class Holder:
         """Whether it and another may not work at the same time."""
         if self.owner == other.owner:
             return False
-        return (self.alone and other.alone) or self.result == other.result
+        # A withdrawal rewrites whatever the others read.
+        withdraws = WITHDRAW in (self.stage, other.stage)
+        return withdraws or (self.alone and other.alone) or self.result == other.result
 
     def lives(self) -> bool | None:
         """Whether its process lives; None where this machine cannot tell."""

@@ -16,6 +16,7 @@ from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table, check_format
 from echostill.platform.tables.table_folder import RECORDS, TableFolder
 from echostill.platform.tables.versions import version_with
+from echostill.platform.withdrawal.state import check_not_pending
 
 CONFIGURATION = "configuration.json"
 FORMAT = "format.json"  # of the store; those written before it was kept have format 1
@@ -25,12 +26,17 @@ _READABLE: set[str] = set()  # remote stores whose format was looked at in this 
 class Store:
     """Names of the tables and runs inside a store."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, withdrawing: bool = False) -> None:
         """Open a store.
+
+        Args:
+            root: Folder or URI.
+            withdrawing: Whether it may be one from which something is just being withdrawn.
 
         Raises:
             UsageError: A relative path inside a submitted Ray job, whose folder is thrown away.
-            EchostillError: A later release wrote it in a format that this one does not read.
+            EchostillError: A later release wrote it in a format that this one does not read, or a
+                withdrawal from it has begun and not ended.
         """
         if submission() is not None and "://" not in root and not os.path.isabs(root):
             raise UsageError(
@@ -39,6 +45,8 @@ class Store:
             )
         self.storage = Storage(root)
         self._check_format()
+        if not withdrawing:
+            check_not_pending(self.storage)
 
     def _check_format(self) -> None:
         if self.root in _READABLE:

@@ -14,6 +14,7 @@ from pathlib import Path
 from echostill.platform.tables.user_cache import user_cache
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+RUN_FILE = "mlflow.json"  # of a run of ours: where its record is
 # What every release of MLflow and SQLAlchemy reads alike in an address of a file; others take `?`
 # for the end of the path, and decode `%` or do not.
 _PLAIN = re.compile(r"[\w/.,+@=~ -]*")

@@ -23,12 +23,12 @@ from echostill.platform.progress import console
 from echostill.platform.tables.fingerprint import flatten
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training.mlflow_files import (
+    RUN_FILE,
     artifact_location,
     database_uri,
     repair_locations,
 )
 
-RUN_FILE = "mlflow.json"
 MAX_PARAMETERS = 100  # MLflow's limit per call
 MAX_NAME, MAX_DIGEST = 500, 36  # characters of a dataset's name and digest
 JOB_TAG, PAGE_TAG = "ray.submission_id", "ray.dashboard"  # of a run: the job that writes it

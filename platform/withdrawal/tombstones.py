@@ -1,0 +1,115 @@
+"""Tombstones: by what a withdrawn image is recognised when someone brings it back.
+
+They are keyed digests (HMAC-SHA-256, 128 bits) and reveal nothing. Ids and contents, which nobody
+can guess, are under a salt of the store. Groups stand for patients and can be guessed: they are
+under the user's key, which the store does not have.
+"""
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from echostill.platform.tables.storage import Storage
+from echostill.platform.withdrawal.state import TOMBSTONES
+
+ID, CONTENT, BYTES, GROUP = "id", "content", "bytes", "group"
+NOTE = "withdrawn"  # kind of the notes in records of shards
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """The tombstones of a store.
+
+    Attributes:
+        salt: Of the store, hexadecimal; empty where nothing was withdrawn.
+        marks: Digests of ids, of contents (pixels) and of staged bytes, under the salt.
+        groups: Digests of groups under the user's key.
+    """
+
+    salt: str = field(default="", repr=False)
+    marks: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.marks)
+
+    def mark(self, kind: str, value: str) -> str:
+        """Return the digest of an id, a content or staged bytes."""
+        return _digest(self.salt.encode(), kind, value)
+
+    def found(self, kind: str, value: str) -> str:
+        """Return the digest of a withdrawn id, content or bytes; empty where it is none."""
+        mark = self.mark(kind, value) if self.marks else ""
+        return mark if mark in self.marks else ""
+
+    def refusal(self, row: Mapping[str, Any], key: bytes) -> str:
+        """Return the digest by which a row is refused; empty where it may come in.
+
+        Args:
+            row: With ``image_id``, ``content_hash`` and ``group_id`` of the pool, or the ``id`` of
+                the quarantine.
+            key: Key of the identifiers.
+        """
+        if not self.marks:
+            return ""
+        for kind, column in ((ID, "image_id"), (ID, "id"), (CONTENT, "content_hash")):
+            if row.get(column) and (mark := self.found(kind, row[column])):
+                return mark
+        if row.get("group_id") and _digest(key, GROUP, row["group_id"]) in self.groups:
+            return self.mark(ID, row["image_id"])
+        return ""
+
+    def added(
+        self,
+        ids: Iterable[str],
+        contents: Iterable[str],
+        staged: Iterable[str],
+        groups: Iterable[str],
+        key: bytes | None,
+    ) -> "Tombstones":
+        """Return these and more.
+
+        Args:
+            ids: Of images.
+            contents: Hashes of pixels.
+            staged: SHA-256 of staged bytes.
+            groups: Groups that were withdrawn as a whole.
+            key: The user's key; without one, groups get no tombstone.
+        """
+        salted = replace(self, salt=self.salt or secrets.token_hex(32))
+        marks = {
+            salted.mark(kind, value)
+            for kind, values in ((ID, ids), (CONTENT, contents), (BYTES, staged))
+            for value in values
+            if value
+        }
+        keyed = set() if key is None else {_digest(key, GROUP, group) for group in groups}
+        return replace(salted, marks=self.marks | marks, groups=self.groups | keyed)
+
+
+def read_tombstones(storage: Storage) -> Tombstones:
+    """Return the tombstones of a store."""
+    if not storage.exists(TOMBSTONES):
+        return Tombstones()
+    values = json.loads(storage.read(TOMBSTONES))
+    return Tombstones(values["salt"], frozenset(values["marks"]), frozenset(values["groups"]))
+
+
+def write_tombstones(storage: Storage, tombstones: Tombstones) -> None:
+    """Keep the tombstones of a store."""
+    values = {
+        "format_version": 1,
+        "salt": tombstones.salt,
+        "marks": sorted(tombstones.marks),
+        "groups": sorted(tombstones.groups),
+    }
+    storage.write(TOMBSTONES, json.dumps(values, indent=1).encode())
+
+
+def _digest(secret: bytes, kind: str, value: str) -> str:
+    text = f"withdrawn {kind}\0{value}".encode()
+    return hmac.new(secret, text, hashlib.sha256).hexdigest()[:32]
