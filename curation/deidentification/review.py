@@ -34,6 +34,7 @@ from echostill.platform.tables.table import (
     decode_parquet,
     write_table,
 )
+from echostill.platform.withdrawal.tombstones import Tombstones
 
 NEEDS_REVIEW = "NeedsReview"
 PICTURES = "IDENTIFIABLE-PIXELS"  # the name of the folder is a warning that nobody can overlook
@@ -73,6 +74,7 @@ class ReviewGate:
         held_back: Whether every frame that is held back is written.
         sample: Frames of the current shard for the contact sheet.
         lenient: Whether doubtful frames pass as they were cleaned: for readers that store none.
+        tombstones: Of what was withdrawn and must not come in again.
     """
 
     approved: Mapping[str, str] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class ReviewGate:
     held_back: bool = False
     sample: int = 0
     lenient: bool = False
+    tombstones: Tombstones = field(default_factory=Tombstones)
     _aside: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
     def passes(self, image_id: str, cleaned: Cleaned) -> bool:
@@ -100,6 +103,12 @@ class ReviewGate:
             self._aside.append((image_id, _pair(before, cleaned, _THUMBNAIL)))
             self._aside.sort(key=lambda item: hashlib.sha256(item[0].encode()).digest())
             del self._aside[self.sample :]
+
+    def forget(self, image_id: str) -> None:
+        """Delete the picture of a frame that must not come in, and leave it out of the sheet."""
+        if self.pictures is not None:
+            self.pictures.delete(f"{image_id}.png")
+            self._aside = [item for item in self._aside if item[0] != image_id]
 
     def finish(self, name: str) -> None:
         """Write the contact sheet of a shard and forget its frames."""

@@ -44,6 +44,7 @@ from echostill.curation.ingestion.summary import (
     say,
 )
 from echostill.curation.ingestion.worker import MakeWorker, pool_schema
+from echostill.curation.withdrawal.refusal import describe_refused
 from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerCount, WorkerPlan, check_workers, plan_workers
@@ -57,6 +58,7 @@ from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, Fingerprint, fingerprint
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, save_configuration
+from echostill.platform.withdrawal.tombstones import read_tombstones
 
 
 class IngestConfig(StageConfig, IngestSettings, GrowthSettings):
@@ -96,13 +98,13 @@ class IngestSetup:
     ) -> StageResult:
         """Say what the pool holds now; ``addition`` ends the sentence."""
         done = "already done: " if already_done else ""
-        summary = kept_summary(self.store.sources())
+        summary, refused = kept_summary(self.store.sources()), describe_refused(self.store)
         return StageResult(
             "ingest",
             ("pool",),
             self.store.pool().root,
             {"files": self.files, **counts.counts, **summary.counts},
-            f"{done}{self.files} files; {counts.describe()}{addition}{summary.describe()}",
+            f"{done}{self.files} files; {counts.describe()}{addition}{summary.describe()}{refused}",
             already_done,
         )
 
@@ -292,15 +294,15 @@ def _settings(config: IngestConfig, pseudonymiser: Pseudonymiser) -> IngestSetti
 
 
 def _gate(config: IngestConfig, store: Store, approved: dict[str, str]) -> ReviewGate:
-    settings = config.deidentify
+    settings, gone = config.deidentify, read_tombstones(store.storage)
     if not settings.review_pixels and not settings.contact_sheet:
-        return ReviewGate(approved)
+        return ReviewGate(approved, tombstones=gone)
     pictures = prepare_pictures(store)
     say(
         f"warning: identifiable pixels are written to '{pictures.root}': protect this folder like "
         "the original files, and delete it after the review."
     )
-    return ReviewGate(approved, pictures, settings.review_pixels)
+    return ReviewGate(approved, pictures, settings.review_pixels, tombstones=gone)
 
 
 def _samples(config: IngestConfig, shards: Sequence[list[dict[str, Any]] | None]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.growth.changes import content_mark, shard_name
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
+from echostill.curation.withdrawal.refusal import refuse_withdrawn
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, REDACTED
 
@@ -47,8 +48,7 @@ class IngestWorker:
                     rows.append(self.pseudonymiser.row(item))
             units.append((len(rows) - before[0], len(refused) - before[1]))
             digests.append(content_mark(key, findings.content))
-        self.gate.finish(shard)
-        return Outcome(
+        outcome = Outcome(
             pa.Table.from_pylist(rows, schema=pool_schema(self.settings)),
             pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
             units,
@@ -56,6 +56,9 @@ class IngestWorker:
             findings.notes(),
             digests,
         )
+        admitted = refuse_withdrawn(outcome, self.gate, self.pseudonymiser.key)
+        self.gate.finish(shard)
+        return admitted
 
     def _refusal(self, failure: Failure, source: Source) -> dict[str, str]:
         row = self.pseudonymiser.refusal(failure.row(), source.group)

@@ -27,6 +27,7 @@ from echostill.jobs.cli.options import (
     Overwrite,
     help_of,
 )
+from echostill.jobs.cli.withdrawal import add_commands as add_withdrawal_command
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import console
 from echostill.platform.stages import IN_RUN, STAGES, SWEEP, StageInfo
@@ -338,6 +339,7 @@ def submit_command(
 add_curation_commands(app)
 add_dataset_commands(app)
 add_housekeeping_commands(app)
+add_withdrawal_command(app)
 add_model_commands(app)
 add_bench_commands(app)
 _add_stage(SWEEP)

@@ -14,6 +14,8 @@ from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store, table_of
 from echostill.platform.tables.table import MANIFEST, Table, decode_parquet, digest_of_parts
 from echostill.platform.tables.versions import latest, made_from_pool, version_with, versions
+from echostill.platform.withdrawal.proof import find_withdrawn
+from echostill.platform.withdrawal.tombstones import read_tombstones
 
 # Where the commands write tables, runs and reports with a manifest.
 _PLACE = re.compile(
@@ -91,7 +93,24 @@ def verify_store(root: str) -> Verification:
         if len(result.problems) == found:
             sound.add(name)
     _verify_links(store, sound, result)
+    _verify_withdrawn(store, result)
     return result
+
+
+def _verify_withdrawn(store: Store, result: Verification) -> None:
+    """Check that nothing of what was withdrawn is in any file."""
+    tombstones = read_tombstones(store.storage)
+    if not tombstones:
+        return
+    files, found = find_withdrawn(store, tombstones)
+    for name, what in found.items():
+        shown = name if what != "its id" else name.rpartition("/")[0]  # a name may be an id
+        result.problems.append(
+            f"{shown}: holds {what} of an image that was withdrawn: withdraw it again, or delete "
+            "the file"
+        )
+    if not found:
+        result.checked.append(f"withdrawn: nothing of it in {files} files")
 
 
 def _siblings(parent: str) -> list[str]:
