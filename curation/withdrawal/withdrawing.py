@@ -204,12 +204,12 @@ def _settle_scores(store: Store) -> None:
                 delete_record(scores, index)
 
 
-def _settle_tables(store: Store, receipt: Receipt, before: Mapping[str, str]) -> None:
+def _settle_tables(store: Store, receipt: Receipt, before: Mapping[str, list[str]]) -> None:
     """Let manifests say what tables lost, and what was made of them follow to the new digests."""
     chosen = {f"coresets/{one['name']}": one for one in receipt.coresets}
     after = table_digests(store, list(before))
-    for place, digest in before.items():
-        if place in after and after[place] != digest:
+    for place, (*_, digest) in before.items():
+        if place in after and after[place][-1] != digest:
             loses = chosen.get(place)
             entry = {
                 "number": receipt.number,
@@ -222,7 +222,11 @@ def _settle_tables(store: Store, receipt: Receipt, before: Mapping[str, str]) ->
             note_withdrawal(storage, entry)
             if loses:
                 _settle_budget(store, loses["name"])
-    digests = {digest: after[place] for place, digest in before.items() if place in after}
+    digests = {
+        then: now
+        for place, versions in before.items()
+        for then, now in zip(versions, after.get(place, []), strict=False)
+    }
     for place in before:
         storage = store.table(place)
         if not storage.exists(MANIFEST):

@@ -66,6 +66,14 @@ def version_entries(
     ]
 
 
+def recounted(
+    parts: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the entries of versions whose parts have lost rows."""
+    history = [Growth(entry["parts"], entry["made_from"]) for entry in entries]
+    return version_entries(parts, history)
+
+
 def versions(table: Table) -> list[Version]:
     """Return the versions of a table, the last of which is the table as it is."""
     parts = table.manifest["parts"]

@@ -14,6 +14,7 @@ from echostill.platform.tables.fingerprint import FINGERPRINT, Fingerprint
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
+from echostill.platform.tables.versions import VERSIONS, versions
 from echostill.platform.withdrawal.state import WITHDRAWN, Manifest, former_digests, withdrawals
 
 _PARTS = ("configuration", "code", "weights", "inputs")
@@ -49,9 +50,18 @@ def follow(
             write_json(storage, FINGERPRINT, kept)
     if storage.exists(MANIFEST):
         manifest: Manifest = json.loads(storage.read(MANIFEST))
-        found = _followed(manifest.get("fingerprint") or {}, digests, more)
-        if found != manifest.get("fingerprint"):
-            write_json(storage, MANIFEST, {**manifest, "fingerprint": found})
+        after = dict(manifest)
+        if "fingerprint" in manifest:
+            after["fingerprint"] = _followed(manifest["fingerprint"] or {}, digests, more)
+        if VERSIONS in manifest:
+            after[VERSIONS] = [_version_followed(one, digests) for one in manifest[VERSIONS]]
+        if after != manifest:
+            write_json(storage, MANIFEST, after)
+
+
+def _version_followed(entry: dict[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
+    made_from = {name: digests.get(value, value) for name, value in entry["made_from"].items()}
+    return {**entry, "made_from": made_from}
 
 
 def _followed(
@@ -99,15 +109,15 @@ def describe_loss(lost: list[dict[str, Any]]) -> str:
     return f"{images} withdrawn{of_them} on {days}"
 
 
-def table_digests(store: Store, places: list[str]) -> dict[str, str]:
-    """Return the digests of finished tables, by their places."""
+def table_digests(store: Store, places: list[str]) -> dict[str, list[str]]:
+    """Return the digests of all versions of finished tables, by their places."""
     found = {}
     for place in places:
         storage = store.table(place)
         if storage.exists(MANIFEST):
             manifest = json.loads(storage.read(MANIFEST))
             if "parts" in manifest:
-                found[place] = Table(storage, manifest).digest
+                found[place] = [one.digest for one in versions(Table(storage, manifest))]
     return found
 
 

@@ -25,6 +25,7 @@ from echostill.platform.tables.table import (
     part_record,
 )
 from echostill.platform.tables.table_folder import PART
+from echostill.platform.tables.versions import VERSIONS, recounted
 from echostill.platform.withdrawal.rows import COLUMNS, Cut, link_copies
 from echostill.platform.withdrawal.tombstones import ID, NOTE, Tombstones
 from echostill.platform.withdrawal.traces import Traces
@@ -245,7 +246,8 @@ def _enter(storage: Storage, name: str, part: _Part, *, keeps_empty: bool = True
     if not part.rows and not keeps_empty:
         entries = [one for one in entries if one["file"] != name]
     rows = sum(one["rows"] for one in entries)
-    _write_manifest(storage, {**manifest, "parts": entries, "rows": rows})
+    grown = {VERSIONS: recounted(entries, manifest[VERSIONS])} if VERSIONS in manifest else {}
+    _write_manifest(storage, {**manifest, "parts": entries, "rows": rows, **grown})
 
 
 def _count(table: Storage, quarantine: Storage) -> None:
