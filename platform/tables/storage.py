@@ -10,7 +10,7 @@ the environment.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -49,8 +49,8 @@ class Storage:
                 f"cannot open '{root}': {error}. Use a local folder, s3:// or gs://."
             ) from None
 
-    def __reduce__(self) -> tuple[type["Storage"], tuple[str, ...]]:
-        return Storage, (self.uri,)
+    def __reduce__(self) -> tuple[Callable[[str], "Storage"], tuple[str]]:
+        return _reopen, (self.uri,)
 
     @property
     def uri(self) -> str:
@@ -241,17 +241,33 @@ def _of_file_uri(root: str) -> str | None:
 
 def _open(root: str, options: str) -> tuple[pafs.FileSystem, str]:
     """Open a bucket's folder; a bucket is connected to once, which takes a round trip."""
-    scheme, _, rest = root.partition("://")
-    bucket, _, folder = rest.partition("/")
-    query = f"?{options}" if options else ""
-    uri = f"{scheme}://{bucket}{query}"
+    bucket, uri, folder = _parts(root, options)
     if uri not in _checked:
         check_bucket(root, options)
         _checked.add(uri)
     return _bucket(uri), f"{bucket}/{folder}" if folder else bucket
 
 
-_checked: set[str] = set()  # buckets that answered in this process
+def _parts(root: str, options: str) -> tuple[str, str, str]:
+    """The name of a bucket, its URI with the options, and the folder in it."""
+    scheme, _, rest = root.partition("://")
+    bucket, _, folder = rest.partition("/")
+    return bucket, f"{scheme}://{bucket}" + (f"?{options}" if options else ""), folder
+
+
+def _reopen(uri: str) -> Storage:
+    """Open in a worker what its driver has open: the store has answered, and is not asked again.
+
+    One that is silent just then, as on a node that is cut off for a moment, is waited for by
+    whatever reads from it; a check would end the run.
+    """
+    if "://" in uri:
+        root, _, options = uri.partition("?")
+        _checked.add(_parts(root, options)[1])
+    return Storage(uri)
+
+
+_checked: set[str] = set()  # buckets that answered in this process, or in that of its driver
 
 
 @lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from echostill.curation.ingestion.stage import _prepare
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import encode_png
 from echostill.platform.shards.events import read_events
+from echostill.platform.tables import storage as storage_module
 from echostill.platform.tables.schemas import scores_schema
 from echostill.platform.tables.storage import Storage, file_in
 from echostill.platform.tables.store import Store
@@ -27,6 +28,7 @@ from echostill.platform.tables.table import Table, encode_parquet, write_table
 from echostill.platform.tables.verify import verify_store
 
 FILES, PER_SHARD = 20, 2
+SILENT = "endpoint_override=http://127.0.0.1:1&region=us-east-1"
 # Whatever a file system takes for a name: all characters but the separator and NUL.
 NAMES = st.text(
     st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=40
@@ -147,6 +149,18 @@ def test_an_upload_is_nothing_until_it_ends(bucket):
     assert storage.list() == []
     stream.close()
     assert storage.size("part") == 11_000_000
+
+
+def test_a_worker_opens_what_its_driver_has_open_though_it_is_silent_just_then(monkeypatch):
+    asked = []
+    monkeypatch.setattr(storage_module, "check_bucket", lambda *place: asked.append(place))
+    monkeypatch.setattr(storage_module, "_checked", set())
+    sent = pickle.dumps(Storage(f"s3://ward/a?{SILENT}"))
+    assert asked == [("s3://ward/a", SILENT)]
+    storage_module._checked.clear()  # as in another process
+    assert pickle.loads(sent).uri == f"s3://ward/a?{SILENT}"
+    assert Storage(f"s3://ward/b?{SILENT}").root == "s3://ward/b"
+    assert len(asked) == 1
 
 
 @pytest.mark.slow
