@@ -45,18 +45,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def open_store(root: str, *, report: Report = print_progress) -> "LocalStore":
+def open_store(
+    root: str, *, report: Report = print_progress, sql: SqlPool | None = None
+) -> "LocalStore":
     """Open a store for questions.
 
     Args:
         root: folder or URI.
         report: called with stage and fraction while derived files are built, which happens when a
             question first needs them.
+        sql: the process that runs queries, if there is one already; closed with the store.
 
     Raises:
         UsageError: There is no pool.
     """
-    return LocalStore(root, report)
+    return LocalStore(root, report, sql)
 
 
 class LocalStore:
@@ -66,7 +69,7 @@ class LocalStore:
     answered.
     """
 
-    def __init__(self, root: str, report: Report) -> None:
+    def __init__(self, root: str, report: Report, sql: SqlPool | None = None) -> None:
         self._store = Store(root)
         self._store.open_pool()
         self._report = report
@@ -76,7 +79,7 @@ class LocalStore:
         self._state.refresh()
         self._finder = SampleFinder()
         self._teacher = TeacherFeatures(self._state)
-        self._sql: SqlPool | None = None
+        self._sql = sql
 
     def __enter__(self) -> Self:
         return self

@@ -1,11 +1,13 @@
-"""Names that a package offers and imports when they are first used.
+"""Names that a package offers and imports when they are first used, and what is never needed.
 
 Scoring and training need torch and timm, which take seconds to load; a question about a coreset, or
 ``--help``, needs neither.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 
@@ -23,3 +25,30 @@ def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return find
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Report that there is no pandas, and nothing of other names."""
+        if name == "pandas":
+            raise ModuleNotFoundError("pandas is not needed here", name=name)
+
+
+def spare_pandas() -> None:
+    """Have Arrow make arrays without loading pandas, for commands that answer in a moment.
+
+    Arrow loads pandas (half a second) with the first array that it makes, to recognise a series.
+    It looks once, and here it finds none; a later conversion to a data frame loads it after all.
+    Arrow no longer recognises a series among what it makes arrays of, so this is for processes that
+    have none.
+    """
+    import pyarrow as pa
+
+    if "pandas" in sys.modules:
+        return
+    none = _NoPandas()
+    sys.meta_path.insert(0, none)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(none)

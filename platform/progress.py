@@ -7,17 +7,12 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 console = Console(stderr=True, highlight=False)
 LINE_EVERY_SECONDS = 15.0
@@ -40,13 +35,15 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self._enabled and sys.stderr.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description:>12}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description:>12}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[note]}"),
                 console=console,
             )
             self._task = self._bar.add_task(self.title, total=self.total, note="")

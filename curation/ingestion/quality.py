@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 from pydantic import Field
-from scipy import ndimage
 
 from echostill.curation.deidentification.brightness import Box, Brightness
 from echostill.platform.config import Config
@@ -34,7 +33,6 @@ ROUNDING_ENERGY = 20 / 12  # of the Laplacian of what rounding to whole levels a
 FULL_SIDE = 256  # pixels of the shorter side from which a picture is no longer small
 SMALL_REGION = 0.1  # of the largest lit region's area; what is smaller is no part of the sector
 SECTOR_GRID = 32  # cells along each side in which the sector is looked for
-_EDGES = ndimage.generate_binary_structure(2, 1)  # cells that share an edge are connected
 
 _SCORE_COLUMNS = tuple(score_column(issue) for issue in QUALITY_ISSUES)
 
@@ -138,10 +136,13 @@ def sector_grid(brightness: Brightness) -> np.ndarray:
     Returns:
         (32, 32) bool, over the whole picture; all false where nothing is lit.
     """
+    from scipy import ndimage  # not for the questions to a store, which need the flags alone
+
     size = (SECTOR_GRID, SECTOR_GRID)
     quarter = brightness.image.reduce(4)  # first: then the rest is quick
     small = np.asarray(quarter.resize(size, Image.Resampling.BOX))
-    labels, count = ndimage.label(small > DARK_LEVEL, _EDGES)
+    # Cells that share an edge are connected.
+    labels, count = ndimage.label(small > DARK_LEVEL, ndimage.generate_binary_structure(2, 1))
     if count == 0:
         return np.zeros(size, dtype=bool)
     # Writing and grey bars are small beside the largest region; what a shadow cuts off is not.

@@ -13,7 +13,6 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
-import faiss
 import numpy as np
 
 from echostill.curation.selection.features import Features, usable_rows
@@ -62,6 +61,8 @@ class AssignPiece:
 
     def __call__(self, piece: int) -> Assigned:
         """Assign a piece."""
+        import faiss
+
         # Pieces are assigned side by side: threads inside FAISS would wait for each other's blocks.
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)

@@ -8,7 +8,6 @@ unless told otherwise, it warns when a cluster gets few rows, it holds the seed 
 import math
 from typing import Any
 
-import faiss
 import numpy as np
 
 from echostill.platform.errors import UsageError
@@ -39,6 +38,8 @@ def train_centroids(
     Raises:
         UsageError: As of :func:`flat_index`.
     """
+    import faiss
+
     rows = np.ascontiguousarray(sample, dtype=np.float32)
     parameters = faiss.ClusteringParameters()
     parameters.niter = iterations
@@ -63,6 +64,8 @@ def flat_index(vectors: np.ndarray, gpus: tuple[int, ...] = ()) -> Any:
     Raises:
         UsageError: GPUs are asked for, and FAISS was built without them or has fewer.
     """
+    import faiss
+
     index = faiss.IndexFlatIP(vectors.shape[1])
     if len(vectors):
         index.add(np.ascontiguousarray(vectors))

@@ -11,7 +11,8 @@ from torch import Tensor
 from echostill.platform.errors import UsageError
 from echostill.platform.models import Encoder, save_weights
 from echostill.platform.models.exported import FILES, TIMM_ARGUMENTS
-from echostill.platform.models.registry import PRESETS, TIMM_PREFIX
+from echostill.platform.models.presets import PRESETS
+from echostill.platform.models.registry import TIMM_PREFIX
 
 PUBLISHED_PREFIX = "model."  # the attribute that holds the ViT in the published TinyUSFM class
 

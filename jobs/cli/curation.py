@@ -5,17 +5,20 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from echostill.jobs.cli.options import CoresetOption, JsonOption, StoreOption
 from echostill.platform.errors import UsageError
+from echostill.platform.lazy import spare_pandas
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from echostill.curation.questions import CoresetQuestions
+    from echostill.curation.service.sql.workers import SqlPool
 
 StoreNotUrlOption = Annotated[
     str | None, typer.Option("--store", "-s", help="Store; default runs/default.")
@@ -124,18 +127,23 @@ def query_command(
       echostill query "select organ, count(*) from pool group by organ" --store runs/quickstart
       echostill query "from coreset where selected" --store runs/quickstart --to chosen.parquet
     """
-    if to is not None:
-        if as_json or as_csv:
-            raise UsageError("--to writes a file, --json and --csv print: give one of them.")
-        with open_questions(store, url, token_file) as questions:
-            rows = questions.export_sql(sql, to, coreset=coreset, limit=limit, overwrite=overwrite)
-        print(f"{to}: {rows} rows")
-        return
-    if overwrite:
+    if to is not None and (as_json or as_csv):
+        raise UsageError("--to writes a file, --json and --csv print: give one of them.")
+    if to is None and overwrite:
         raise UsageError("--overwrite goes with --to.")
-    limit = limit or SHOWN_ROWS
-    with open_questions(store, url, token_file) as questions:
-        table = questions.sql(sql, coreset=coreset, limit=limit)
+    from echostill.curation.service.sql.workers import SqlPool
+
+    with closing(SqlPool(1)) as workers:
+        if url is None:
+            workers.launch()  # it loads its libraries while this process loads its own
+        with open_questions(store, url, token_file, workers) as questions:
+            if to is not None:
+                rows = questions.export_sql(
+                    sql, to, coreset=coreset, limit=limit, overwrite=overwrite
+                )
+                print(f"{to}: {rows} rows")
+                return
+            table = questions.sql(sql, coreset=coreset, limit=limit or SHOWN_ROWS)
     if as_json:
         print(json.dumps(table.to_pylist(), indent=1, default=str))
     elif as_csv:
@@ -250,6 +258,7 @@ def pin_command(
     from echostill.curation.selection.explain.explain import find_image
     from echostill.platform.tables.store import Store
 
+    spare_pandas()
     opened = Store(store)
     image_id = find_image(image, opened.open_pool().read(["image_id", "source"]))
     who = author or getpass.getuser()
@@ -271,6 +280,7 @@ def why_command(
     """
     from echostill.curation import why
 
+    spare_pandas()
     answer = why(store, coreset, image)
     print(json.dumps(answer.as_dict(), indent=1) if as_json else answer.text)
 
@@ -332,9 +342,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def open_questions(
-    store: str | None, url: str | None, token_file: str | None
+    store: str | None, url: str | None, token_file: str | None, sql: "SqlPool | None" = None
 ) -> "CoresetQuestions":
-    """Open what a question is for: a running service, or a store."""
+    """Open what a question is for: a running service, or a store, whose queries ``sql`` runs."""
+    spare_pandas()
     if store is not None and url is not None:
         raise UsageError("give --store or --url, not both.")
     if url is not None:
@@ -343,7 +354,7 @@ def open_questions(
         return connect(url, token_file=token_file)
     from echostill.curation.local import open_store
 
-    return open_store(store or DEFAULT_STORE)
+    return open_store(store or DEFAULT_STORE, sql=sql)
 
 
 def check_selected(selected: str) -> None:

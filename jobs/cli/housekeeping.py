@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from echostill.jobs.cli.options import JsonOption
+from echostill.platform.lazy import spare_pandas
 
 StoreArgument = Annotated[str, typer.Argument(help="Folder or URI of the store.")]
 PlaceArgument = Annotated[str, typer.Argument(help="What, such as coresets/default.")]
@@ -25,6 +26,7 @@ def _add_list(app: typer.Typer, kind: str) -> None:
         from echostill.platform.tables.holdings import holdings
         from echostill.platform.tables.store import Store
 
+        spare_pandas()
         found = holdings(Store(store), kind)
         if as_json:
             print(json.dumps([holding.as_dict() for holding in found], indent=1))

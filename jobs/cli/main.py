@@ -29,6 +29,7 @@ from echostill.jobs.cli.options import (
 )
 from echostill.jobs.cli.withdrawal import add_commands as add_withdrawal_command
 from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.lazy import spare_pandas
 from echostill.platform.progress import console
 from echostill.platform.stages import IN_RUN, STAGES, SWEEP, StageInfo
 
@@ -137,6 +138,7 @@ def verify_command(
     """
     from echostill.platform.tables.verify import verify_store
 
+    spare_pandas()
     result = verify_store(store)
     print(json.dumps(result.as_dict(), indent=1) if as_json else result.describe())
     if not result.sound:
@@ -253,6 +255,7 @@ def quarantine_command(
     """
     from echostill.jobs.cli.damaged import damaged_files, describe
 
+    spare_pandas()
     rows = damaged_files(store, config, everything=everything)
     print(json.dumps(rows, indent=1) if as_json else describe(rows))
 

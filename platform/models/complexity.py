@@ -1,14 +1,11 @@
 """What an encoder costs: parameters and floating-point operations for one image."""
 
-from typing import Any
-
 import torch
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from echostill.platform.models.encoder import Encoder
-from echostill.platform.models.registry import create_encoder, model_names
 
 # Products of two activations (query x key, attention x value) reach the hardware as batched
 # matrix products; those of a weight, as plain ones or as convolutions.
@@ -38,27 +35,6 @@ def gflops_paper(encoder: Encoder) -> float:
     """
     counted = _operations(encoder)
     return sum(n for name, n in counted.items() if name not in _ATTENTION_PRODUCTS) / 1e9
-
-
-def describe_models() -> list[dict[str, Any]]:
-    """Return name, cost and shape of each of our own encoders, without allocating their weights."""
-    rows: list[dict[str, Any]] = []
-    for name in model_names():
-        with torch.device("meta"):
-            encoder = create_encoder(name)
-        rows.append(
-            {
-                "name": name,
-                "parameters": parameters(encoder),
-                "gflops_paper": round(gflops_paper(encoder), 4),
-                "gflops": round(gflops(encoder), 4),
-                "image_size": encoder.image_size,
-                "patch_size": encoder.patch_size,
-                "dim": encoder.dim,
-                "depth": encoder.depth,
-            }
-        )
-    return rows
 
 
 def _operations(encoder: Encoder) -> dict[str, int]:

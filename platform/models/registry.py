@@ -1,6 +1,5 @@
 """The model zoo: which encoders there are by name, and how each is built."""
 
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,38 +11,12 @@ from torch import Tensor, nn
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Pooling
+from echostill.platform.models.presets import PRESETS, Preset
 from echostill.platform.models.shapes import Layer, Shapes, measure
 
 TIMM_PREFIX = "timm:"
 
 _MEASURED: dict[tuple[str, int], Shapes] = {}  # a plan builds a model several times
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The shape of one of our own encoders."""
-
-    family: str  # "beit" (the published teacher's class) or "vit" (the published student's)
-    image_size: int
-    dim: int
-    depth: int
-    heads: int
-    patch_size: int = 16
-
-
-# usfm: openmedlab/USFM configs/model/Cls/vit.yaml. tinyusfm: MacDunno/TinyUSFM; twelve heads of 16
-# channels, not the three of the usual ViT-Tiny. The micro presets are ours, for a laptop.
-PRESETS: dict[str, Preset] = {
-    "usfm": Preset("beit", image_size=224, dim=768, depth=12, heads=12),
-    "tinyusfm": Preset("vit", image_size=224, dim=192, depth=12, heads=12),
-    "usfm-micro": Preset("beit", image_size=128, dim=128, depth=6, heads=4),
-    "tinyusfm-micro": Preset("vit", image_size=128, dim=64, depth=6, heads=4),
-}
-
-
-def model_names() -> list[str]:
-    """Return the names of our own encoders; besides them `timm:NAME` names any timm model."""
-    return list(PRESETS)
 
 
 def create_encoder(

@@ -1,15 +1,16 @@
 """Answers of `echostill why`: why an image is, or is not, in the coreset."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from echostill.curation.selection.core import SelectionSettings
-from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.reasons import EXCLUDED_MARK, HELD_BACK_MARK, PINNED_MARK, ordinal
 from echostill.platform.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from echostill.curation.selection.settings import SelectionSettings
 
 __all__ = ["describe_explanation", "explain", "explanation", "find_image", "ordinal"]
 
@@ -72,7 +73,7 @@ def explanation(
     image_id: str,
     coreset: pa.Table,
     pool_row: Mapping[str, Any] | None,
-    settings: SelectionSettings,
+    settings: "SelectionSettings",
 ) -> dict[str, Any]:
     """Return the values that explain why an image is, or is not, in the coreset.
 
@@ -147,7 +148,7 @@ def explain(
     image_id: str,
     coreset: pa.Table,
     pool_row: Mapping[str, Any] | None,
-    settings: SelectionSettings,
+    settings: "SelectionSettings",
 ) -> str:
     """Describe why an image is, or is not, in the coreset.
 
@@ -213,6 +214,8 @@ def _fused(found: Mapping[str, Any]) -> str:
 def _rank(found: Mapping[str, Any]) -> str:
     if found["decided"] == "excluded":
         return "none: excluded"
+    from echostill.curation.selection.methods import METHODS  # not for `find_image`
+
     rank = f"{ordinal(found['cluster_rank'])} of {found['members']}"
     if found["decided"] == "pinned":
         return f"{rank}, pinned"

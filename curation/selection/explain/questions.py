@@ -7,7 +7,6 @@ from typing import Any
 import pyarrow.compute as pc
 
 from echostill.curation.selection.explain.explain import explain, explanation, find_image
-from echostill.curation.selection.stage import SelectConfig
 from echostill.platform.config import validate
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.quarantine import quarantine_parts
@@ -39,6 +38,8 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
     Raises:
         UsageError: There is no such store, coreset or image; suggests the nearest.
     """
+    from echostill.curation.selection.stage import SelectConfig
+
     store = Store(store_root)
     try:
         table = store.open_coreset(coreset)

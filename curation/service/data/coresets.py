@@ -5,22 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from echostill.curation.selection.explain.explain import describe_explanation, explanation
 from echostill.curation.selection.reasons import GROUP_LIMIT
-from echostill.curation.selection.stage import SelectConfig
 from echostill.curation.service.data.catalogue import CATEGORIES, Catalogue
 from echostill.curation.service.data.columns import numbers, open_columns, write_columns
 from echostill.curation.service.data.neighbours import bits
 from echostill.curation.service.problems import unknown
-from echostill.platform.config import validate
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.table import Table
+
+if TYPE_CHECKING:
+    from echostill.curation.selection.settings import SelectionSettings
 
 ORIGIN = ("group_id", "source", "organ", "device", "label", "frame", "width", "height")
 OWN = (
@@ -89,7 +89,6 @@ class Coreset:
         self.cluster = numbers(self.table["cluster"])
         self.selected = numbers(self.table["selected"])
         self._by_cluster = numbers(self.table["by_cluster"])
-        self.settings = validate(SelectConfig, entry.configuration)
         self.aligned = len(self.rows) == len(catalogue)
         self._spread: dict[str, np.ndarray] = {}
 
@@ -199,6 +198,8 @@ class Coreset:
 
     def why(self, position: int) -> tuple[str, dict[str, Any]]:
         """Say why an image is, or is not, in the coreset: in words and in numbers."""
+        from echostill.curation.selection.explain.explain import describe_explanation, explanation
+
         near = self.members(int(self.cluster[position]))
         near = np.array([position]) if near is None else near
         reason = self.table["reason"][position].as_py()
@@ -216,6 +217,14 @@ class Coreset:
         )
         found |= {"pool_size": len(self), "budget": len(self.selected_positions)}
         return describe_explanation(found), found
+
+    @cached_property
+    def settings(self) -> "SelectionSettings":
+        """How the coreset was chosen."""
+        from echostill.curation.selection.stage import SelectConfig  # only `why` needs selection
+        from echostill.platform.config import validate
+
+        return validate(SelectConfig, self.entry.configuration)
 
     @cached_property
     def clusters(self) -> dict[str, np.ndarray]:

@@ -11,15 +11,17 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
 from echostill.curation.selection.features import ColumnFeatures, TableFeatures, joined, matrix_of
 from echostill.platform.seeding import stream
 from echostill.platform.tables.table import Table
+
+if TYPE_CHECKING:
+    import faiss
 
 INDEX_FILE = "neighbours.faiss"
 ADDRESS_FILE = "addresses.npy"
@@ -54,6 +56,8 @@ def build_neighbours(scores: Table, rows: np.ndarray, folder: Path, report: Repo
         folder: exists and is empty; the caller renames it when this returns.
         report: called with stage and fraction.
     """
+    import faiss
+
     dimension = TableFeatures(scores).dimension
     lists = list_count(len(rows))
     sample, queries = _samples(scores, lists, report)
@@ -127,6 +131,8 @@ class NeighbourIndex:
     """A mapped index. Searches may run in several threads; each takes one core."""
 
     def __init__(self, folder: Path) -> None:
+        import faiss
+
         self.description: dict[str, Any] = json.loads((folder / DESCRIPTION_FILE).read_text())
         self._index: Any = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP)
         self._addresses = np.load(folder / ADDRESS_FILE, mmap_mode="r")
@@ -138,6 +144,8 @@ class NeighbourIndex:
 
     def vector(self, row: int) -> np.ndarray | None:
         """Return a row's feature as stored in the index, (D,) float32; None if it is not scored."""
+        import faiss
+
         address = int(self._addresses[row]) if row < len(self._addresses) else NO_ADDRESS
         if address == NO_ADDRESS:
             return None
@@ -160,6 +168,8 @@ class NeighbourIndex:
         Returns:
             At most ``count``, most similar first.
         """
+        import faiss
+
         faiss.omp_set_num_threads(1)  # of this thread: many small searches run side by side
         unit = (vector / np.linalg.norm(vector)).astype(np.float32)[None]
         parameters: Any = faiss.SearchParametersIVF()
@@ -220,7 +230,7 @@ def _samples(scores: Table, lists: int, report: Report) -> tuple[np.ndarray, np.
 
 
 def _calibrated(
-    index: faiss.IndexIVF, queries: np.ndarray, truth: ExactNeighbours
+    index: "faiss.IndexIVF", queries: np.ndarray, truth: ExactNeighbours
 ) -> tuple[int, float]:
     """Find the smallest power of two of lists with the target recall; return both."""
     probes, recall = 1, 0.0
@@ -239,8 +249,10 @@ def recall_of(found: np.ndarray, true: np.ndarray) -> float:
     return hits / max(1, int((true >= 0).sum()))
 
 
-def _addresses(index: faiss.IndexIVF) -> np.ndarray:
+def _addresses(index: "faiss.IndexIVF") -> np.ndarray:
     """(rows,) int64: list and offset in it of every row number, -1 if it is not in the index."""
+    import faiss
+
     lists: Any = index.invlists
     members = []
     for number in range(index.nlist):

@@ -7,8 +7,8 @@ moved by the part of its feature that they do not explain, so that images do not
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -16,6 +16,9 @@ from echostill.curation.service.data.neighbours import Report, unit_features, un
 from echostill.platform.seeding import stream
 from echostill.platform.tables.atomic import atomic_write
 from echostill.platform.tables.table import Table
+
+if TYPE_CHECKING:
+    import faiss
 
 LANDMARKS = 4000
 COMPONENTS = 50  # input dimensions of t-SNE; more is noise
@@ -35,6 +38,8 @@ def build_map(scores: Table, rows: np.ndarray, size: int, path: Path, report: Re
         path: of the file.
         report: called with stage and fraction.
     """
+    import faiss
+
     report("landmarks", 0.0)
     sample = _landmarks(scores)
     mean = sample.mean(axis=0)
@@ -96,6 +101,8 @@ def _embedded(reduced: np.ndarray) -> np.ndarray:
 
 def _spacing(embedded: np.ndarray) -> np.ndarray:
     """(L,) distance in the plane from each landmark to the nearest other one."""
+    import faiss
+
     plane = np.ascontiguousarray(embedded, dtype=np.float32)
     tree = faiss.IndexFlatL2(2)
     tree.add(plane)
@@ -105,7 +112,7 @@ def _spacing(embedded: np.ndarray) -> np.ndarray:
 
 def _interpolated(
     projected: np.ndarray,
-    tree: faiss.IndexFlatL2,
+    tree: "faiss.IndexFlatL2",
     reduced: np.ndarray,
     embedded: np.ndarray,
     scale: np.ndarray,

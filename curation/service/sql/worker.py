@@ -10,7 +10,6 @@ import json
 import os
 import queue
 import resource
-import struct
 import sys
 import threading
 import time
@@ -21,10 +20,9 @@ import duckdb
 import pyarrow as pa
 
 from echostill.curation.service.sql.check import check_select
+from echostill.curation.service.sql.frames import CHUNK, END, FAILURE, HEADER, READY, RESULT
 from echostill.platform.errors import UsageError
-
-HEADER = struct.Struct(">cI")  # kind of frame, bytes
-READY, RESULT, CHUNK, END, FAILURE = b"o", b"r", b"c", b"e", b"f"
+from echostill.platform.lazy import spare_pandas
 
 MEMORY_LIMIT = "1GB"  # as DuckDB counts it
 PROCESS_BYTES = 3 * 2**30  # private memory, mapped tables not counted; beyond it malloc fails
@@ -284,6 +282,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # nothing that runs here can write a file
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
+    spare_pandas()
     worker = Worker(output)
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echostill.curation.service.problems import Problem, busy
-from echostill.curation.service.sql.worker import CHUNK, END, FAILURE, HEADER, RESULT
+from echostill.curation.service.sql.frames import CHUNK, END, FAILURE, HEADER, RESULT
 
 LAST = (RESULT, END, FAILURE)
 
@@ -87,12 +87,20 @@ class SqlPool:
                 process.end()
             self._give_back(process)
 
+    def launch(self) -> None:
+        """Start the free workers without waiting until they are ready."""
+        for process in self._taken():
+            process.launch()
+            self._free.put(process)
+
     def warm(self) -> None:
         """Start the free workers, so that the first query does not wait for one to start."""
-        waiting = [self._free.get_nowait() for _ in range(self._free.qsize())]
-        for process in waiting:
+        for process in self._taken():
             process.start()
             self._free.put(process)
+
+    def _taken(self) -> "list[_Process]":
+        return [self._free.get_nowait() for _ in range(self._free.qsize())]
 
     def _give_back(self, process: "_Process") -> None:
         if self._closed:
@@ -113,6 +121,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._ready = False
         self._deadline = 0.0
         self._lock = threading.Lock()
 
@@ -158,19 +167,26 @@ class _Process:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the worker if it is not running, and wait until it is ready."""
-        with self._lock:
-            if self._child is not None and self._child.poll() is None:
-                return self._child
-            child = self._child = subprocess.Popen(
-                [sys.executable, "-m", "echostill.curation.service.sql.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-        self._deadline = time.monotonic() + START_SECONDS
-        for frame in self._frames(child):
-            if frame is not None:
-                break
+        child = self.launch()
+        if not self._ready:
+            self._deadline = time.monotonic() + START_SECONDS
+            for frame in self._frames(child):
+                if frame is not None:
+                    break
+            self._ready = True
         return child
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the worker if it is not running; it loads its libraries by itself."""
+        with self._lock:
+            if self._child is None or self._child.poll() is not None:
+                self._ready = False
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "echostill.curation.service.sql.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            return self._child
 
     def _write(self, child: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
         assert child.stdin is not None

@@ -1,6 +1,9 @@
 """Exit codes and one-line errors of the command line."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -95,7 +98,10 @@ def finished(tmp_path):
     pool = pa.Table.from_pylist(ids, schema=POOL_SCHEMA)
     scores = [{**row, "feature": [0.6, 0.8], "gradient": [1.0] * 3} for row in ids]
     scores = pa.Table.from_pylist(scores, schema=scores_schema(2, 3))
-    chosen = pa.Table.from_pylist([{**row, "selected": True} for row in ids], schema=CORESET_SCHEMA)
+    numbers = [field.name for field in CORESET_SCHEMA if not pa.types.is_string(field.type)]
+    said = {**dict.fromkeys(numbers, 1), "selected": True, "reason": "selected"}
+    chosen = [{**row, **said} for row in ids]
+    chosen = pa.Table.from_pylist(chosen, schema=CORESET_SCHEMA)
     counts = {"rows_in": 2, "quarantined": 0}
     for storage, table, stage in (
         (store.pool(), pool, "ingest"),
@@ -210,6 +216,55 @@ def test_models_are_the_published_sizes(capsys):
     assert rows["tinyusfm"]["gflops_paper"] == pytest.approx(2.15, abs=0.02)
     assert rows["usfm"]["parameters"] + 768 * 1000 + 1000 == 86_530_984
     assert rows["usfm"]["gflops_paper"] == pytest.approx(33.7, abs=0.2)
+
+
+HEAVY = {
+    *("faiss", "fastapi", "matplotlib", "mlflow", "onnx", "pandas", "pydicom", "ray"),
+    *("scipy", "sklearn", "timm", "torch", "torchvision", "uvicorn"),
+}
+MOMENTARY = """
+import sys
+from echostill.jobs.cli.main import main
+for arguments in {}:
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+"""
+
+
+@pytest.mark.slow
+def test_what_answers_in_a_moment_loads_nothing_heavy(finished):
+    """One process, and the one that it starts for SQL, list all that they import."""
+    _, store = finished
+    store.coreset("default").write("configuration.json", b"{}")
+    commands = [
+        *(["--help"], ["--version"], ["query", "--help"], ["distill", "--help"], ["models"]),
+        ["query", "select p.*, c.selected from pool p join coreset c using (image_id)"],
+        ["query", "select 1 as one", "--json"],
+        *(["why", f"{0:032x}"], ["pin", f"{1:032x}", "--reason", "seen", "--author", "a"]),
+    ]
+    commands = [
+        [*words, "--store", store.root] if len(words) > 1 and "--help" not in words else words
+        for words in commands
+    ]
+    commands += [[name, store.root] for name in ("coresets", "runs", "reports", "verify")]
+    done = subprocess.run(
+        [sys.executable, "-c", MOMENTARY.format(commands)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"},
+    )
+    lines = done.stderr.splitlines()
+    imported = {
+        line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")
+    }
+    assert done.returncode == 0, [line for line in lines if not line.startswith("import time:")]
+    assert {"pyarrow", "duckdb"} <= imported  # of this process, and of the other
+    # A package that was found brings modules of its own; a look for one that is hidden does not.
+    found = {name.partition(".")[0] for name in imported if "." in name}
+    assert found & HEAVY == set()
 
 
 def test_a_dry_run_does_nothing(capsys, tmp_path, request, monkeypatch):

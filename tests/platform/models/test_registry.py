@@ -225,6 +225,22 @@ def test_operations_against_the_layer_formulas(name):
     assert gflops(encoder) == pytest.approx(2 * (linear + attention) / 1e9, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", model_names())
+def test_the_list_says_what_is_counted_on_the_built_encoder(name):
+    encoder = on_meta(name)
+    (row,) = [row for row in describe_models() if row["name"] == name]
+    assert row == {
+        "name": name,
+        "parameters": parameters(encoder),
+        "gflops_paper": round(gflops_paper(encoder), 4),
+        "gflops": round(gflops(encoder), 4),
+        "image_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "dim": encoder.dim,
+        "depth": encoder.depth,
+    }
+
+
 def test_counting_leaves_the_encoder_as_it_was():
     encoder = create_encoder("tinyusfm-micro").train()
     before = state(encoder)
