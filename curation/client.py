@@ -5,7 +5,6 @@
 """
 
 import io
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from echostill.curation.answer_files import EVERY_ROW, check_answer_file, write_answer
-from echostill.curation.connection import Connection, part
+from echostill.curation.connection import Connection, part, read_token
 from echostill.curation.questions import (
     ExportFilters,
     SampleFilters,
@@ -27,10 +26,9 @@ from echostill.curation.questions import (
     read_result,
     write_export,
 )
-from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.errors import EchostillError
 
 ARROW = "application/vnd.apache.arrow.stream"
-TOKEN_VARIABLE = "ECHOSTILL_TOKEN"
 POLL_SECONDS = 1.0  # between requests for a job
 PAGE = 500
 QUERY_SECONDS = 60.0  # the service's limit
@@ -49,18 +47,7 @@ def connect(url: str, token: str | None = None, *, token_file: str | None = None
         UsageError: No token is given, or the service rejects it.
         EchostillError: No service answers.
     """
-    if token is None and token_file is not None:
-        if not Path(token_file).is_file():
-            raise UsageError(f"no token file '{token_file}'.")
-        token = Path(token_file).read_text().strip()
-    token = token or os.environ.get(TOKEN_VARIABLE)
-    if not token:
-        raise UsageError(
-            "the service requires a token: give token, token_file or the variable "
-            f"{TOKEN_VARIABLE}. It was printed at the service's first start, and is stored beside "
-            "the store."
-        )
-    client = Client(url, token)
+    client = Client(url, read_token(token, token_file))
     client.pool()
     return client
 
@@ -246,6 +233,27 @@ class Client:
         with self._service.stream("POST", "/v1/sql", json=body, headers=headers) as pieces:
             return write_answer(path, (piece for piece in pieces))
 
+    # What the store holds under names
+
+    def holdings(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return what the store holds: sizes, dates, what each was made from and what uses it.
+
+        Args:
+            kind: ``coresets``, ``runs``, ``reports``, ``teacher-cache`` or ``sweeps``; default all.
+        """
+        return list(self._service.get("/v1/holdings", kind=kind)["items"])
+
+    def delete(self, place: str, *, dry_run: bool = False, force: bool = False) -> dict[str, Any]:
+        """Delete a result, such as ``coresets/half``; ``force`` also where others use it."""
+        query = {"dry_run": dry_run, "force": force}
+        answer = self._service.request("DELETE", f"/v1/holdings/{_place(place)}", query)
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def rename(self, place: str, name: str) -> dict[str, Any]:
+        """Give a coreset, report or teacher cache another name."""
+        return self._service.send("POST", f"/v1/holdings/{_place(place)}/name", {"name": name})
+
     # Pins and bans
 
     def pins(self, *, history: bool = False) -> list[dict[str, Any]]:
@@ -306,6 +314,10 @@ class Client:
     def selection(self) -> dict[str, Any]:
         """Return the JSON schema of the keys of ``pick``."""
         return self._service.get("/v1/selection")
+
+    def estimate(self, **keys: Any) -> dict[str, Any]:
+        """Return about how many images of each organ ``pick`` would choose; nothing is picked."""
+        return self._service.send("POST", "/v1/selection/estimate", keys)
 
     def pick(
         self,
@@ -377,3 +389,8 @@ def _query(
         "limit": limit,
         "timeout": QUERY_SECONDS if timeout is None else timeout,
     }
+
+
+def _place(place: str) -> str:
+    kind, _, name = place.partition("/")
+    return f"{part(kind)}/{part(name)}"

@@ -1,8 +1,10 @@
 """The connection of a client: HTTP requests whose problems become the errors of the tool."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -11,6 +13,7 @@ import httpx2
 from echostill.curation.service.problems import error_of
 from echostill.platform.errors import EchostillError, UsageError
 
+TOKEN_VARIABLE = "ECHOSTILL_TOKEN"
 TIMEOUT = 90.0  # seconds; a query may take sixty
 
 
@@ -77,6 +80,26 @@ class Connection:
             f"no service answers at {self.http.base_url}: {error}. Start one with `echostill "
             "serve STORE`, or correct the URL."
         )
+
+
+def read_token(token: str | None, token_file: str | None) -> str:
+    """Return a service's token: the given one, that of a file, or of the environment.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if token is None and token_file is not None:
+        if not Path(token_file).is_file():
+            raise UsageError(f"no token file '{token_file}'.")
+        token = Path(token_file).read_text().strip()
+    token = token or os.environ.get(TOKEN_VARIABLE)
+    if not token:
+        raise UsageError(
+            "the service requires a token: give token, token_file or the variable "
+            f"{TOKEN_VARIABLE}. It was printed at the service's first start, and is stored beside "
+            "the store."
+        )
+    return token
 
 
 def part(text: str) -> str:

@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import type { paths } from "./service";
 
 export type {
-  ClusterDetails, ClusterSummary, Comparison, CoresetSummary, Count, HeldBack, Histogram, ImageDetails, Job,
+  ClusterDetails, ClusterSummary, Comparison, CoresetSummary, Count, Estimate, HeldBack, HeldResult, Histogram, ImageDetails, Job,
   Neighbour, Pin, PinBody, Pool, ReviewList, Sample, SelectionKey, Share, Shift, Stats,
 } from "./service";
 
@@ -37,10 +37,14 @@ export const routes = {
   selection: get("/v1/selection"),
   jobs: get("/v1/jobs"),
   pins: get("/v1/pins"),
+  held: get("/v1/holdings"),
   review: get("/v1/review"),
   reviewPicture: get("/v1/review/{image_id}/picture"),
   lookUp: post("/v1/images/lookup"),
+  estimate: post("/v1/selection/estimate"),
   pick: post("/v1/coresets"),
+  renameHeld: post("/v1/holdings/{kind}/{name}/name"),
+  deleteHeld: remove("/v1/holdings/{kind}/{name}"),
   cancel: remove("/v1/jobs/{job_id}"),
   decide: post("/v1/review/decisions"),
   addPin: post("/v1/pins"),
@@ -54,7 +58,8 @@ function get<P extends With<"get">>(path: P) {
 
 function post<P extends With<"post">>(path: P) {
   type Route = paths[P]["post"];
-  return (body: Body<Route>): Promise<Answer<Route>> => send("POST", fill(path, {}), body);
+  return (body: Body<Route>, ...[values]: Optional<Values<Route>>): Promise<Answer<Route>> =>
+    send("POST", fill(path, (values ?? {}) as object), body);
 }
 
 function remove<P extends With<"delete">>(path: P) {

@@ -1,8 +1,11 @@
 // Coresets: what one contains, and how two differ.
 import { type Histogram, routes, type Share, type Shift } from "./api";
+import { madeFrom, useHeld } from "./holdings";
 import { useAnswer } from "./hooks";
-import { address, adjust, coreset, coresets, name, number, percent, route } from "./state";
-import { Thumbnail } from "./thumbnail";
+import { address, adjust, bytes, coreset, coresets, figure, name, number, percent, pool, route } from "./state";
+import { Card, Thumbnail } from "./thumbnail";
+
+const SHOWN = 24; // pictures of a strip
 
 function Bars({ title, histogram }: { title: string; histogram: Histogram }) {
   const top = Math.max(1, ...histogram.pool);
@@ -41,13 +44,46 @@ function Shares({ title, rows }: { title: string; rows: Share[] }) {
   );
 }
 
+/** How a coreset was made, for whoever holds it in paper. */
+function Origin({ of }: { of: string }) {
+  const summary = coresets.value.find((item) => item.name === of);
+  const held = useHeld(of);
+  if (!summary) return null;
+  const facts: [string, string][] = [
+    ["method", summary.method ?? "—"], ["budget", figure(summary.budget)], ["clusters", figure(summary.clusters)],
+    ["seed", figure(summary.seed)], ["picked (UTC)", summary.created.slice(0, 16).replace("T", " ")],
+    ["size on disk", held ? bytes(held.bytes) : "—"], ["made from", held ? madeFrom(held) : "—"],
+    ["used by", held?.used_by.join(", ") || "—"], ["store", pool.value?.store ?? "—"], ["content (SHA-256)", summary.digest],
+  ];
+  return (
+    <dl class="facts">
+      {facts.map(([title, value]) => <div key={title}><dt>{title}</dt><dd>{value}</dd></div>)}
+    </dl>
+  );
+}
+
+/** Pictures of a coreset: few enough to be there when the page is printed. */
+function Chosen({ of }: { of: string }) {
+  const page = useAnswer(routes.samples({ name: of, selected: "true", sort: "dual_rank", limit: 12 }));
+  if (!page?.items.length) return null;
+  return (
+    <section>
+      <h2>Best ranked</h2>
+      <div class="grid small">{page.items.map((sample) => <Card key={sample.image_id} sample={sample} />)}</div>
+    </section>
+  );
+}
+
 export function CoresetView() {
   const stats = useAnswer(coreset.value ? routes.stats({ name: coreset.value }) : null);
   if (!stats) return <p role="status">{coreset.value ? "Loading …" : "There is no coreset yet: pick one."}</p>;
   return (
     <section aria-labelledby="coreset-title">
       <h1 id="coreset-title">Coreset “{stats.name}”</h1>
-      <p>{number(stats.selected)} of {number(stats.images)} images, {number(stats.groups.selected)} of {number(stats.groups.pool)} groups.</p>
+      <p>{number(stats.selected)} of {number(stats.images)} images, {number(stats.groups.selected)} of {number(stats.groups.pool)} groups.{" "}
+        <button type="button" class="screen" onClick={() => print()}>Print</button></p>
+      <Origin of={stats.name} />
+      <Chosen of={stats.name} />
       <div class="figures">
         {Object.entries(stats.histograms).map(([title, histogram]) =>
           <Bars title={title.replaceAll("_", " ")} histogram={histogram} />)}
@@ -75,13 +111,13 @@ function Shifts({ title, rows }: { title: string; rows: Shift[] }) {
   );
 }
 
-function Strip({ title, ids }: { title: string; ids: string[] }) {
+function Strip({ title, ids, count }: { title: string; ids: string[]; count: number }) {
   return (
     <section>
-      <h2>{title}</h2>
+      <h2>{title}{count > SHOWN && `: ${SHOWN} of ${number(count)}`}</h2>
       {ids.length === 0 && <p>None.</p>}
       <div class="grid small">
-        {ids.slice(0, 24).map((id) => (
+        {ids.slice(0, SHOWN).map((id) => (
           <a class="card" href={address(`image/${id}`)} key={id}>
             <Thumbnail id={id} size={160} alt={`image ${id.slice(0, 8)}`} />
             <span class="caption">{id.slice(0, 8)}</span>
@@ -119,8 +155,8 @@ export function Compare() {
             <div><dt>entered</dt><dd>{number(answer.only_b)}</dd></div>
             <div><dt>overlap (Jaccard)</dt><dd>{percent(answer.jaccard)}</dd></div>
           </dl>
-          <Strip title="Entered" ids={answer.entered} />
-          <Strip title="Left" ids={answer.left} />
+          <Strip title="Entered" ids={answer.entered} count={answer.only_b} />
+          <Strip title="Left" ids={answer.left} count={answer.only_a} />
           {Object.entries(answer.by).map(([title, rows]) => <Shifts title={title} rows={rows} />)}
         </>
       )}

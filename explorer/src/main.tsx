@@ -4,6 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 import { read, routes, type Sample, setToken, signedIn, takeToken } from "./api";
 import { Compare, CoresetView } from "./compare";
 import { Gallery } from "./gallery";
+import { Holdings } from "./holdings";
 import { useKeys } from "./hooks";
 import { Clusters, ImageView } from "./image";
 import { MapView } from "./map";
@@ -16,7 +17,7 @@ import "./style.css";
 
 const VIEWS: [string, string, string][] = [
   ["map", "Map", "m"], ["gallery", "Gallery", "g"], ["clusters", "Clusters", "c"], ["coreset", "Coreset", "o"],
-  ["compare", "Compare", "v"], ["pick", "Pick", "n"], ["pins", "Pins and bans", "h"], ["review", "Review", "w"],
+  ["compare", "Compare", "v"], ["store", "Store", "s"], ["pick", "Pick", "n"], ["pins", "Pins and bans", "h"], ["review", "Review", "w"],
 ];
 
 function SignIn() {
@@ -74,6 +75,7 @@ function View() {
   if (view === "clusters") return <Clusters />;
   if (view === "coreset") return <CoresetView />;
   if (view === "compare") return <Compare />;
+  if (view === "store") return <Holdings />;
   if (view === "pick") return <Pick />;
   if (view === "pins") return <Pins />;
   if (view === "review") return <Review />;

@@ -1,6 +1,7 @@
 // Picking a new coreset: a form built from the selection's schema, and the jobs.
 import { useEffect, useState } from "preact/hooks";
 import { type Job, read, routes, type SelectionKey } from "./api";
+import { EstimateOf } from "./estimate";
 import { useAnswer } from "./hooks";
 import { address, percent, refresh, say } from "./state";
 
@@ -41,6 +42,24 @@ function Field({ name, property, value, onChange }: {
   );
 }
 
+/** A key whose values say what they do: each with its words. */
+function Described({ name, property, choices, value, onChange }: {
+  name: string; property: SelectionKey; choices: Record<string, string>; value: string; onChange: (text: string) => void;
+}) {
+  const chosen = value || String(property.default ?? "");
+  return (
+    <fieldset class="choices">
+      <legend>{name.replaceAll("_", " ")}</legend>
+      {Object.entries(choices).map(([option, words]) => (
+        <label key={option}>
+          <input type="radio" name={name} value={option} checked={option === chosen} onChange={() => onChange(option)} />
+          <span><strong>{option}</strong> <small>{words}</small></span>
+        </label>
+      ))}
+    </fieldset>
+  );
+}
+
 function JobRow({ job, onChange }: { job: Job; onChange: () => void }) {
   const going = job.state === "queued" || job.state === "running";
   const cancel = () => routes.cancel({ job_id: job.id }, undefined).then(onChange).catch(say);
@@ -74,12 +93,12 @@ export function Pick() {
     const timer = setInterval(() => void load(), 1000);
     return () => clearInterval(timer);
   }, [going]);
+  const wanted: Record<string, unknown> = {};
+  for (const [key, text] of Object.entries(values)) if (text.trim() !== "") wanted[key] = parse(text.trim());
   const start = async (event: Event) => {
     event.preventDefault();
-    const body: Record<string, unknown> = { name };
-    for (const [key, text] of Object.entries(values)) if (text.trim() !== "") body[key] = parse(text.trim());
     try {
-      await routes.pick(body);
+      await routes.pick({ name, ...wanted });
       await load();
     } catch (error) {
       say(error);
@@ -88,13 +107,15 @@ export function Pick() {
   const keys = Object.keys(schema?.properties ?? {}).filter((key) => !HIDDEN.has(key));
   const first = FIRST.filter((key) => keys.includes(key));
   const rest = keys.filter((key) => !first.includes(key));
-  const field = (key: string) => (
-    <Field key={key} name={key} property={schema!.properties[key]!} value={values[key] ?? ""}
-           onChange={(text) => setValues({ ...values, [key]: text })} />
-  );
+  const field = (key: string) => {
+    const property = schema!.properties[key]!;
+    const given = { name: key, property, value: values[key] ?? "", onChange: (text: string) => setValues({ ...values, [key]: text }) };
+    return property.choices ? <Described key={key} choices={property.choices} {...given} /> : <Field key={key} {...given} />;
+  };
   return (
     <section aria-labelledby="pick-title">
       <h1 id="pick-title">Pick a new coreset</h1>
+      <div class="beside">
       <form onSubmit={start} class="pick">
         <div class="field">
           <label>
@@ -108,6 +129,8 @@ export function Pick() {
         {rest.length > 0 && <details><summary>More settings</summary>{rest.map(field)}</details>}
         <button type="submit" class="main" disabled={!schema}>Pick</button>
       </form>
+      {schema && <EstimateOf body={wanted} />}
+      </div>
       <h2>Jobs</h2>
       <ul class="jobs" aria-live="polite">{jobs.map((job) => <JobRow key={job.id} job={job} onChange={() => void load()} />)}</ul>
       {!jobs.length && <p class="quiet-text">No jobs yet.</p>}

@@ -74,6 +74,8 @@ export function say(what: unknown): void {
 }
 
 export const number = (value: number): string => value.toLocaleString("en");
+export const bytes = (value: number): string =>
+  value < 2 ** 20 ? `${(value / 2 ** 10).toFixed(0)} KiB` : `${(value / 2 ** 20).toFixed(1)} MiB`;
 export const percent = (value: number): string => `${(100 * value).toFixed(1)}%`;
 export const name = (value: string): string => value || "unknown";
 export const figure = (value: unknown): string =>

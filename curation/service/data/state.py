@@ -139,6 +139,15 @@ class State:
             self._read_entries()
             self._read_pins()
 
+    def forget(self, name: str) -> None:
+        """Let go of a coreset that was deleted or renamed, and of what was derived from it."""
+        known = self.entries.get(name)
+        self.refresh()
+        if known is None or self._derived is None or name in self.entries:
+            return
+        self._coresets = {key: kept for key, kept in self._coresets.items() if key[0] != name}
+        self._derived.coreset(name, known.table.digest).unlink(missing_ok=True)
+
     def entry(self, name: str) -> Entry:
         """Return a finished coreset's description.
 

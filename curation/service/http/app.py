@@ -20,6 +20,7 @@ from echostill.curation.service.data.state import State
 from echostill.curation.service.http import (
     routes_coresets,
     routes_health,
+    routes_holdings,
     routes_images,
     routes_jobs,
     routes_pins,
@@ -41,6 +42,7 @@ Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]
 ROUTES = (
     routes_health,
     routes_coresets,
+    routes_holdings,
     routes_jobs,
     routes_images,
     routes_pins,

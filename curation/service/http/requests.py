@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from echostill.curation.answer_files import EVERY_ROW
+from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.stage import SelectConfig
 from echostill.platform.config import StageConfig
 
@@ -70,6 +71,12 @@ class PinBody(Signed):
     cluster: ClusterOf | None = None
 
 
+class NewName(Body):
+    """Another name for a result."""
+
+    name: str = Field(min_length=1, max_length=200, examples=["coreset-2026"])
+
+
 class ReviewShown(Body):
     """All frames held back that a filter shows; `frames` is how many these are."""
 
@@ -100,6 +107,7 @@ def selection_schema() -> dict[str, Any]:
         if name not in REFUSED_KEYS and not value.get("execution")
     }
     properties["name"]["pattern"] = NAME_PATTERN
+    properties["method"]["choices"] = {name: method.first for name, method in METHODS.items()}
     found = {
         "title": "Selection",
         "type": "object",

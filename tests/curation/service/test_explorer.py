@@ -1,5 +1,6 @@
 """The explorer in a real browser: map, search, explanation, comparison, picking, pins."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from echostill.curation.deidentification.decisions import approved_pixels
-from echostill.platform.tables.store import Store
+from echostill.platform.tables.fingerprint import Fingerprint
+from echostill.platform.tables.store import Store, finish_run
 
 AXE = Path(__file__).parents[3] / "explorer" / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -20,7 +22,7 @@ FLAGS = [
     "--use-angle=swiftshader",  # WebGL without a graphics card
     "--enable-unsafe-swiftshader",
 ]
-VIEWS = ["map", "gallery", "clusters", "coreset", "compare", "pick", "pins", "review"]
+VIEWS = ["map", "gallery", "clusters", "coreset", "compare", "store", "pick", "pins", "review"]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -158,6 +160,61 @@ def test_frames_held_back_are_reviewed_with_keys(visit, own_store, make):
     page.get_by_text("1 decided; 1 have no cleaned pixels to approve").wait_for()
     assert set(approved_pixels(store)) == {frames[0], frames[4]}
     assert visit.complaints == []
+
+
+def test_results_are_renamed_and_deleted_after_a_question(visit, own_store):
+    page, store = visit.page, Store(str(own_store))
+    made = {"coreset": store.open_coreset("spread").digest}
+    wanted = Fingerprint({"seed": 0}, "1", {}, made)
+    run = store.run("student-0")
+    run.write("fingerprint.json", json.dumps(wanted.as_dict()).encode())
+    finish_run(run, stage="distill", files=[], fingerprint=wanted)
+
+    # Renamed: the run that was made from it still names it.
+    visit.go("store", "table")
+    page.get_by_role("button", name="Rename coresets/spread").click()
+    page.get_by_label("New name").fill("wide")
+    page.get_by_role("button", name="Rename", exact=True).click()
+    page.get_by_text("coresets/spread is now coresets/wide").wait_for()
+    row = page.locator("tr", has=page.get_by_role("link", name="wide"))
+    assert "runs/student-0" in row.inner_text()
+    assert store.coreset_names() == ["default", "wide"]
+
+    # Deleted: not before one agrees that something was made from it.
+    delete = page.get_by_role("button", name="Delete coresets/wide")
+    delete.click()
+    agree = page.get_by_label("Although runs/student-0 was made from it")
+    if AXE.exists():
+        assert visit.violations() == []
+    page.get_by_role("button", name="Delete", exact=True).click()
+    assert agree.is_visible()  # the form asks for the tick
+    page.get_by_role("button", name="Cancel").click()
+    assert store.coreset_names() == ["default", "wide"]
+    delete.click()
+    agree.check()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_text("Deleted coresets/wide").wait_for()
+    assert store.coreset_names() == ["default"]
+    page.get_by_text("another coreset").wait_for()  # what the run was made from
+
+    # The estimate follows the form, and methods say what they do.
+    visit.go("pick", ".estimate table")
+    page.get_by_label("budget", exact=True).fill("80")
+    page.get_by_label("balance", exact=True).fill("organ")
+    page.locator(".estimate", has_text="80 of 236").get_by_text("Images by organ").wait_for()
+    cells = page.locator(".estimate tbody td:last-child").all_inner_texts()
+    assert cells == ["20"] * 4
+    page.get_by_label("large gradients").last.check()
+    page.get_by_label("budget", exact=True).fill("900")
+    page.locator(".estimate").get_by_text("budget 900").wait_for()
+
+    # A coreset's page on paper: no buttons, all facts.
+    visit.go("coreset", ".facts")
+    page.emulate_media(media="print")
+    assert not page.get_by_role("button", name="Print").is_visible()
+    assert not page.locator("header").is_visible()
+    assert store.open_coreset("default").digest in page.inner_text(".facts")
+    assert [text for text in visit.complaints if "422" not in text] == []
 
 
 def test_an_image_that_was_not_scored_says_why(visit, make):

@@ -50,12 +50,13 @@ class JobList(Answer):
 
 
 class SelectionKey(OpenAnswer):
-    """A key of a selection, as JSON schema describes it."""
+    """A key of a selection, as JSON schema describes it; ``choices`` says what some values do."""
 
     type: str | None = None
     description: str | None = None
     default: Any = None
     enum: list[str] | None = None
+    choices: dict[str, str] | None = None
     any_of: list["SelectionKey"] | None = Field(None, alias="anyOf")
 
 
@@ -64,3 +65,22 @@ class Selection(OpenAnswer):
 
     properties: dict[str, SelectionKey]
     required: list[str]
+
+
+class OrganEstimate(Answer):
+    """An organ: images that may be chosen, and about how many are."""
+
+    value: str
+    images: int
+    selected: int
+
+
+class Estimate(Answer):
+    """What a selection would give; ``seconds`` is how long the last pick here took."""
+
+    budget: int
+    images: int
+    clusters: int
+    balanced: bool
+    organs: list[OrganEstimate]
+    seconds: float | None

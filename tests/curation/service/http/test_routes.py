@@ -70,9 +70,13 @@ CALLS = {
     "review_picture": lambda client, values: client.review_picture(values["frame"]),
     "decide": lambda client, values: client.decide("approve", [values["frame"]], **SIGNED),
     "selection": lambda client, values: client.selection(),
+    "estimate": lambda client, values: client.estimate(budget=12),
     "pick": lambda client, values: values.update(
         job=client.pick("by-every-method", budget=12, clusters=4)["id"]
     ),
+    "holdings": lambda client, values: client.holdings("coresets"),
+    "rename": lambda client, values: client.rename("coresets/spread", "wide"),
+    "delete": lambda client, values: client.delete("coresets/wide"),
     "jobs": lambda client, values: client.jobs(),
     "job": lambda client, values: client.job(values["job"]),
     "cancel": lambda client, values: refused(client.cancel, values["job"]),  # it is done
