@@ -3,11 +3,17 @@
 import ast
 import importlib
 import re
+import shlex
+import tarfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[1]
+STORE = (
+    ROOT / "tests" / "curation" / "store-format-1.tar.xz"
+)  # small, with pool, scores and coresets
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OFFERED = ("curation", "distill", "eval", "jobs", "platform.tables", "platform.training")
 
@@ -56,3 +62,25 @@ def test_every_listed_name_exists():
         module = importlib.import_module(package)
         for name in names:
             assert hasattr(module, name), f"{package}.{name}"
+
+
+@pytest.mark.slow
+def test_the_examples_of_answers_as_files_run(tmp_path, monkeypatch):
+    """In order, as a reader would: the commands first, then Python, Polars and pandas."""
+    from echostill.jobs.cli.main import app
+
+    with tarfile.open(STORE) as archive:
+        archive.extractall(tmp_path / "runs", filter="data")
+    (tmp_path / "runs" / "store").rename(tmp_path / "runs" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "tables.md").read_text()
+    section = text.split("## Answers as files")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", section, re.M | re.S)
+    for language, block in blocks:
+        if language == "bash":
+            for line in block.splitlines():
+                done = CliRunner().invoke(app, shlex.split(line)[1:])
+                assert done.exit_code == 0, done.output
+        else:
+            exec(block, {})
+    assert [language for language, _ in blocks] == ["bash", *["python"] * 3]
