@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 
 from echostill.curation.datasets.chosen import ChosenImages
-from echostill.curation.datasets.forms import Form
+from echostill.curation.datasets.forms import ORIGINALS, Form
 from echostill.platform.tables.fingerprint import code_version
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import CONFIGURATION
@@ -136,7 +136,7 @@ def dataset_card(facts: Facts, form: Form) -> str:
             "",
             "## De-identification",
             "",
-            *_privacy(facts),
+            *_privacy(facts, form),
             "",
             "## What is in it",
             "",
@@ -159,7 +159,7 @@ def dataset_card(facts: Facts, form: Form) -> str:
 
 
 def _has(form: Form, column: str) -> bool:
-    return column != "file_name" or form.file_per_image
+    return column != "file_name" or form.file_per_image or form.files_in_table
 
 
 def _head(facts: Facts, form: Form) -> dict[str, Any]:
@@ -196,7 +196,12 @@ def _choice(facts: Facts) -> list[str]:
     return [f"Coreset `{facts.name}`, digest `{facts.digests['coreset']}`.", "", *settings]
 
 
-def _privacy(facts: Facts) -> list[str]:
+def _privacy(facts: Facts, form: Form) -> list[str]:
+    if form is ORIGINALS:
+        return [
+            "None: these are the original files, byte for byte. Names may be in their headers and "
+            "pixels. Do not share them."
+        ]
     settings = facts.ingested.get("deidentify") or {}
     pixels = settings.get("pixels", "unknown")
     said = {

@@ -57,6 +57,7 @@ _FILES = {  # form: what its files with pictures are
     "webdataset": ("*.tar", "application/x-tar"),
     "hf": ("data/*.parquet", "application/x-parquet"),
     "parquet": ("*/*.parquet", "application/x-parquet"),
+    "originals": ("originals/*", "application/octet-stream"),
 }
 
 

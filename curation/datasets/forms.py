@@ -56,6 +56,7 @@ class Form:
         loads: Python that loads it, for the card; ``DIR`` stands for the folder.
         summary: What it is, in words.
         file_per_image: Whether each image is a file of its own.
+        files_in_table: Whether the table says which file an image is in.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Form:
     loads: str
     summary: str
     file_per_image: bool = False
+    files_in_table: bool = False
 
 
 def suffix(data: bytes) -> str:
@@ -93,6 +95,11 @@ def _in_folders(piece: SplitPiece) -> Files:
 def _beside_a_table(piece: SplitPiece) -> Files:
     for known, data in piece.images():
         yield file_name("csv", known, data), data
+
+
+def _originals(piece: SplitPiece) -> Files:
+    for known, data in piece.images():
+        yield known["file_name"], data
 
 
 def _tar(piece: SplitPiece) -> Files:
@@ -161,6 +168,14 @@ rows = pandas.read_csv("DIR/metadata.csv", keep_default_na=False)
 print(len(rows), Image.open("DIR/" + rows["file_name"][0]).size)
 """
 
+ORIGINALS = Form(
+    "originals",
+    1,  # a cine may be large
+    _originals,
+    _CSV,
+    "the original files, byte for byte, and one CSV file; images of one cine name the same file",
+    files_in_table=True,
+)
 FORMS = {
     form.name: form
     for form in (

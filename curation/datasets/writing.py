@@ -7,7 +7,7 @@ whole, and the record of the export last, so the same command finishes what was 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from echostill.curation.datasets.card import Facts, dataset_card, facts_of
-from echostill.curation.datasets.chosen import ChosenImages, open_chosen
+from echostill.curation.datasets.chosen import open_chosen
 from echostill.curation.datasets.croissant import croissant
-from echostill.curation.datasets.forms import FORMS, Form, SplitPiece
+from echostill.curation.datasets.forms import FORMS, ORIGINALS, Form, SplitPiece
+from echostill.curation.datasets.originals import open_originals
 from echostill.curation.datasets.splits import described
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import Progress
@@ -25,6 +26,7 @@ from echostill.platform.tables.fingerprint import code_version
 from echostill.platform.tables.storage import Storage
 
 BEGUN, RECORD = ".export.json", "export.json"
+Pictures = Callable[[np.ndarray], Iterator[tuple[int, bytes]]]  # of rows: row and encoded picture
 Cut = tuple[str, int, int, np.ndarray]  # split, number, pieces of the split, rows
 METADATA, CARD, CROISSANT = "metadata.csv", "README.md", "croissant.json"
 
@@ -67,6 +69,8 @@ def export_dataset(
     seed: int = 0,
     licence: str = "",
     overwrite: bool = False,
+    sources: Sequence[str] = (),
+    may_identify: bool = False,
 ) -> ExportedDataset:
     """Write the chosen images of a coreset as a dataset.
 
@@ -74,25 +78,38 @@ def export_dataset(
         store: Folder or URI of the store.
         name: Name of the coreset.
         to: Folder or URI to write to; it must be new, empty, or begun by the same export.
-        form: A name in :data:`~echostill.curation.datasets.forms.FORMS`.
+        form: A name in :data:`~echostill.curation.datasets.forms.FORMS`, or ``originals`` for the
+            files that the images were read from, byte for byte.
         shares: Share of the images by split; splits never divide a group. Default all in ``train``.
         classes: Column of the pool that is the class: ``label``, ``organ``, ``device`` or
             ``modality``; default the label if any image has one, otherwise the organ.
         seed: Of the splits.
         licence: Licence of the images, for the card.
         overwrite: Replace what an export wrote there before.
+        sources: Where the originals are; default where the ingest found them.
+        may_identify: Write originals of a pool that was de-identified.
 
     Raises:
-        UsageError: No such coreset or form, or the folder holds something else.
+        UsageError: No such coreset or form, the folder holds something else, or originals are gone
+            or may not be written.
         EchostillError: The number of images written is not the number chosen.
     """
-    if form not in FORMS:
-        raise UsageError(f"--as '{form}' is not valid: expected {', '.join(FORMS)}.")
+    forms = {**FORMS, ORIGINALS.name: ORIGINALS}
+    if form not in forms:
+        raise UsageError(f"--as '{form}' is not valid: expected {', '.join(forms)}.")
+    if form != ORIGINALS.name and (sources or may_identify):
+        raise UsageError("--source and --may-identify go with --as originals.")
     chosen = open_chosen(store, name)
     if not len(chosen):
         raise UsageError(f"coreset '{name}' has no image: there is nothing to write.")
     sides = dict(shares or {"train": 1.0})
     table = described(chosen, classes, sides, seed)
+    pictures = chosen.pictures
+    if form == ORIGINALS.name:
+        originals = open_originals(chosen, sources, may_identify=may_identify)
+        pictures = originals.pictures
+        names = pa.array([f"originals/{name}" for name in originals.names])
+        table = table.add_column(0, "file_name", names)
     asked = {
         "form": form,
         "coreset": chosen.coreset.digest,
@@ -106,9 +123,9 @@ def export_dataset(
     target = Storage(to)
     if (done := _begin(target, asked, overwrite=overwrite)) is not None:
         return done
-    written = _write_pictures(target, chosen, table, FORMS[form], list(sides))
+    written = _write_pictures(target, pictures, table, forms[form], list(sides))
     facts = facts_of(chosen, table, licence)
-    written |= _write_words(target, facts, FORMS[form], table, written)
+    written |= _write_words(target, facts, forms[form], table, written)
     images = {side: facts.counts["split"].get(side, 0) for side in sides}
     record = {"asked": asked, "images": images, "files": written}
     target.write(RECORD, json.dumps(record, indent=1).encode())
@@ -166,13 +183,13 @@ def _pieces(table: pa.Table, sides: list[str], size: int) -> Iterator[Cut]:
 
 
 def _write_pictures(
-    target: Storage, chosen: ChosenImages, table: pa.Table, form: Form, sides: list[str]
+    target: Storage, pictures: Pictures, table: pa.Table, form: Form, sides: list[str]
 ) -> dict[str, int]:
     """Write what is not there yet; return the sizes of all files with pictures."""
     there, written, images = target.sizes(), {}, 0
-    with Progress("export-coreset", len(chosen)) as progress:
+    with Progress("export-coreset", len(table)) as progress:
         for side, number, pieces, rows in _pieces(table, sides, form.images_per_file):
-            found = list(chosen.pictures(rows))
+            found = list(pictures(rows))
             if [row for row, _ in found] != rows.tolist():
                 raise EchostillError("the pool changed while it was read: run the command again.")
             piece = SplitPiece(
@@ -184,8 +201,8 @@ def _write_pictures(
                 written[name] = len(data)
             images += len(rows)
             progress.advance(len(rows))
-    if images != len(chosen):
-        raise EchostillError(f"{images} of {len(chosen)} chosen images were written.")
+    if images != len(table):
+        raise EchostillError(f"{images} of {len(table)} chosen images were written.")
     return written
 
 

@@ -16,7 +16,10 @@ from echostill.jobs.cli.curation import (
 from echostill.jobs.cli.options import Overwrite
 from echostill.platform.errors import UsageError
 
-FORM_HELP = "With pictures, as folder, webdataset, hf (Hugging Face), parquet or csv."
+FORM_HELP = (
+    "With pictures, as folder, webdataset, hf (Hugging Face), parquet or csv; or originals: the "
+    "files that they were read from."
+)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -48,6 +51,16 @@ def export_coreset_command(
     licence: Annotated[
         str, typer.Option("--licence", help="Licence of the images, for the dataset card.")
     ] = "",
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", help="Where the originals are now, if elsewhere; repeatable."),
+    ] = None,
+    may_identify: Annotated[
+        bool,
+        typer.Option(
+            "--may-identify", help="Write originals of a de-identified pool: they may show names."
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a coreset: its rows to one file, or (--as) its images as a dataset.
@@ -59,8 +72,10 @@ def export_coreset_command(
     """
     check_selected(selected)
     if form is None:
-        if split or classes or licence or overwrite:
-            raise UsageError("--split, --class, --licence and --overwrite go with --as.")
+        if split or classes or licence or overwrite or source or may_identify:
+            raise UsageError(
+                "these options go with --as: only --store, --url and --selected do not."
+            )
         with open_questions(store, url, token_file) as questions:
             size = questions.export(name, to, selected=selected)
         print(f"{to}: {size} bytes")
@@ -81,5 +96,7 @@ def export_coreset_command(
             seed=seed,
             licence=licence,
             overwrite=overwrite,
+            sources=source or [],
+            may_identify=may_identify,
         )
     )
