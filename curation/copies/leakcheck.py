@@ -38,6 +38,7 @@ from echostill.platform.tables.table import (
     part_record,
     write_manifest,
 )
+from echostill.platform.tables.versions import version_with
 
 
 class LeakSettings(NearSettings):
@@ -141,6 +142,7 @@ def check_leaks(
     check_writable(opened, "leaks")
     require_columns(pool, HASH_COLUMNS)
     found = find_benchmarks(benchmarks, pool)
+    _check_all_named(opened, pool, [benchmark.name for benchmark in found])
     settings = settings or LeakSettings()
     side = _PoolSide(opened, pool, settings)
     overlaps = [side.overlap(benchmark) for benchmark in found]
@@ -253,6 +255,26 @@ def _matches(
 ) -> tuple[np.ndarray, ...]:
     kinds = np.full(len(row), kind, dtype=np.int64)
     return row.astype(np.int64), other.astype(np.int64), kinds, distance.astype(np.float32)
+
+
+def _check_all_named(store: Store, pool: Table, names: Sequence[str]) -> None:
+    """Check that no benchmark is forgotten that an earlier version of the pool was compared with.
+
+    Raises:
+        UsageError: One is: its leaks would be lost, and new images not compared with it.
+    """
+    storage = store.leaks()
+    if not storage.exists(MANIFEST):
+        return
+    old = Table.open(storage, "leakcheck").manifest
+    checked = old["fingerprint"]["inputs"]["pool"]
+    version = version_with(pool, checked)
+    left = sorted(set(old["benchmarks"]) - set(names))
+    if checked != pool.digest and version is not None and left:
+        raise UsageError(
+            f"the pool has grown since its images were compared with {', '.join(left)}: name these "
+            f"too, or delete '{storage.root}' to forget what was found in them."
+        )
 
 
 def _record(store: Store, pool: Table, overlaps: Sequence[Overlap]) -> None:

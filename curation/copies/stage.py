@@ -47,6 +47,7 @@ from echostill.platform.tables.schemas import DUPLICATES_SCHEMA, QUALITY_ISSUES,
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
 from echostill.platform.tables.table import MANIFEST, Table, write_table
+from echostill.platform.tables.versions import only_grown
 
 HASH_COLUMNS = ("content_hash", "perceptual_hash", "thumbnail")
 CROP_CORRELATION, CROPS_SEARCHED = 0.93, 50_000  # about twelve minutes of one core
@@ -106,7 +107,7 @@ def find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> Sta
     pool = store.open_pool()
     scores = store.open_scores() if config.semantic_epsilon is not None else None
     claim = _claim(config, store, pool, scores)
-    claim.take(overwrite)
+    claim.take(overwrite or _has_grown(claim, pool, scores))
     storage, wanted = claim.storage, claim.wanted
     if storage.exists(MANIFEST):
         counts = count(
@@ -150,12 +151,22 @@ def _claim(config: DuplicatesConfig, store: Store, pool: Table, scores: Table | 
     return Claim(store.duplicates(), wanted, "duplicates", what, about=about)
 
 
+def _has_grown(claim: Claim, pool: Table, scores: Table | None) -> bool:
+    """Whether the search is out of date only because its pool has grown: it is then made anew.
+
+    A new image may be a better copy of an old one, so the groups of the whole pool are looked at.
+    """
+    inputs = {"pool": pool, **({} if scores is None else {"scores": scores})}
+    return only_grown(claim.storage, claim.wanted, inputs)
+
+
 def plan_find_duplicates(config: DuplicatesConfig, *, overwrite: bool = False) -> Plan:
     """Describe what :func:`find_duplicates` would do."""
     store = Store(config.store)
     pool = store.open_pool()
     scores = store.open_scores() if config.semantic_epsilon is not None else None
-    replaces = _claim(config, store, pool, scores).check(overwrite)
+    claim = _claim(config, store, pool, scores)
+    replaces = claim.check(overwrite or _has_grown(claim, pool, scores))
     out = Plan("duplicates")
     out.add("pool", f"{pool.rows} images in {pool.storage.root}")
     out.add("exact", "equal staged pixels, everywhere")

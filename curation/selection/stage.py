@@ -11,7 +11,18 @@ from echostill.curation.selection.core import choose, prepare_request
 from echostill.curation.selection.decided.exclusions import ExclusionSettings, exclusions
 from echostill.curation.selection.decided.lists import in_pool, join_images, read_images
 from echostill.curation.selection.decided.pin_table import selection_tables
-from echostill.curation.selection.features import TableFeatures, fits_in_memory
+from echostill.curation.selection.features import (
+    TableFeatures,
+    fits_in_memory,
+    inverse,
+    load_rows,
+)
+from echostill.curation.selection.growth import (
+    Members,
+    describe_growth,
+    distance_from_fresh,
+    read_duplicates,
+)
 from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.pixels import STATISTICS, explained_in_pool
 from echostill.curation.selection.settings import (
@@ -23,7 +34,7 @@ from echostill.curation.selection.settings import (
 from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes, capacity
 from echostill.platform.cluster.plans import WorkerPlan, plan_replicas
-from echostill.platform.config import StageConfig, execution
+from echostill.platform.config import StageConfig, added, execution
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.memory import available_memory
 from echostill.platform.names import Name
@@ -40,6 +51,7 @@ from echostill.platform.tables.table import (
     encode_parquet,
     write_table,
 )
+from echostill.platform.tables.versions import VERSIONS, latest, scored_pool
 
 BYTES_PER_IMAGE = 450  # ids, groups, ranks and reasons while the coreset is written (measured)
 
@@ -56,6 +68,9 @@ class SelectConfig(StageConfig, SelectionSettings, ExclusionSettings):
     )
     pin: str | None = Field(
         None, description="A file with the same columns, of images that are always chosen."
+    )
+    grow: Name | None = added(
+        "Name of a coreset whose images all stay: the rest of the budget is chosen beside them."
     )
     workers: int | Literal["auto"] = execution(
         "auto",
@@ -92,17 +107,20 @@ def select(
     """
     report = report or (lambda stage, fraction: None)
     store = Store(config.store)
-    scores, pool = store.open_scores(), store.open_pool()
+    scores, whole = store.open_scores(), store.open_pool()
+    pool = scored_pool(whole, scores)
     features = TableFeatures(scores)
     budget = resolve_budget(config.budget, scores.rows)
     check_limits(config, scores.rows, features.dimension)
     _check_cluster(config, scores.rows, features.dimension)
-    decided = _decided(config, store, pool, excluded, pinned)
-    claim = _claim(config, store, scores, pool, decided)
+    members = _members(config, store, budget)
+    decided = _decided(config, store, pool, excluded, pinned, members)
+    claim = _claim(config, store, scores, pool, decided, members)
     storage, wanted = claim.storage, claim.wanted
     if storage.exists(MANIFEST) and claimed(storage).digest == wanted.digest:
         made = Table.open(storage, "select")
-        return _result(config, made, f"already done: {storage.root}", already_done=True)
+        sentence = f"already done: {storage.root}{_not_scored(whole, pool)}"
+        return _result(config, made, sentence, already_done=True)
     claim.check(overwrite)
     report("reading", 0.0)
     # Check everything before the folder is claimed and anything is computed.
@@ -116,6 +134,10 @@ def select(
         known = {name for name, _ in pool.manifest["schema"]}.intersection(STATISTICS)
         pixels = pool.read(["image_id", *sorted(known)])
         explained = explained_in_pool(request.ids, request.quality, pixels)
+    fresh = None
+    if members is not None:
+        alone = _decided(config, store, pool, excluded, pinned)
+        fresh = prepare_request(columns, groups, config, **alone)
     del columns, groups, pixels
     claim.take(overwrite)
     save_configuration(storage, config)
@@ -126,6 +148,15 @@ def select(
     table = choose(
         request, config, clustering, features=features, tasks=tasks, scratch=config.scratch
     )
+    grown = None
+    if members is not None and fresh is not None:
+        anew = choose(
+            fresh, config, clustering, features=features, tasks=tasks, scratch=config.scratch
+        )
+        with phase("distance from a fresh coreset"):
+            place, cluster = inverse(request.order), clustering.assignment
+            rows = load_rows(features, place, cluster, tasks, config.scratch)
+            grown = distance_from_fresh(table, anew, members, rows, config.seed)
     report("writing", 0.9)
     with phase("writing"):
         write_table(
@@ -139,13 +170,31 @@ def select(
                 "training_rows": clustering.training_rows,
                 # R squared of the quality rank on six statistics of the pixels; null: unknown.
                 "quality_explained_by_pixels": explained,
+                **({"grown": grown} if grown else {}),
+                **({"pool_version": latest(pool).number} if whole.manifest.get(VERSIONS) else {}),
             },
         )
     made = Table.open(storage, "select")
     return _result(
         config,
         made,
-        f"{budget} of {made.rows} images from {clustering.count} clusters: {storage.root}",
+        f"{budget} of {made.rows} images from {clustering.count} clusters: {storage.root}"
+        f"{f'. It has {describe_growth(grown)}' if grown else ''}{_not_scored(whole, pool)}",
+    )
+
+
+def _members(config: SelectConfig, store: Store, budget: int) -> Members | None:
+    """Return the members of the coreset that is extended, where one is."""
+    return None if config.grow is None else Members.of(store, config.grow, config.name, budget)
+
+
+def _not_scored(whole: Table, pool: Table) -> str:
+    """Say that the pool has grown since it was scored, where it has."""
+    if whole.rows == pool.rows:
+        return ""
+    return (
+        f". {whole.rows - pool.rows} image(s) of version {latest(whole).number} of the pool are "
+        "not scored yet and could not be chosen: run `echostill score`"
     )
 
 
@@ -172,18 +221,21 @@ def _decided(
     pool: Table,
     excluded: pa.Table | None = None,
     pinned: pa.Table | None = None,
+    members: Members | None = None,
 ) -> dict[str, pa.Table | None]:
     """Collect the images that are never chosen and those that are always chosen."""
     banned, kept = selection_tables(store)
-    copies = exclusions(store, config)
+    copies = exclusions(store, config, pool)
     named = {
         key: None if path is None else in_pool(read_images(path, key), pool, key, path)
         for key, path in (("exclude", config.exclude), ("pin", config.pin))
     }
-    return {
-        "excluded": join_images([named["exclude"], copies, banned, excluded], "exclude"),
-        "pinned": join_images([named["pin"], kept, pinned], "pin"),
-    }
+    out = join_images([named["exclude"], copies, banned, excluded], "exclude")
+    always = [named["pin"], kept, pinned]
+    if members is not None:
+        out = members.settle(out, read_duplicates(store, config.exclude_duplicates))
+        always.append(members.table)
+    return {"excluded": out, "pinned": join_images(always, "pin")}
 
 
 def _claim(
@@ -192,10 +244,14 @@ def _claim(
     scores: Table,
     pool: Table,
     decided: dict[str, pa.Table | None],
+    members: Members | None = None,
 ) -> Claim:
     """Return the claim on the coreset's folder."""
     inputs = {"scores": scores.digest, "pool": pool.digest}
     about = {"inputs.scores": f"{scores.rows} images", "inputs.pool": f"{pool.rows} images"}
+    if members is not None:
+        inputs["grown coreset"] = members.digest
+        about["inputs.grown coreset"] = f"{len(members.ids)} images of '{members.name}'"
     for name, table in decided.items():
         if table is not None:
             inputs[name] = sha256(encode_parquet(table))
@@ -207,21 +263,28 @@ def _claim(
 def plan_select(config: SelectConfig, *, overwrite: bool = False) -> Plan:
     """Describe what :func:`select` would do."""
     store = Store(config.store)
-    scores, pool = store.open_scores(), store.open_pool()
+    scores, whole = store.open_scores(), store.open_pool()
+    pool = scored_pool(whole, scores)
     dimension = TableFeatures(scores).dimension
     check_limits(config, scores.rows, dimension)
     _check_cluster(config, scores.rows, dimension)
     _pool_columns(config, pool)
-    claim = _claim(config, store, scores, pool, _decided(config, store, pool))
+    members = _members(config, store, resolve_budget(config.budget, scores.rows))
+    decided = _decided(config, store, pool, members=members)
+    claim = _claim(config, store, scores, pool, decided, members)
     replaces = claim.check(overwrite)
     storage = claim.storage
     clusters = cluster_count(scores.rows, config.clusters)
     sample = training_rows(scores.rows, config)
     out = Plan("select")
     out.add("scores", f"{scores.rows} rows of {dimension} in {scores.storage.root}")
+    if unscored := _not_scored(whole, pool):
+        out.add("pool", unscored.removeprefix(". "))
     where = "inside clusters" if config.inside_clusters else "over the whole pool"
     out.add("budget", f"{resolve_budget(config.budget, scores.rows)} images by {config.method}")
     out.add("chosen", where)
+    if members is not None:
+        out.add("grow", f"all {len(members.ids)} images of coreset '{members.name}' stay")
     out.add("clusters", str(clusters))
     out.add(
         "k-means",

@@ -101,7 +101,15 @@ def version_with(table: Table, digest: str) -> Version | None:
 def at_version(table: Table, version: Version) -> Table:
     """Return a table as it was in one of its versions."""
     parts = table.manifest["parts"][: version.parts]
-    return Table(table.storage, {**table.manifest, "parts": parts, "rows": version.rows})
+    earlier = (table.manifest.get(VERSIONS) or [])[: version.number]
+    manifest = {**table.manifest, "parts": parts, "rows": version.rows, VERSIONS: earlier}
+    return Table(table.storage, manifest)
+
+
+def scored_pool(pool: Table, scores: Table) -> Table:
+    """Return the pool in the version that the scores are of; as it is where that is unknown."""
+    version = version_with(pool, made_from_pool(scores))
+    return pool if version is None else at_version(pool, version)
 
 
 def made_from_pool(table: Table) -> str:

@@ -115,7 +115,7 @@ class Growing:
         if comparison.mended:
             said.append(
                 f"{len(comparison.mended)} file(s) in quarantine have other content now: "
-                "`echostill ingest --retry` reads them again"
+                "`echostill retry-failed ingest` reads them again"
             )
         return said
 
@@ -169,7 +169,7 @@ def grow(
     if retry and comparison.new:
         raise UsageError(
             f"refused: {comparison.describe()}. Run `echostill ingest` first, which adds new files "
-            "to the pool; --retry reads the files of the pool again."
+            "to the pool; `retry-failed` reads files of the pool again."
         )
     new = [] if retry else _new(comparison, listed, settings, Places(pseudonymiser))
     added = cut_shards(new, settings)

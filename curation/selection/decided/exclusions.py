@@ -17,6 +17,7 @@ from echostill.platform.tables.schemas import QUALITY_ISSUES, score_column
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
+from echostill.platform.tables.versions import version_with
 
 EXCLUSIONS_SCHEMA = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
 
@@ -58,12 +59,13 @@ class ExclusionSettings(Config):
         return names
 
 
-def exclusions(store: Store, config: ExclusionSettings) -> pa.Table:
+def exclusions(store: Store, config: ExclusionSettings, pool: Table | None = None) -> pa.Table:
     """Collect the images that a selection must not choose.
 
     Args:
         store: The store; its pool must exist, its duplicates and leaks may exist.
         config: What is left out.
+        pool: The version of the pool that is selected from; default the store's pool as it is.
 
     Returns:
         Columns image_id and reason, a row for each reason, sorted by both; an image with several
@@ -73,7 +75,7 @@ def exclusions(store: Store, config: ExclusionSettings) -> pa.Table:
         UsageError: The duplicates or the leaks were found in another pool, a flag is requested but
             the pool has none, or ``only`` names a column or a value that the pool does not have.
     """
-    pool = store.open_pool()
+    pool = pool or store.open_pool()
     found = [EXCLUSIONS_SCHEMA.empty_table()]
     if config.exclude_leaks or config.exclude_leaked_groups:
         found += _leaked(store, pool, config)
@@ -162,12 +164,28 @@ def _of_this_pool(storage: Storage, pool: Table, command: str) -> pa.Table | Non
     if not storage.exists(MANIFEST):
         return None
     table = Table.open(storage, command)
-    if table.manifest["fingerprint"]["inputs"]["pool"] != pool.digest:
+    made_from = table.manifest["fingerprint"]["inputs"]["pool"]
+    if made_from != pool.digest and version_with(_whole(pool), made_from) is not None:
+        before = version_with(pool, made_from) is not None
+        raise UsageError(
+            f"'{storage.root}' was made from another version of the pool '{pool.storage.root}', "
+            + (
+                f"which has grown since: run `echostill {command}` again."
+                if before
+                else "whose new images are not scored yet: run `echostill score` first."
+            )
+        )
+    if made_from != pool.digest:
         raise UsageError(
             f"'{storage.root}' was made from an earlier version of the pool '{pool.storage.root}': "
             f"run `echostill {command}` again."
         )
     return table.read()
+
+
+def _whole(pool: Table) -> Table:
+    """Return the pool as it is now, given one of its versions."""
+    return Table.open(pool.storage, "ingest")
 
 
 def _rows(ids: pa.ChunkedArray, reasons: pa.ChunkedArray) -> pa.Table:

@@ -11,6 +11,8 @@ from echostill.platform.config import validate
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.quarantine import quarantine_parts
 from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import Table
+from echostill.platform.tables.versions import latest, version_with, versions
 
 ORIGIN = ["image_id", "group_id", "source", "organ", "device", "label", "frame"]
 
@@ -62,9 +64,30 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
         held = quarantined(store, image_id)
         if held is not None:
             return held
+        _check_version(store, table, image_id)
     settings = validate(SelectConfig, json.loads(table.storage.read("configuration.json")))
     return Answer(
         explain(image_id, rows, found, settings), explanation(image_id, rows, found, settings)
+    )
+
+
+def _check_version(store: Store, coreset: Table, image_id: str) -> None:
+    """Say of an image that came after a coreset was selected in which version of the pool it came.
+
+    Raises:
+        UsageError: The pool has grown since.
+    """
+    pool = store.open_pool()
+    own = version_with(pool, coreset.manifest["fingerprint"].get("inputs", {}).get("pool", ""))
+    if own is None or own.number == latest(pool).number:
+        return
+    row = pc.index(pool.read(["image_id"])["image_id"], image_id).as_py()
+    came = next(version.number for version in versions(pool) if row < version.rows)
+    name = coreset.storage.root.rpartition("/")[2]
+    raise UsageError(
+        f"image '{image_id}' came with version {came} of the pool, and coreset '{name}' was "
+        f"selected from version {own.number}, which has {own.rows} images: score and select again, "
+        "under a new name."
     )
 
 
