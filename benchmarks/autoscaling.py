@@ -16,10 +16,19 @@ HEAD_TYPE = "ray.head.default"  # the provider knows the head by this name alone
 IDLE_MINUTES = 0.5
 GONE_SECONDS = 240.0  # for idle nodes to be taken away
 LOOK_SECONDS = 0.5
+MOST = {"score": NODES * CPUS, "distill": 3}  # workers
 KEYS = {
-    "score": (f"workers=[1,{NODES * CPUS}]",),
-    "distill": (f"training.workers=[1,{NODES}]", "training.resize_seconds=5", "training.threads=2"),
+    "score": (f"workers=[1,{MOST['score']}]",),
+    "distill": (
+        f"training.workers=[1,{MOST['distill']}]",
+        "training.resize_seconds=5",
+        "training.threads=2",
+    ),
 }
+# Ray Data asks for nodes every ten seconds, by the pace of shards it has seen: many, and not quick.
+ROWS = 4  # images of a shard
+SLOW = {"score": ("mask_draws=30",), "distill": ()}
+TITLES = {"score": "ray::MapWorker", "distill": "ray::RayTrainWorker"}
 
 
 def start(hosts: Hosts) -> None:
@@ -30,8 +39,13 @@ def start(hosts: Hosts) -> None:
         "max_workers": NODES,
         "idle_timeout_minutes": IDLE_MINUTES,
         "upscaling_speed": 10,
-        "provider": {"type": "fake_multinode"},
-        "auth": {"ssh_user": "nobody"},  # without one the provider fails at the second node
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,  # all nodes have the head's address
+            "disable_node_updaters": True,  # they would log in to it, and take it for failed
+            "disable_launch_config_check": True,
+        },
+        "auth": {},
         "docker": {},
         **{f"{name}_commands": [] for name in (*commands, "worker_start_ray")},
         "file_mounts": {},
@@ -69,13 +83,21 @@ def nodes(hosts: Hosts) -> int:
     return sum(title.split(" ")[0].endswith("/raylet") for title in titles) - 1
 
 
+def workers(hosts: Hosts, stage: str) -> int:
+    """How many workers of a stage there are."""
+    return sum(title.startswith(TITLES[stage]) for title in hosts.processes(HEAD).values())
+
+
 def grow(hosts: Hosts, stage: str, command: list[str]) -> dict[str, Any]:
     """Run a stage from zero nodes; say how many came, when, and how long until they went."""
     before, begun = nodes(hosts), time.monotonic()
     process: subprocess.Popen[bytes] = hosts.on_head([*command, *KEYS[stage]], f"growing-{stage}")
     first: dict[int, float] = {}
+    first_workers: dict[int, float] = {}
     while process.poll() is None:
-        first.setdefault(nodes(hosts), round(time.monotonic() - begun, 1))
+        passed = round(time.monotonic() - begun, 1)
+        first.setdefault(nodes(hosts), passed)
+        first_workers.setdefault(workers(hosts, stage), passed)
         time.sleep(LOOK_SECONDS)
     took = round(time.monotonic() - begun, 1)
     while nodes(hosts) and time.monotonic() - begun < took + GONE_SECONDS:
@@ -86,7 +108,9 @@ def grow(hosts: Hosts, stage: str, command: list[str]) -> dict[str, Any]:
         "code": process.returncode,
         "nodes_before": before,
         "most_nodes": max(first),
-        "seconds_until": first,
+        "most_workers": max(first_workers),
+        "seconds_until_nodes": first,
+        "seconds_until_workers": first_workers,
         "seconds": took,
         "nodes_after": nodes(hosts),
         "gone_after": round(time.monotonic() - begun - took, 1),
@@ -96,4 +120,4 @@ def grow(hosts: Hosts, stage: str, command: list[str]) -> dict[str, Any]:
 def grew(result: dict[str, Any]) -> bool:
     """Whether a pool went from nothing to its maximum, and the nodes went again."""
     ends = result["code"], result["nodes_before"], result["nodes_after"]
-    return ends == (0, 0, 0) and result["most_nodes"] == NODES
+    return ends == (0, 0, 0) and result["most_workers"] >= MOST[result["stage"]]

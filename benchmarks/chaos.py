@@ -28,7 +28,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from autoscaling import grew, grow
+from autoscaling import ROWS, SLOW, grew, grow
 from autoscaling import start as start_autoscaling
 from hosts import BUCKET, HEAD, Hosts, inside
 from machine import describe_machine
@@ -67,6 +67,7 @@ BEGUN = {
     "distill": "runs/distilled-0/train/",
     "evaluate": "reports/default/units/",
 }
+FIRST = {"distill": "/checkpoint_"}  # in the name of the first such file that counts
 WORKING = ("ray::MapWorker", "ray::RayTrainWorker", "ray::_compute", "ray::_Worker")
 
 
@@ -235,7 +236,8 @@ TROUBLES: dict[str, tuple[str, Callable[[Hosts, str], None]]] = {
 def await_begun(cluster: Cluster, store: str, stage: str, process: Any) -> str:
     """Wait until a stage has finished something and computes on a worker node; return which."""
     while process.poll() is None:
-        if files(store, [BEGUN[stage]]) and (host := busy(cluster.hosts)) is not None:
+        gathered = any(FIRST.get(stage, "") in name for name in files(store, [BEGUN[stage]]))
+        if gathered and (host := busy(cluster.hosts)) is not None:
             return host
         time.sleep(0.2)
     raise SystemExit(f"FAILED: {stage} ended before it was disturbed; see {cluster.hosts.folder}")
@@ -310,14 +312,14 @@ def growing(folder: Path, config: Path) -> list[dict[str, Any]]:
     store = str(folder / "alone")
     keys = ["--config", str(config), f"store={store}"]
     for stage in ("ingest", "score", "select"):
-        if ended(hosts.here([*ECHOSTILL, stage, *keys], "alone")) != 0:
+        if ended(hosts.here([*ECHOSTILL, stage, *keys, *SLOW.get(stage, ())], "alone")) != 0:
             raise SystemExit(f"FAILED: {stage} on one machine; see {folder}/alone.log")
     start_autoscaling(hosts)
     found = []
     for stage in ("score", "distill"):
         target = str(folder / f"growing-{stage}")
         copy(store, target, FOUND[stage])
-        command = [*ECHOSTILL, stage, "--config", str(config), f"store={target}"]
+        command = [*ECHOSTILL, stage, "--config", str(config), f"store={target}", *SLOW[stage]]
         found.append(grow(hosts, stage, command))
         print(json.dumps(found[-1]), flush=True)
     found[0]["differing"] = differing(store, str(folder / "growing-score"), MADE["score"])
@@ -336,7 +338,8 @@ def main() -> None:
     options = parser.parse_args()
     inside()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    config = configure(folder, options.images, options.rows, options.steps)
+    rows = ROWS if options.autoscaling else options.rows
+    config = configure(folder, options.images, rows, options.steps)
     print(describe_machine(), flush=True)
     if options.autoscaling:
         grown = growing(folder, config)
