@@ -5,18 +5,22 @@ watched: the run ends with a message instead.
 """
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.preflight.clusters import check_ray
-from echostill.platform.processes import all_processes, find_process
+from echostill.platform.processes import Process, all_processes, find_process
+from echostill.platform.progress import console
 
+LOCAL = "local"  # the address of a Ray that this process starts
 ESSENTIAL = ("raylet", "gcs_server")  # Ray's own processes, without which nothing goes on
 # Messages of Ray's, as regexes: training starts more processes than CPUs, and most only wait;
 MANY_WORKERS = r"worker processes have been started on node: .* the maximum expected startup"
@@ -25,17 +29,14 @@ LOST_NODE = (
     r"Raylet is terminated\. Termination is unexpected|The node with node id: .*marked dead"
     r"|so the task will be retried\. Error: The actor is temporarily unavailable"
 )
+PAUSES = (10.0, 30.0, 60.0)  # seconds between attempts to start a local Ray
 LAST_WORDS_SECONDS = 10.0  # for a driver to end by itself once one of them is dead
 
 
-def connect_ray(address: str | None = None) -> None:
-    """Connect to the given Ray, the one in RAY_ADDRESS, or start a local one; idempotent.
+def set_environment() -> None:
+    """Set what Ray reads when it is imported; what the user has set stays.
 
-    Medical data never phones home: usage statistics are off before Ray is imported.
-
-    Raises:
-        UsageError: There is no such cluster, or it wants a token; see :func:`check_ray`.
-        EchostillError: A local Ray did not start.
+    Medical data never phones home: usage statistics are off.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -43,25 +44,30 @@ def connect_ray(address: str | None = None) -> None:
     # Each report of a worker waits for the controller's next look; its two seconds are long here.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{MANY_WORKERS}|{LOST_NODE}")
+
+
+def connect_ray(address: str | None = None) -> None:
+    """Connect to the given Ray, the one in RAY_ADDRESS, or start a local one; idempotent.
+
+    Raises:
+        UsageError: There is no such cluster, or it wants a token; see :func:`check_ray`.
+        EchostillError: A local Ray did not start.
+    """
+    set_environment()
     import ray
 
     if ray.is_initialized():
         return
     check_ray(address)
-    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    target = address or os.environ.get("RAY_ADDRESS") or LOCAL
     ended_by = signal.getsignal(signal.SIGTERM)
     options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if target == "local":
+    if target == LOCAL:
         options |= {"include_dashboard": False, "object_store_memory": _object_store_bytes()}
     try:
-        _dashboard[:] = [str(ray.init(address=target, **options).dashboard_url or "")]
-    except Exception as error:  # Ray raises a bare Exception where its processes start too slowly
-        if target == "local":
-            raise EchostillError(
-                f"Ray did not start: {error} The machine may be busy or out of memory: try again."
-            ) from None
-        if not isinstance(error, (ConnectionError, ValueError, RuntimeError)):
-            raise
+        start = _start_local if target == LOCAL else partial(ray.init, address=target)
+        _dashboard[:] = [str(start(**options).dashboard_url or "")]
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"cannot reach Ray at '{target}': {error}. Start one (`ray start --head`), correct "
             "--address or RAY_ADDRESS, or leave both out for a local Ray."
@@ -69,11 +75,46 @@ def connect_ray(address: str | None = None) -> None:
     if callable(ended_by) and threading.current_thread() is threading.main_thread():
         # Ray's core takes the signal over, and answers it with its stack.
         signal.signal(signal.SIGTERM, ended_by)
-    if target == "local":
+    if target == LOCAL:
         _started.append(target)
         _watch_processes()
     _spend_warning()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _start_local(**options: Any) -> Any:
+    """Start a Ray of this process's own, again where its processes were too slow for it.
+
+    Ray waits thirty seconds for them, has no setting for that, and then raises a bare Exception.
+    The next attempt finds their files in memory, and perhaps a machine that is less busy.
+    """
+    import ray
+
+    for attempt, pause in enumerate((*PAUSES, None), start=1):
+        before = {process.number for process in _children()}
+        try:
+            return ray.init(address=LOCAL, **options)
+        except Exception as error:
+            slow = type(error) is Exception or isinstance(error, RuntimeError | ConnectionError)
+            for process in _children():
+                if process.number not in before:  # what Ray had started already
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.number, signal.SIGKILL)
+            if pause is None or not slow:
+                raise EchostillError(
+                    f"Ray did not start: {error} The machine may be busy or out of memory: try "
+                    "again."
+                ) from None
+        console.print(
+            f"Ray did not start in time: this machine is busy. Next attempt in {pause:g} s "
+            f"({attempt} of {len(PAUSES) + 1} made)."
+        )
+        time.sleep(pause)
+    raise AssertionError  # the last attempt returns or raises
+
+
+def _children() -> list[Process]:
+    return [process for process in all_processes() if process.parent == os.getpid()]
 
 
 class _NeverStarted:
@@ -153,8 +194,8 @@ def describe_loss(name: str) -> str:
 
 def _watch_processes() -> None:
     """Look after the processes of the local Ray that this process has started."""
-    for process in all_processes():
-        if process.parent == os.getpid() and process.name in ESSENTIAL:
+    for process in _children():
+        if process.name in ESSENTIAL:
             _watch[process.number] = process.name
     if _watch:
         atexit.register(_watch.clear)  # before Ray's own, which ends its processes

@@ -69,3 +69,48 @@ def test_ray_says_nothing_of_what_is_planned_so():
     """Neither of actors' arguments in its object store nor of more workers than CPUs."""
     done = run(QUIET)
     assert (done.stdout, done.stderr) == ("4\nTrue\n", "to the end\n")
+
+
+START = """
+import subprocess
+from types import SimpleNamespace
+import ray
+from echostill.platform import runtime
+
+def attempts(started, kind):
+    children, pauses = [], []
+
+    def slow(**options):
+        assert options["address"] == "local"
+        children.append(subprocess.Popen(["sleep", "100"]))
+        if len(children) < started:
+            raise kind("its processes were too slow.")
+        return SimpleNamespace(dashboard_url="")
+
+    ray.init, runtime.time = slow, SimpleNamespace(sleep=pauses.append)
+    try:
+        runtime.connect_ray()
+        living = children.pop()
+        print("connected", living.poll())
+        living.kill()
+    except Exception as error:
+        print(type(error).__name__, str(error)[:21])
+    print(pauses, [child.wait(timeout=20) for child in children])
+
+runtime._spend_warning = lambda: None
+attempts(9, Exception)
+attempts(9, OSError)  # another attempt would end as this one
+attempts(3, Exception)
+"""
+
+
+@pytest.mark.slow
+def test_a_local_ray_that_starts_too_slowly_is_started_again():
+    """What a failed attempt had started is ended before the next one."""
+    done = run(START, RAY_ADDRESS="")
+    assert done.stdout.splitlines() == [
+        *("EchostillError Ray did not start: it", "[10.0, 30.0, 60.0] [-9, -9, -9, -9]"),
+        *("EchostillError Ray did not start: it", "[] [-9]"),
+        *("connected None", "[10.0, 30.0] [-9, -9]"),
+    ]
+    assert done.stderr.count("Next attempt in") == 5
