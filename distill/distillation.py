@@ -17,11 +17,15 @@ from echostill.distill.objective.reconstructions import draw_reconstructions
 from echostill.distill.settings import DistillConfig, StudentRun
 from echostill.distill.task import DistillationTask
 from echostill.platform import runtime, stages
+from echostill.platform.cluster.nodes import Nodes
+from echostill.platform.cluster.plans import WorkerPlan
 from echostill.platform.cluster.waiting import (
     cluster_nodes,
     describe_plan,
     dry_nodes,
+    nodes_here,
     plan_on_cluster,
+    plan_one_run,
 )
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
@@ -129,11 +133,13 @@ Results = dict[str, RunResult]
 
 
 def _side_by_side(calls: list[Callable[[], Results]], at_once: int) -> list[Results]:
-    """Make the calls in threads; each waits for a run on the cluster.
+    """Make the calls one by one, or in threads that each wait for a run on the cluster.
 
     A run that fails does not stop the others; its error is raised when they have ended. Ctrl-C
     ends them all by closing the connection to the cluster.
     """
+    if at_once == 1:  # in the main thread, where Ctrl-C ends a run that is computed here
+        return _one_by_one(calls)
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="echostill-run")
     futures = [pool.submit(call) for call in calls]
     try:
@@ -146,12 +152,37 @@ def _side_by_side(calls: list[Callable[[], Results]], at_once: int) -> list[Resu
     return [future.result() for future in futures]
 
 
+def _one_by_one(calls: list[Callable[[], Results]]) -> list[Results]:
+    results: list[Results] = []
+    failed: list[Exception] = []
+    for call in calls:
+        try:
+            results.append(call())
+        except Exception as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+    return results
+
+
 def _at_once(config: DistillConfig, runs: int, *, connect: bool) -> int:
     """How many runs to train side by side; where they are to start, once one finds room."""
-    if connect:
-        plan_on_cluster(config, lambda nodes: plan(config.training, nodes, config.compute_on))
-    nodes = cluster_nodes() if connect else dry_nodes(config)
-    return config.at_once or side_by_side(config.training, max(runs, 1), nodes, config.compute_on)
+
+    def make(nodes: Nodes) -> WorkerPlan:
+        return plan(config.training, nodes, config.compute_on)
+
+    def count(nodes: Nodes) -> int:
+        wanted = max(runs, 1)
+        return config.at_once or side_by_side(config.training, wanted, nodes, config.compute_on)
+
+    if not connect:
+        return count(dry_nodes(config))
+    if plan_one_run(config, make).here:
+        at_once = count(nodes_here())
+        if at_once == 1:
+            return 1
+        plan_on_cluster(config, make)
+    return count(cluster_nodes())
 
 
 def _prepare(config: DistillConfig) -> "_Stage":

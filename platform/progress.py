@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
@@ -121,6 +121,10 @@ class Progress:
             self._poll.start()
         return Channel(self._messages, part)
 
+    def here(self, part: str = "") -> "PartHere":
+        """Return what moves this bar from this process, as :meth:`channel` does from another."""
+        return PartHere(self, part)
+
     def _listen(self, messages: Any) -> None:
         from ray.util.queue import Empty
 
@@ -140,6 +144,25 @@ def _clock(seconds: float) -> str:
     """The time of day some seconds from now."""
     form = "%H:%M" if seconds < 12 * 3600 else "%d %b %H:%M"
     return time.strftime(form, time.localtime(time.time() + seconds))
+
+
+class Sends(Protocol):
+    """Tells a progress bar how much of a part is done."""
+
+    def send(self, done: int, note: str = "") -> None:
+        """Report how much of the part is done."""
+
+
+class PartHere:
+    """Moves a bar of the same process; one part at a time."""
+
+    def __init__(self, bar: Progress, part: str) -> None:
+        self._bar, self._part = bar, part
+        self._before = bar.done
+
+    def send(self, done: int, note: str = "") -> None:
+        """Report how much of the part is done."""
+        self._bar.update(self._before + done, f"{self._part} {note}".strip())
 
 
 class Channel:

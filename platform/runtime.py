@@ -46,6 +46,22 @@ def set_environment() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{MANY_WORKERS}|{LOST_NODE}")
 
 
+def is_alone(address: str | None = None) -> bool:
+    """Return whether this process and this machine are all that there is, now or once connected.
+
+    False where a cluster is named, where the connected one has other nodes, and in Ray's actors.
+    """
+    if (address or os.environ.get("RAY_ADDRESS") or LOCAL) != LOCAL:
+        return False
+    set_environment()
+    import ray
+
+    if not ray.is_initialized():
+        return True
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return nodes == 1 and ray.get_runtime_context().get_actor_id() is None
+
+
 def connect_ray(address: str | None = None) -> None:
     """Connect to the given Ray, the one in RAY_ADDRESS, or start a local one; idempotent.
 

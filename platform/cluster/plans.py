@@ -50,6 +50,7 @@ class WorkerPlan:
         decoders: Tasks of one CPU each that decode ahead of the workers.
         fewest: Workers of a pool that shrinks; None where their number is fixed.
         most: Workers of a pool that grows; None where their number is fixed.
+        here: The one worker is this process: Ray Train's local mode.
     """
 
     workers: int
@@ -59,6 +60,7 @@ class WorkerPlan:
     decoders: int = 0
     fewest: int | None = None
     most: int | None = None
+    here: bool = False
 
     def describe(self) -> str:
         """Say the plan in words."""

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from echostill.platform import runtime
 from echostill.platform.cluster.devices import check_gpus
@@ -97,6 +98,26 @@ def plan_on_cluster(config: StageConfig, make: Planner) -> WorkerPlan:
         check_gpus()
     check_sight(config.store, config.address)
     return plan
+
+
+def plan_one_run(config: StageConfig, make: Planner) -> WorkerPlan:
+    """Plan a training run that shares the cluster with no other; a lone worker is this process.
+
+    One worker without a GPU on this machine alone needs no Ray beside it, which takes seconds and a
+    gigabyte. Everything else is planned by :func:`plan_on_cluster`.
+    """
+    if runtime.is_alone(config.address):
+        plan = make(nodes_here())
+        if plan.workers == 1 and not plan.gpus_per_worker:
+            return replace(plan, here=True)
+    return plan_on_cluster(config, make)
+
+
+def nodes_here() -> list[Node]:
+    """Return this machine's node, as a Ray that has been started already counts it."""
+    import ray
+
+    return cluster_nodes() if ray.is_initialized() else local_nodes()
 
 
 def _wait(missing: NodesMissingError, seconds: float, limit: float) -> bool:

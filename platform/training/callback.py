@@ -1,4 +1,4 @@
-"""What Ray Train's controller does with each report of the workers.
+"""What becomes of each report of the workers: on Ray Train's controller, or where it was made.
 
 A module of its own: it imports Ray, which only a training needs, and not before it has connected.
 """
@@ -10,16 +10,16 @@ from typing import Any
 from ray.train import UserCallback
 
 from echostill.platform.cluster import metrics as prometheus
-from echostill.platform.progress import Channel
+from echostill.platform.progress import Sends
 from echostill.platform.training.tracking import Logged
 
 _ROW = {"loss": prometheus.LOSS, "step": prometheus.STEP, "weight_std": prometheus.WEIGHT_SPREAD}
 
 
 class TrackingCallback(UserCallback):  # type: ignore[misc]  # Ray's class is read without types
-    """Runs on Ray Train's controller: passes each report on to MLflow, Prometheus and the bar."""
+    """Passes each report on to MLflow, Prometheus and the bar; runs on Ray Train's controller."""
 
-    def __init__(self, logged: Sequence[Logged], channel: Channel) -> None:
+    def __init__(self, logged: Sequence[Logged], channel: Sends) -> None:
         """Watch a training.
 
         Args:

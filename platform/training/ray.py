@@ -1,6 +1,7 @@
 """Running a training task on Ray Train: workers, checkpoints, restarts.
 
 A run's name carries its fingerprint, because Ray Train continues whatever it finds under a name.
+One worker on this machine runs in this process (Ray Train's local mode), which starts no others.
 """
 
 import json
@@ -8,7 +9,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +33,14 @@ from echostill.platform.ray_errors import cause_of
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training import parallel
 from echostill.platform.training.batches import Waiting
+from echostill.platform.training.checkpoints import (
+    FOLDER,
+    STATE_FILE,
+    load_state,
+    newest,
+    run_name,
+    save_here,
+)
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import (
     NonFiniteLossError,
@@ -43,7 +53,6 @@ from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages
 from echostill.platform.training.tracking import Logged
 
-STATE_FILE = "state.pt"
 BAD_BATCH = "bad-batch"
 RESTARTS = 3
 
@@ -121,7 +130,7 @@ def run_training(
     bar: Progress,
     where: WorkerPlan,
 ) -> TrainedRun:
-    """Train on the connected Ray, continuing from the last checkpoint where there is one.
+    """Train on the connected Ray, or here; continue from the last checkpoint where there is one.
 
     Args:
         job: What to train.
@@ -134,41 +143,14 @@ def run_training(
     Raises:
         EchostillError: Training failed; checkpoints are kept and the same command continues.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from echostill.platform.training.callback import TrackingCallback
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
     settings = job.settings
     if settings.sharding == "full" and where.workers == 1:
         raise UsageError("sharding 'full' spreads a model over workers: give training.workers.")
-    resources = {"CPU": where.cpus_per_worker}
-    if where.gpus_per_worker:
-        resources["GPU"] = where.gpus_per_worker
-    name = storage.root.rpartition("/")[2]
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job, "threads": where.threads, "storage": storage},
-        torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=where.workers if settings.workers is None else settings.workers,
-            use_gpu=bool(where.gpus_per_worker),
-            resources_per_worker=resources,
-            elastic_resize_monitor_interval_s=settings.resize_seconds,
-        ),
-        run_config=RunConfig(
-            name=f"run-{digest[:16]}",
-            storage_path=storage.locate("train"),
-            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
-            # Nodes that are taken away announced do not count as failures, however often.
-            failure_config=FailureConfig(max_failures=RESTARTS, max_preemption_failures=-1),
-            callbacks=[TrackingCallback(logged, bar.channel(name))],
-        ),
-    )
     storage.delete(BAD_BATCH)
+    config = {"job": job, "threads": where.threads, "storage": storage, "digest": digest}
     try:
-        result = trainer.fit()
+        train_on = _train_here if where.here else _train_on_workers
+        saved = train_on(config, logged, bar, where)
     except Exception as error:  # Ray wraps whatever a worker raised
         cause = cause_of(error)
         raise type(cause)(
@@ -180,28 +162,106 @@ def run_training(
         raise EchostillError(
             f"training failed: {message} Written down: '{storage.locate(bad[0])}'."
         )
-    if result.checkpoint is None:
+    if saved is None:
         raise EchostillError(f"training in '{storage.root}' ended without a checkpoint.")
-    with result.checkpoint.as_directory() as folder:
-        saved = _load(Path(folder) / STATE_FILE)
     return TrainedRun({**saved["task"], **(saved.get("average") or {})}, saved["history"])
 
 
-def _load(path: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    saved["history"] = json.loads(saved["history"])
-    return saved
+def _train_here(
+    config: dict[str, Any], logged: Sequence[Logged], bar: Progress, where: WorkerPlan
+) -> dict[str, Any] | None:
+    """Train in this process; return the last checkpoint."""
+    runtime.set_environment()
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from echostill.platform.training.callback import TrackingCallback
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    storage, digest = config["storage"], config["digest"]
+    callback = TrackingCallback(logged, bar.here(_name_of(storage)))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={**config, "callback": callback},
+        scaling_config=ScalingConfig(num_workers=0),  # Ray's sign for its local mode
+        run_config=RunConfig(name=run_name(digest)),
+    )
+    with _own_settings():
+        trainer.fit()
+    return newest(storage, digest)
 
 
-def _restore(task: TrainingTask) -> TrainingState:
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Give torch back, after a training, the settings that it had in this process before."""
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _train_on_workers(
+    config: dict[str, Any], logged: Sequence[Logged], bar: Progress, where: WorkerPlan
+) -> dict[str, Any] | None:
+    """Train on Ray's workers; return the last checkpoint."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from echostill.platform.training.callback import TrackingCallback
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    settings, storage = config["job"].settings, config["storage"]
+    resources = {"CPU": where.cpus_per_worker}
+    if where.gpus_per_worker:
+        resources["GPU"] = where.gpus_per_worker
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=where.workers if settings.workers is None else settings.workers,
+            use_gpu=bool(where.gpus_per_worker),
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=settings.resize_seconds,
+        ),
+        run_config=RunConfig(
+            name=run_name(config["digest"]),
+            storage_path=storage.locate(FOLDER),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
+            # Nodes that are taken away announced do not count as failures, however often.
+            failure_config=FailureConfig(max_failures=RESTARTS, max_preemption_failures=-1),
+            callbacks=[TrackingCallback(logged, bar.channel(_name_of(storage)))],
+        ),
+    )
+    return _read(trainer.fit().checkpoint)
+
+
+def _name_of(storage: Storage) -> str:
+    return storage.root.rpartition("/")[2]
+
+
+def _read(checkpoint: Any) -> dict[str, Any] | None:
+    """Read a checkpoint of Ray Train's, if there is one."""
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return load_state(Path(folder) / STATE_FILE)
+
+
+def _restore(task: TrainingTask, storage: Storage, digest: str) -> TrainingState:
     """Load the last checkpoint into the task, if there is one, and return its state."""
     import ray.train
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+    # Ray Train knows its own; one that was written in local mode is found where it lies.
+    saved = _read(ray.train.get_checkpoint()) or newest(storage, digest)
+    if saved is None:
         return TrainingState()
-    with checkpoint.as_directory() as folder:
-        saved = _load(Path(folder) / STATE_FILE)
     task.load_state_dict(saved["task"])
     return TrainingState(
         saved["step"],
@@ -215,7 +275,7 @@ def _restore(task: TrainingTask) -> TrainingState:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """The function each Ray Train worker runs."""
+    """The function each Ray Train worker runs, and this process in local mode."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -225,7 +285,8 @@ def _worker(config: dict[str, Any]) -> None:
     worker = TrainingWorker(context.get_world_rank(), context.get_world_size(), get_device())
     torch.manual_seed(job.seed)
     task, images = job.build()
-    state = _restore(task)
+    storage, digest, callback = config["storage"], config["digest"], config.get("callback")
+    state = _restore(task, storage, digest)
     model = parallel.wrap(task, job.settings, worker)
     parallel.shard_state(task, job.settings, state)
     reported = len(state.history)
@@ -245,6 +306,11 @@ def _worker(config: dict[str, Any]) -> None:
         saved = parallel.whole_state(task, current)  # on every worker: shards are gathered
         rows, reported = current.history[reported:], len(current.history)
         metrics = {"rows": rows, "step": current.step, "usage": usage(current.step)}
+        if callback is not None:  # Ray Train's local mode keeps no checkpoint and calls nobody
+            job.on_checkpoint(saved["task"], current)
+            save_here(storage, digest, saved, job.settings.keep)
+            callback.after_report(None, [metrics], None)
+            return
         if worker.rank != 0:
             ray.train.report(metrics)
             return
@@ -270,5 +336,9 @@ def _worker(config: dict[str, Any]) -> None:
         # Raised on all workers at the same step. A worker that raises is started again, to the same
         # end: so it ends in order, and the driver raises.
         name = f"{BAD_BATCH}/step-{error.batch['step']}-worker-{worker.rank}.json"
-        config["storage"].write(name, json.dumps(error.batch, indent=1).encode())
-        ray.train.report({"rows": [], "step": state.step, "usage": {}, "non_finite": True})
+        storage.write(name, json.dumps(error.batch, indent=1).encode())
+        stopped = {"rows": [], "step": state.step, "usage": {}, "non_finite": True}
+        if callback is not None:
+            callback.after_report(None, [stopped], None)
+            return
+        ray.train.report(stopped)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echostill.platform.cluster.plans import WorkerPlan
-from echostill.platform.cluster.waiting import plan_on_cluster
+from echostill.platform.cluster.waiting import plan_on_cluster, plan_one_run
 from echostill.platform.config import ComputeConfig
 from echostill.platform.errors import EchostillError
 from echostill.platform.models import Encoder
@@ -148,10 +148,10 @@ def _train(
     at_once: int,
 ) -> None:
     config = members[0].config
-    job.build()  # stages the images once, before workers ask for them
-    where = plan_on_cluster(
-        config, lambda nodes: plan(job.settings, nodes, config.compute_on, at_once)
-    )
+    place = plan_one_run if at_once == 1 else plan_on_cluster
+    where = place(config, lambda nodes: plan(job.settings, nodes, config.compute_on, at_once))
+    if not where.here:
+        job.build()  # stages the images once, before workers ask for them
     for member in members:
         save_configuration(member.storage, _resolved(member.config, where))
         if len(members) > 1:

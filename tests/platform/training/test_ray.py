@@ -1,10 +1,13 @@
-"""Training on Ray Train: workers that die, a loss that is no number, weights that are spread."""
+"""Training on Ray Train: workers that die, a loss that is no number, weights that are spread.
+
+In the process that asked for it too: Ray Train's local mode.
+"""
 
 import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +66,9 @@ class Watched(MaskedImageTask):
         if self.event == "die" and batch.step == 5 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.event == "fail" and batch.step == 5 and not mark.exists():
+            mark.touch()
+            raise ValueError("lost on the way")
         return [None] * len(batches)
 
     def forward(self, batch, prepared=None):
@@ -114,11 +120,14 @@ def calm(tmp_path_factory):
     return state.history, task.state_dict()
 
 
-def run(job, folder):
+HERE = WorkerPlan(1, 1.0, 1, here=True)
+
+
+def run(job, folder, where=None):
     storage = Storage(str(folder / "store" / "runs" / "run"))
     tracker = Tracker.start(None, str(folder / "store"), storage, "run", {"a": 1})
     with Progress("train", job.settings.steps, enabled=False) as bar:
-        where = plan(job.settings, cluster_nodes())
+        where = where or plan(job.settings, cluster_nodes())
         return run_training(job, storage, "0" * 64, [Logged(list, tracker)], bar, where), tracker
 
 
@@ -171,6 +180,51 @@ def test_a_loss_that_is_no_number_is_written_down_and_not_tried_again(ray_cluste
     batches = [json.loads(path.read_text()) for path in written]
     assert [batch["worker"] for batch in batches] == [0, 1]
     assert [batch["image_ids"] for batch in batches] == [whole[0::2], whole[1::2]]
+
+
+def test_one_worker_in_this_process_that_failed_ends_as_one_that_is_left_alone(calm, tmp_path):
+    """Ray is not started; a checkpoint is left as Ray's workers would leave it."""
+    job = job_in(tmp_path, "fail")
+    threads, random = torch.get_num_threads(), torch.random.get_rng_state()
+    with pytest.raises(EchostillError, match=r"ValueError: lost on the way\. Checkpoints are kept"):
+        run(job, tmp_path, HERE)
+    kept = sorted(path.name for path in (tmp_path / "store/runs/run").glob("train/run-*/*"))
+    assert kept == ["checkpoint_000000002", "checkpoint_000000004"]
+    trained, tracker = run(job, tmp_path, HERE)
+    same(trained, calm)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.random.get_rng_state(), random)
+    (path,) = (tmp_path / "seen").glob("*.jsonl")  # written by this process alone
+    steps = [json.loads(line)[0] for line in path.read_text().splitlines()]
+    assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9]
+    kept = sorted(path.name for path in (tmp_path / "store/runs/run").glob("train/run-*/*"))
+    assert kept == ["checkpoint_000000008", "checkpoint_000000010"]
+
+    from mlflow.tracking import MlflowClient
+
+    recorded = MlflowClient(tracker.uri).get_metric_history(tracker.run_id, "loss")
+    assert [metric.step for metric in recorded] == list(range(1, 11))
+
+
+def test_a_loss_that_is_no_number_ends_a_training_in_this_process(tmp_path):
+    images = job_in(tmp_path / "first").build()[1]
+    whole = make_batch(images, TrainingSettings(**SETTINGS), 0, SIZE, 5, ALONE).image_ids
+    with pytest.raises(EchostillError, match=r"the loss became inf at step 6.*bad-batch"):
+        run(job_in(tmp_path, whole[0]), tmp_path, HERE)
+    (written,) = (tmp_path / "store/runs/run/bad-batch").iterdir()
+    assert json.loads(written.read_text())["image_ids"] == whole
+
+
+def test_workers_continue_what_was_begun_in_this_process(ray_cluster, calm, tmp_path):
+    job = job_in(tmp_path, "fail")
+    with pytest.raises(EchostillError, match="lost on the way"):
+        run(job, tmp_path, HERE)
+    two = replace(job, settings=job.settings.model_copy(update={"workers": 2}))
+    trained, _ = run(two, tmp_path)
+    same(trained, calm)
+    lines = [p.read_text().splitlines() for p in (tmp_path / "seen").glob("*.jsonl")]
+    starts = sorted(json.loads(own[0])[0] for own in lines)
+    assert starts == [0, 4, 4]
 
 
 def test_weights_spread_over_workers_end_as_whole_ones(ray_cluster, calm, tmp_path):
