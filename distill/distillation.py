@@ -48,6 +48,8 @@ from echostill.platform.training.run import (
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages, stage_images
 from echostill.platform.training.tracking import RunInput
+from echostill.platform.withdrawal.links import describe_loss, explain_withdrawal
+from echostill.platform.withdrawal.state import withdrawals
 
 INERT_SPREAD = 0.02  # below this the consistency weight does nothing (method.md, section 2.3)
 
@@ -191,6 +193,9 @@ def _prepare(config: DistillConfig) -> "_Stage":
     coreset = store.open_coreset(config.coreset)
     check_origin(store, coreset)
     ids = selected_ids(coreset)
+    if lost := withdrawals(coreset.manifest):
+        said = f"coreset '{config.coreset}': {describe_loss(lost)}; {len(ids)} are left."
+        console.print(said, markup=False, soft_wrap=True)
     distils = any(run.objective.distil for run in config.runs())
     teacher = find_teacher(config) if distils else None
     with torch.device("meta"):
@@ -315,13 +320,16 @@ class _Stage:
             assert self.teacher is not None
             weights |= self.teacher.identity("teacher")
             about["weights.teacher"] = self.teacher.path.rpartition("/")[2]
+        tables = {"coreset": self.coreset, "pool": self.store.open_pool()}
         wanted = fingerprint(
             self.config.alone(run),
             weights=weights,
-            inputs={"coreset": self.coreset.digest, "pool": self.store.open_pool().digest},
+            inputs={name: table.digest for name, table in tables.items()},
             without=("teacher", "coreset"),
         )
-        return Claim(self.store.run(run.name), wanted, "distill", "a run", about=about)
+        storage = self.store.run(run.name)
+        explained = explain_withdrawal(storage, tables)
+        return Claim(storage, wanted, "distill", "a run", about=about, explained=explained)
 
 
 def _export(job: DistillationJob, index: int, task: TrainingTask, folder: Path) -> Encoder:

@@ -24,6 +24,7 @@ from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import Progress
 from echostill.platform.tables.fingerprint import code_version
 from echostill.platform.tables.storage import Storage
+from echostill.platform.withdrawal.exports import record_export
 
 BEGUN, RECORD = ".export.json", "export.json"
 Pictures = Callable[[np.ndarray], Iterator[tuple[int, bytes]]]  # of rows: row and encoded picture
@@ -128,6 +129,8 @@ def export_dataset(
     written |= _write_words(target, facts, forms[form], table, written)
     images = {side: facts.counts["split"].get(side, 0) for side in sides}
     record = {"asked": asked, "images": images, "files": written}
+    # The store knows first: a withdrawal must be able to say who has a copy.
+    record_export(chosen.store, name, chosen.coreset.digest, target.root, form)
     target.write(RECORD, json.dumps(record, indent=1).encode())
     target.delete(BEGUN)
     return _result(target, record)

@@ -18,11 +18,11 @@ from echostill.platform.tables.fingerprint import FINGERPRINT
 from echostill.platform.tables.holdings import holdings
 from echostill.platform.tables.store import Store, read_configuration
 from echostill.platform.tables.table import MANIFEST, Table
+from echostill.platform.withdrawal.exports import EXPORTS
 from echostill.platform.withdrawal.state import former_digests
 from echostill.platform.withdrawal.traces import Traces
 
 YES, NO, PERHAPS = "yes", "no", "perhaps"
-EXPORTS = "exports"  # folder of the store: what was written elsewhere
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Outcome:
             counts[:, column] = np.bincount(owner[stays], minlength=len(counts))
             kept.append(table.filter(pa.array(stays)))
         units = None if self.units is None else [(int(n), int(held)) for n, held in counts]
-        return Outcome(kept[0], kept[1], units, self.seconds, self.notes, self.digests)
+        return replace(self, rows=kept[0], quarantined=kept[1], units=units)
 
     def noted(self, kind: str, texts: Sequence[str]) -> "Outcome":
         """Add notes."""

@@ -215,7 +215,8 @@ def _record(
                 owner = np.repeat(np.arange(len(counts)), before[:, column])
                 counts[:, column] = np.bincount(owner[one.stays], minlength=len(counts))
         if units_go:
-            counts = counts[(counts.sum(axis=1) > 0) | (before.sum(axis=1) == 0)]
+            stays = (counts.sum(axis=1) > 0) | (before.sum(axis=1) == 0)
+            counts = counts[stays]
         changed["units"] = encode_counts(counts)
     return changed
 

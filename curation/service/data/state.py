@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from echostill.curation.service.problems import Problem, not_ready, unknown
 from echostill.platform.errors import EchostillError, nearest
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
+from echostill.platform.withdrawal.state import PENDING, TOMBSTONES
 
 LOGGER = logging.getLogger("echostill.service")
 REFRESH_SECONDS = 2.0  # between checks whether the store has changed
@@ -70,6 +72,7 @@ class State:
         """
         self.store = Store(root)
         self.store.open_pool()
+        self._given_folder = folder
         self.folder = derived_folder(self.store, folder)
         self.preparation = Preparation()
         self.entries: dict[str, Entry] = {}
@@ -87,14 +90,18 @@ class State:
         self._child: Any = None
         self._warmed = False
         self._threads: list[threading.Thread] = []
+        self._withdrawn = self._withdrawal_marks()
 
     def start(self) -> None:
         """Map what exists, and prepare the rest in the background."""
         self.refresh()
         for work in (self._watch, self._prepare, self._warm):
-            thread = threading.Thread(target=work, name=work.__name__, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self._run(work)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=work.__name__, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def close(self) -> None:
         """End the background work."""
@@ -119,11 +126,16 @@ class State:
         Raises:
             Problem: It is still being built.
         """
-        if self._catalogue is None:
+        if self.store.storage.is_local and self._withdrawal_marks() != self._withdrawn:
+            self.refresh()  # nothing that was withdrawn is shown again; buckets are only watched
+        catalogue = self._catalogue
+        if catalogue is None:
             if self.preparation.state == FAILED:
                 raise Problem(503, "not-ready", self.preparation.message)
+            if self._withdrawn[0] is not None:
+                raise not_ready("images are being withdrawn from this store.", 2)
             raise not_ready("the catalogue of the pool is being built.", 2)
-        return self._catalogue
+        return catalogue
 
     @property
     def thumbnails(self) -> Thumbnails:
@@ -135,9 +147,34 @@ class State:
     def refresh(self) -> None:
         """Check the store for new coresets and pins, and for derived files that are finished."""
         with self._lock:
+            noticed = self._withdrawal_marks() != self._withdrawn
+            if noticed:
+                self._forget()
+            if self._withdrawn[0] is not None:
+                return
+            if noticed:
+                self.folder = derived_folder(self.store, self._given_folder)
             self._map_derived()
             self._read_entries()
             self._read_pins()
+        if noticed:
+            self._run(self._prepare)
+
+    def _withdrawal_marks(self) -> tuple[tuple[Any, ...] | None, ...]:
+        """What changes when a withdrawal begins and ends; the first is None where none is open."""
+        path = self.store.storage.arrow_path
+        return self._mark(path(PENDING)), self._mark(path(TOMBSTONES))
+
+    def _forget(self) -> None:
+        """Forget all that is known of the store: something was withdrawn from it."""
+        self._withdrawn = self._withdrawal_marks()
+        child, self._child = self._child, None
+        if child is not None:
+            children.stop(child)
+        self._catalogue = self._thumbnails = self._derived = None
+        self.neighbours = self.coordinates = None
+        self.preparation, self.pins = Preparation(), Pins()
+        self.entries, self._coresets, self._seen = {}, {}, {}
 
     def forget(self, name: str) -> None:
         """Let go of a coreset that was deleted or renamed, and of what was derived from it."""
@@ -339,7 +376,7 @@ class State:
             if "stage" in event:
                 self.preparation = Preparation(BUILDING, event["stage"], event["fraction"])
                 self.refresh()
-        if self._stop.is_set():
+        if self._stop.is_set() or child is not self._child:
             return
         if done:
             self.refresh()
