@@ -11,7 +11,7 @@ from echostill.curation.deidentification.review import ReviewGate
 from echostill.curation.ingestion.keys import under_key
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import KEY_VARIABLE, IngestSettings
-from echostill.curation.ingestion.stage import IngestWorker
+from echostill.curation.ingestion.worker import IngestWorker
 from echostill.curation.withdrawal.refusal import describe_refused
 from echostill.curation.withdrawal.request import WithdrawalRequest
 from echostill.curation.withdrawal.withdrawing import withdraw
