@@ -224,7 +224,7 @@ def _request(
     shown = config.model_copy(
         update=pseudonymiser.values(config.model_dump(), ("source", "exclude", "root"))
     )
-    table = listing(cut, pseudonymiser)
+    table = listing(cut, pseudonymiser, tombstones=read_tombstones(store.storage))
     explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
     wanted = _fingerprint(shown, shards, pseudonymiser)
     claim = Claim(store.pool(), wanted, "ingest", "a pool", explained=explained)

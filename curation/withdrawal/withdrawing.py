@@ -149,10 +149,10 @@ def _begun(
     if traces.mend(reason) != reason or re.search(rf"(?<!\w)({named})(?!\w)", reason):
         raise UsageError("the reason names what is withdrawn, and the receipt keeps it: reword it.")
     tombstones = read_tombstones(store.storage).added(
-        traces.ids, images.contents, images.staged, images.asked, own
+        traces.ids, images.contents, images.staged, images.asked, own, traces.files
     )
     rows = {
-        place: count_rows(storage, cut_of(store, place, traces))
+        place: count_rows(storage, cut_of(store, place, traces, tombstones))
         for place, storage in tables_of(store).items()
     }
     seen = find_witnesses(store, traces)

@@ -60,7 +60,10 @@ def follow(
 
 
 def _version_followed(entry: dict[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    made_from = {name: digests.get(value, value) for name, value in entry["made_from"].items()}
+    made_from = {
+        name: digests.get(value, value) if isinstance(value, str) else value
+        for name, value in entry["made_from"].items()
+    }
     return {**entry, "made_from": made_from}
 
 

@@ -11,7 +11,7 @@ from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import decode_parquet
 from echostill.platform.tables.table_folder import PART
 from echostill.platform.withdrawal.state import FOLDER
-from echostill.platform.withdrawal.tombstones import BYTES, CONTENT, ID, Tombstones
+from echostill.platform.withdrawal.tombstones import BYTES, CONTENT, FILE, ID, Tombstones
 
 TEXTS = (".json", ".jsonl", ".txt", ".yaml", ".yml", ".csv", ".md", ".html")
 _IDS = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
@@ -61,6 +61,9 @@ def _in_table(data: bytes, tombstones: Tombstones) -> str:
         elif name == "content_hash":
             if any(tombstones.found(CONTENT, one) for one in _texts(column)):
                 return "its pixels"
+        elif name == "name":
+            if any(tombstones.found(FILE, one) for one in _texts(column)):
+                return "its file"
         elif any(
             (len(one) <= _LONGEST and tombstones.found(ID, one)) or _named(one, tombstones)
             for one in _texts(column)

@@ -8,15 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from echostill.platform.tables.table import Table
+from echostill.platform.withdrawal.tombstones import Tombstones
 from echostill.platform.withdrawal.traces import Traces
 
 TEXTS = ("reason", "message")  # columns in which names may stand among words
 LISTS = ("image_ids",)
 # By these columns a row is withdrawn.
-_ROWS = (("image_id", "ids"), ("id", "ids"), ("name", "files"))
+_ROWS = ("image_id", "id")
 _COPIES = ("duplicate_group", "kept_id", "kept", "kind", "distance")
 # What has to be read of a table to know what becomes of it.
-COLUMNS = (*(column for column, _ in _ROWS), *TEXTS, *LISTS, *_COPIES)
+COLUMNS = (*_ROWS, "name", *TEXTS, *LISTS, *_COPIES)
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,22 @@ class Cut:
         traces: Of what is withdrawn.
         links: For an image that others are copies of: who stands for them now, and the smallest id
             of those that are left.
+        listing: Whether it is the list of files, whose rows are counted elsewhere: they stay, with
+            digests instead of names.
+        tombstones: For these digests.
     """
 
     traces: Traces
     links: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    listing: bool = False
+    tombstones: Tombstones = field(default_factory=Tombstones)
 
     def keeps(self, table: pa.Table) -> np.ndarray:
         """Return which rows stay, (N,) bool."""
         stays = np.ones(table.num_rows, dtype=bool)
-        for column, kind in _ROWS:
+        for column in _ROWS if not self.listing else ():
             if column in table.column_names:
-                gone = pa.array(sorted(getattr(self.traces, kind)), table.schema.field(column).type)
+                gone = pa.array(sorted(self.traces.ids), table.schema.field(column).type)
                 found = pc.is_in(table[column], value_set=gone)
                 stays &= ~found.to_numpy().astype(bool)
         if "duplicate_group" in table.column_names and self.links:
@@ -51,6 +57,8 @@ class Cut:
         kept = table if stays.all() else table.filter(pa.array(stays))
         if "duplicate_group" in kept.column_names and self.links:
             kept = self._linked(kept)
+        if self.listing:
+            return _replaced(kept, "name", self._without_name)
         for name in TEXTS:
             if name in kept.column_names:
                 kept = _replaced(kept, name, self.traces.mend)
@@ -58,6 +66,9 @@ class Cut:
             if name in kept.column_names:
                 kept = _replaced(kept, name, self._without_ids)
         return kept
+
+    def _without_name(self, name: str) -> str:
+        return self.tombstones.name(name) if name in self.traces.files else name
 
     def _without_ids(self, ids: list[str]) -> list[str]:
         left = [one for one in ids if one not in self.traces.ids]

@@ -80,8 +80,10 @@ def part_columns(storage: Storage, name: str, columns: Sequence[str]) -> pa.Tabl
         return file.read(columns=[one for one in columns if one in known], use_threads=False)
 
 
-def cut_of(store: Store, place: str, traces: Traces) -> Cut:
+def cut_of(store: Store, place: str, traces: Traces, tombstones: Tombstones) -> Cut:
     """Return what a table loses."""
+    if place == "sources":
+        return Cut(traces, listing=True, tombstones=tombstones)
     storage = store.duplicates()
     if place == "duplicates" and storage.exists(MANIFEST):
         return Cut(traces, link_copies(Table.open(storage, "duplicates"), traces))
@@ -139,7 +141,7 @@ def rewrite_tables(store: Store, traces: Traces, tombstones: Tombstones) -> None
     for place, storage in tables.items():
         if place in POOLS or place in POOLS.values():
             continue
-        cut = cut_of(store, place, traces)
+        cut = cut_of(store, place, traces, tombstones)
         for name in _parts(storage):
             part = _rewritten(storage, name, cut)
             if part is None:

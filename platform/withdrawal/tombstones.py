@@ -16,7 +16,8 @@ from typing import Any
 from echostill.platform.tables.storage import Storage
 from echostill.platform.withdrawal.state import TOMBSTONES
 
-ID, CONTENT, BYTES, GROUP = "id", "content", "bytes", "group"
+ID, CONTENT, BYTES, FILE, GROUP = "id", "content", "bytes", "file", "group"
+WITHDRAWN_FILE = "withdrawn "  # how names of withdrawn files begin in the list of sources
 NOTE = "withdrawn"  # kind of the notes in records of shards
 
 
@@ -26,7 +27,7 @@ class Tombstones:
 
     Attributes:
         salt: Of the store, hexadecimal; empty where nothing was withdrawn.
-        marks: Digests of ids, of contents (pixels) and of staged bytes, under the salt.
+        marks: Digests of ids, contents (pixels), staged bytes and names of files, under the salt.
         groups: Digests of groups under the user's key.
     """
 
@@ -45,6 +46,11 @@ class Tombstones:
         """Return the digest of a withdrawn id, content or bytes; empty where it is none."""
         mark = self.mark(kind, value) if self.marks else ""
         return mark if mark in self.marks else ""
+
+    def name(self, file: str) -> str:
+        """Return a file's name for the list of sources: of a withdrawn one a digest."""
+        mark = self.found(FILE, file)
+        return f"{WITHDRAWN_FILE}{mark}" if mark else file
 
     def refusal(self, row: Mapping[str, Any], key: bytes) -> str:
         """Return the digest by which a row is refused; empty where it may come in.
@@ -70,6 +76,7 @@ class Tombstones:
         staged: Iterable[str],
         groups: Iterable[str],
         key: bytes | None,
+        files: Iterable[str] = (),
     ) -> "Tombstones":
         """Return these and more.
 
@@ -79,11 +86,12 @@ class Tombstones:
             staged: SHA-256 of staged bytes.
             groups: Groups that were withdrawn as a whole.
             key: The user's key; without one, groups get no tombstone.
+            files: Names of files of which nothing is left.
         """
         salted = replace(self, salt=self.salt or secrets.token_hex(32))
         marks = {
             salted.mark(kind, value)
-            for kind, values in ((ID, ids), (CONTENT, contents), (BYTES, staged))
+            for kind, values in ((ID, ids), (CONTENT, contents), (BYTES, staged), (FILE, files))
             for value in values
             if value
         }

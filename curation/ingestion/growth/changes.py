@@ -14,6 +14,7 @@ from echostill.curation.ingestion.settings import Source
 from echostill.platform.imaging.files import bucket_of
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import decode_parquet, encode_parquet
+from echostill.platform.withdrawal.tombstones import Tombstones
 
 FILE = "files.parquet"
 LISTING_SCHEMA = pa.schema(
@@ -85,7 +86,10 @@ class Listed:
 
 
 def listing(
-    shards: Sequence[Sequence[Listed]], pseudonymiser: Pseudonymiser, first: int = 0
+    shards: Sequence[Sequence[Listed]],
+    pseudonymiser: Pseudonymiser,
+    first: int = 0,
+    tombstones: Tombstones | None = None,
 ) -> pa.Table:
     """Return a row for each file: who it is, what was said about it, and how it looks on disk.
 
@@ -93,13 +97,15 @@ def listing(
         shards: The files by shard.
         pseudonymiser: Hides names and places.
         first: Number of the first shard.
+        tombstones: Of withdrawn files, which get a digest for a name.
     """
+    gone = tombstones or Tombstones()
     files = [one for shard in shards for one in shard]
     found = entries([one.source for one in files], pseudonymiser)
     marks = stamps([one.source.file for one in files])
     place = Places(pseudonymiser)
     columns = {
-        "name": [entry["name"] for entry in found],
+        "name": [gone.name(entry["name"]) for entry in found],
         "digest": [sha256(json.dumps(entry, sort_keys=True).encode())[:16] for entry in found],
         "shard": [number for number, shard in enumerate(shards, start=first) for _ in shard],
         "location": [place.of(one.source.file) for one in files],

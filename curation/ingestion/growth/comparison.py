@@ -15,6 +15,7 @@ from echostill.curation.ingestion.growth.changes import Listed, content_mark
 from echostill.curation.ingestion.growth.known import UNKNOWN, KnownFile, KnownFiles
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError
+from echostill.platform.withdrawal.tombstones import WITHDRAWN_FILE
 
 NAMED = 3  # files that a message names
 
@@ -93,6 +94,8 @@ def compare(
     for number, file in enumerate(known.files):
         if number in result.found or file.location in matching.locations:
             continue  # found, or its place is taken by other content that is in the pool too
+        if file.name.startswith(WITHDRAWN_FILE):
+            continue  # nothing of it is in the pool
         kind = result.vanished if file.root in asked else result.elsewhere
         kind.append(number)
     return result

@@ -23,6 +23,7 @@ from echostill.platform.errors import UsageError
 from echostill.platform.tables.fingerprint import Fingerprint, claimed, code_version, difference
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.versions import Growth
+from echostill.platform.withdrawal.tombstones import read_tombstones
 
 # Keys that say what is listed: another value reads no file otherwise.
 LISTING_KEYS = ("source", "exclude", "root", "recursive")
@@ -177,7 +178,8 @@ def grow(
     shards += [[one.source for one in shard] for shard in added]
     history, rows = tuple(known.history), None
     if added:
-        rows = listing(added, pseudonymiser, first=known.history[-1].parts)
+        gone = read_tombstones(store.storage)
+        rows = listing(added, pseudonymiser, known.history[-1].parts, gone)
         said = {key: wanted.configuration.get(key) for key in LISTING_KEYS}
         made_from = {**said, "files": len(new), "code": code_version()}
         history = (*history, Growth(len(shards), made_from))
