@@ -8,7 +8,8 @@ from echostill.curation.withdrawal.seen import NO, Witnesses
 
 # What no command on this machine can reach.
 NOT_REACHED = (
-    "copies and backups of the store, and what was exported or downloaded before",
+    "copies and backups of the store, earlier versions that a bucket keeps, and what was exported "
+    "or downloaded before",
     "trained weights: a model that has seen an image is trained again, or deleted",
     "derived files and staged arrays on other machines and in folders given with --index-folder",
     "pictures in the caches of browsers, and in a tracking server outside of the store",

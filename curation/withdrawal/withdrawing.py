@@ -171,6 +171,7 @@ def _finish(store: Store, kept: Mapping[str, Any]) -> Receipt:
     values = kept["tombstones"]
     tombstones = Tombstones(values["salt"], frozenset(values["marks"]), frozenset(values["groups"]))
     write_tombstones(store.storage, tombstones)
+    store.storage.sweep()  # what killed writers left half-written may show it too
     rewrite_tables(store, traces, tombstones)
     remove_remains(store, traces, find_remains(store, traces, set(receipt.runs)))
     remove_elsewhere([*staged_elsewhere(store, traces), *find_derived(images)])

@@ -5,6 +5,7 @@ Before and after, every file of the store is searched by code that shares nothin
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -51,12 +52,15 @@ def test_nothing_is_left_and_the_receipt_is_complete(tiny_store, kind, group, ke
     gone = everything(tiny, kind, rows)
     groups = [group] if kind != "image" and keyed else []
     needles, store = tiny.needles(gone, groups), tiny.store
+    half_written = Path(tiny.root, "pool", "part-00000.parquet.0a1b2c3d.tmp")
+    half_written.write_bytes(store.pool().read("part-00000.parquet"))
     before = tiny.search(needles)
     planned = withdraw(tiny.root, request, reason=REASON, key=key, dry_run=True)
     assert tiny.search(needles) == before  # a dry run changes nothing
     receipt = withdraw(tiny.root, request, reason=REASON, key=key)
     assert vars(receipt) | {"finished": False, "at": ""} == vars(planned) | {"at": ""}
     assert tiny.search(needles) == {}
+    assert not half_written.exists()
     assert verify_store(tiny.root).sound
     for file in {file for files in before.values() for file in files}:
         assert covered(receipt, file), file
