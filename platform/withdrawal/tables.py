@@ -191,11 +191,11 @@ def _rewrite_shards(
 
 def _says(record: Record, name: str, part: _Part | None, held: _Part | None) -> bool:
     """Whether a record says already how its parts become."""
-    own = part is None or record["part"] == part_record(name, part.rows, part.data)
+    own: bool = part is None or record["part"] == part_record(name, part.rows, part.data)
     if held is None:
         return own
     entry = part_record(name, held.rows, held.data) if held.rows else None
-    return own and record["quarantine"] == entry
+    return own and bool(record["quarantine"] == entry)
 
 
 def _record(
