@@ -16,8 +16,8 @@ from echostill.curation.datasets.chosen import ChosenImages
 from echostill.curation.deidentification.decisions import approved_pixels
 from echostill.curation.deidentification.pseudonyms import keyed_hash
 from echostill.curation.deidentification.review import ReviewGate
-from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, under_key
-from echostill.curation.ingestion.listing import list_sources
+from echostill.curation.ingestion.keys import pool_pseudonymiser, under_key
+from echostill.curation.ingestion.listing import list_files
 from echostill.curation.ingestion.settings import Source
 from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.curation.ingestion.stage import IngestConfig
@@ -162,13 +162,15 @@ def _listed(
     values["exclude"] = [name for name in kept.get("exclude") or () if not _HASHED.fullmatch(name)]
     config = validate(IngestConfig, values)
     try:
-        listed = [source for source in list_sources(config) if not source.problem]
+        found = list_files(config)
     except UsageError as error:
         raise UsageError(
             f"the originals cannot be listed: {error} Say with --source where they are."
         ) from None
-    pseudonymiser = find_pseudonymiser(config, beginnings(config, listed), chosen.pool.storage)
+    pseudonymiser, _ = pool_pseudonymiser(config, found.sources, found.roots, chosen.pool.storage)
     by_name = {
-        pseudonymiser.name(source.name): under_key(source, pseudonymiser.key) for source in listed
+        pseudonymiser.name(source.name): under_key(source, pseudonymiser.key)
+        for source in found.sources
+        if not source.problem
     }
     return config, pseudonymiser.key, by_name

@@ -14,7 +14,8 @@ from echostill.curation.datasets import export_dataset
 from echostill.curation.deidentification.review import ReviewGate
 from echostill.curation.ingestion.keys import beginnings, find_pseudonymiser, keep_key, under_key
 from echostill.curation.ingestion.listing import list_sources
-from echostill.curation.ingestion.stage import IngestConfig, IngestWorker
+from echostill.curation.ingestion.stage import IngestConfig
+from echostill.curation.ingestion.worker import IngestWorker
 from echostill.jobs.cli.main import app
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.imaging.images import encode_png

@@ -1,13 +1,13 @@
 """What the store holds under names."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 
 from echostill.curation.service.http.models.base import Answer
 
 Kind = Literal["coreset", "run", "report", "teacher cache", "sweep"]
-EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "place": "coresets/half",
     "kind": "coreset",
     "name": "half",
