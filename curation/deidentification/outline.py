@@ -30,8 +30,10 @@ _BORDER_SHARE = 0.5  # of a frame's border that has the ground's grey, at least
 _DARK = 110  # grey level up to which a screen's ground is looked for
 _FILLED = 0.9  # share of a rectangle that tissue fills, at least
 _LIT, _UNLIT = 0.6, 0.3  # shares of the lines inside and outside of a rectangle's side that vary
+_PARTLY = 0.45  # share inside of a side that a shadow or a vessel reaches, at least
 _THIN = (1, 3, 5)  # blocks: what is up to as thin is no tissue, if there is text beside it
 _TOUCHES = 0.02  # share of a text's box inside an outline from which it has the text in it
+_MOSTLY = 0.3  # the same of a box that reaches over the tissue's edge
 _SOLID = 0.6  # share of what varies that is thicker than a line, where there is tissue
 _THICK = 15  # blocks: what is as wide outside of a rectangle is tissue
 
@@ -68,13 +70,25 @@ def find_outline(
     grounds = ((box, even_ground(value, box)) for box in lettering)
     drawn = {box: level for box, level in grounds if level is not None}
     value = paint_over(value, drawn)
+    ground = _screen(value)
+    doubtful = [box for box in lettering if box not in drawn and _shows(value, box, ground)]
     # Lines and traces that hang on the tissue are taken off only where text would come with them:
     # thin and faint tissue goes with them.
+    tried = []
     for thin in _THIN:
         found = _outline(value, change, drawn, thin)
         if not any(_share(found.mask, box) > _TOUCHES for box in drawn):
-            break
-    return found
+            if not any(_share(found.mask, box) > _MOSTLY for box in doubtful):
+                return found
+            tried.append(found)
+    return tried[0] if tried else found
+
+
+def _shows(value: np.ndarray, box: Box, ground: int) -> bool:
+    """Return whether the screen's ground shows in a box, though it may be on tissue's edge."""
+    x0, y0, x1, y1 = box
+    off = np.abs(value[y0:y1, x0:x1].astype(np.int16) - ground)
+    return bool(off.size and (off <= _RINGING).mean() >= _BETWEEN)
 
 
 def _share(mask: np.ndarray, box: Box) -> float:
@@ -99,7 +113,7 @@ def _outline(
     if not areas:
         return Outline(np.zeros(value.shape, dtype=bool), 0.0, "none")
     tissue = np.logical_or.reduce(areas)
-    mask = _rectangle(value, ground, tissue, step)
+    mask = _rectangle(value, ground, tissue, textured, step)
     if mask is None:
         mask = np.logical_or.reduce([_hull(area, step, value.shape) for area in areas])
     small = _blocks(mask, step, np.maximum)
@@ -222,7 +236,9 @@ def _hull(area: np.ndarray, step: int, shape: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
-def _rectangle(value: np.ndarray, ground: int, tissue: np.ndarray, step: int) -> np.ndarray | None:
+def _rectangle(
+    value: np.ndarray, ground: int, tissue: np.ndarray, textured: np.ndarray, step: int
+) -> np.ndarray | None:
     """Return the rectangle that tissue fills with sharp sides; None where it has another shape.
 
     What hangs on it (a bar, a ruler, a caption that was not known for text) is parted from it by a
@@ -232,6 +248,7 @@ def _rectangle(value: np.ndarray, ground: int, tissue: np.ndarray, step: int) ->
         value: uint8 (H, W).
         ground: Grey of the screen.
         tissue: (h, w) bool, the large areas, in blocks of ``step`` pixels.
+        textured: (h, w) bool, the blocks that vary.
         step: Pixels along a block's side.
     """
     height, width = value.shape
@@ -252,15 +269,18 @@ def _rectangle(value: np.ndarray, ground: int, tissue: np.ndarray, step: int) ->
             box[1 - axis], box[3 - axis] = first + run[0], first + run[1]
     x0, y0, x1, y1 = box
     inner = slice(y0 // step, -(-y1 // step)), slice(x0 // step, -(-x1 // step))
-    outside = tissue.copy()
+    # Traces and lines of text fill an area as tissue does only once what parts them is closed.
+    outside = tissue & shrink(grow(textured, 3), 3)
     outside[inner] = False
-    if tissue[inner].mean() < _FILLED or shrink(outside, _THICK).any():
+    # A shadow that reaches a side is black, but stands between tissue on both of its sides.
+    filled = _hull(tissue, 1, tissue.shape)[inner].mean()
+    if filled < _FILLED or shrink(outside, _THICK).any():
         return None
     within = (lit[y0:y1, x0:x1][:, :3], lit[y0:y1, x0:x1][:, -3:],
               lit[y0:y1, x0:x1][:3], lit[y0:y1, x0:x1][-3:])  # fmt: skip
     beside = (lit[y0:y1, max(x0 - 2, 0) : x0], lit[y0:y1, x1 : x1 + 2],
               lit[max(y0 - 2, 0) : y0, x0:x1], lit[y1 : y1 + 2, x0:x1])  # fmt: skip
-    if any(part.mean() < _LIT for part in within):
+    if min(part.mean() for part in within) < _PARTLY or np.mean([p.mean() for p in within]) < _LIT:
         return None
     if any(part.size and part.mean() > _UNLIT for part in beside):
         return None

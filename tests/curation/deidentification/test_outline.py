@@ -1,5 +1,7 @@
 """Screens as scanners draw them: what stands beside the tissue, parted from it, stays outside."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -102,6 +104,47 @@ def test_a_caption_that_nobody_knows_for_text_does_not_widen_a_rectangle(phantom
     found = find_outline(frame)
     assert overlap(found.mask, mask) > 0.98
     assert not found.mask[box[1] : box[3], box[0] : box[2]].any()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_trace_that_joins_a_caption_to_tissue_does_not_widen_a_rectangle(phantom, known):
+    """Closing makes of letters between the beats an area as wide as tissue is."""
+    mask = rectangle(400, 520, (90, 40, 420, 300))
+    frame = screen(phantom, mask)
+    beats = np.rint(390 - 82 * np.exp(-((np.arange(520) % 40 - 20) ** 2) / 8)).astype(int)
+    for x, (y, after) in enumerate(itertools.pairwise(beats)):
+        frame[min(y, after) : max(y, after) + 1, x] = 170
+    frame, box = phantom.write(frame, CAPTION, (150, 306), 14)
+    # The finder's cells are coarse: its box begins in the tissue.
+    found = find_outline(frame, None, [(box[0] - 6, 292, box[2] + 6, 324)] if known else [])
+    assert overlap(found.mask, mask) > 0.98
+    assert not found.mask[box[1] : box[3], box[0] : box[2]].any()
+
+
+@pytest.mark.parametrize("side", [(slice(140, 260), slice(80, 195)), (slice(90, 200), slice(60))])
+def test_a_shadow_or_a_vessel_at_a_side_leaves_a_rectangle_one(phantom, side):
+    mask = rectangle(300, 400, (40, 60, 320, 260))
+    frame = screen(phantom, mask)
+    frame[60:260, 40:320][: side[0].stop - 60][side[0].start - 60 :, side[1]] = 4
+    frame, box = phantom.write(frame, CAPTION, (60, 36), 14)
+    found = find_outline(frame)
+    assert overlap(found.mask, mask) > 0.98
+    assert not found.mask[box[1] : box[3], box[0] : box[2]].any()
+
+
+@given(st.integers(0, 10_000), st.integers(4, 40), st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_both_of_two_panes_are_kept(phantom, seed, gap, captioned):
+    """The second is no caption beside the first."""
+    left = rectangle(300, 500, (30, 50, 240 - gap // 2, 270))
+    right = rectangle(300, 500, (240 + gap - gap // 2, 50, 470, 270))
+    frame, boxes = screen(phantom, left | right, seed=seed), []
+    if captioned:
+        frame, box = phantom.write(frame, CAPTION, (60, 20), 14)
+        boxes = [box]
+    found = find_outline(frame, None, boxes)
+    assert (found.mask & left).sum() > 0.98 * left.sum()
+    assert (found.mask & right).sum() > 0.98 * right.sum()
 
 
 def test_text_in_the_hollow_under_a_curved_probe_is_cut_off(phantom):
