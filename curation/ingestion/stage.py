@@ -22,7 +22,7 @@ from echostill.curation.deidentification.text.ocr import require_ocr
 from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.growth.changes import (
-    Listed,
+    ListedFile,
     describe_changes,
     entries,
     keep,
@@ -216,7 +216,7 @@ def _request(
         config, found.sources, found.roots, None if overwrite else store.pool()
     )
     listed = [
-        Listed(under_key(source, pseudonymiser.key), root)
+        ListedFile(under_key(source, pseudonymiser.key), root)
         for source, root in zip(found.sources, found.roots, strict=True)
     ]
     cut = cut_shards(listed, config)

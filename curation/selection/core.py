@@ -76,7 +76,7 @@ def select_rows(
         features: (N, D), row by row those of ``scores``.
         scores: image_id, gradient_mean, gradient_std.
         groups: image_id and group_id of these images, the column that ``balance`` names, the
-            flags of ``flags_last``, as far as there are any, and with ``quality="beyond-pixels"``
+            flags of ``flags_last``, as far as there are any, and with ``rank_by="beyond-pixels"``
             the statistics of the pixels.
         budget: number of images to choose, or a fraction of them.
         excluded: image_id, reason: images that are never chosen.

@@ -66,7 +66,7 @@ def prepare_request(
     flagged = _flagged(row, groups, settings)
     limit = _group_limit(settings, group_ids, budget, decided, flagged)
     quality = _quality(scores, order, ids, settings.penalty)
-    if settings.quality == "beyond-pixels":
+    if settings.rank_by == "beyond-pixels":
         quality = beyond_pixels(quality, _statistics(row, groups))
     return Request(ids, order, budget, decided, group_ids, strata, quality, limit, flagged)
 
@@ -173,8 +173,8 @@ def _statistics(row: pa.Array, groups: pa.Table) -> np.ndarray:
     missing = [name for name in STATISTICS if name not in groups.column_names]
     if missing:
         raise UsageError(
-            f"quality 'beyond-pixels' needs the columns {', '.join(missing)}, which this pool does "
-            "not have: an earlier version made it. Ingest it again, or use quality=gradient."
+            f"rank_by 'beyond-pixels' needs the columns {', '.join(missing)}, which this pool does "
+            "not have: an earlier version made it. Ingest it again, or use rank_by=gradient."
         )
     columns = [groups[name].combine_chunks().take(row) for name in STATISTICS]
     return np.stack(

@@ -62,7 +62,7 @@ class SelectionSettings(ClusteringSettings):
         description="Weight of the distance rank, or of the coverage with method 'coverage'; the "
         "quality rank gets the rest.",
     )
-    quality: Literal["gradient", "beyond-pixels"] = Field(
+    rank_by: Literal["gradient", "beyond-pixels"] = Field(
         "gradient",
         description="What ranks images by quality: the gradient, or what of its rank brightness, "
         "contrast and four other statistics of the pixels do not explain.",

@@ -320,7 +320,7 @@ def _pool_columns(config: SelectConfig, pool: Table) -> list[str]:
             f"{nearest(config.balance, known)}"
         )
     flags = config.flags_last if METHODS[config.method].flags else ()
-    pixels = STATISTICS if config.quality == "beyond-pixels" else ()
+    pixels = STATISTICS if config.rank_by == "beyond-pixels" else ()
     wanted = {"image_id", "group_id", config.balance, *flags, *pixels}
     return [name for name in known if name in wanted]
 

@@ -73,7 +73,7 @@ def entries(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> list[dic
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFile:
     """A file that is listed now, by the names that the store has for it.
 
     Attributes:
@@ -86,7 +86,7 @@ class Listed:
 
 
 def listing(
-    shards: Sequence[Sequence[Listed]],
+    shards: Sequence[Sequence[ListedFile]],
     pseudonymiser: Pseudonymiser,
     first: int = 0,
     tombstones: Tombstones | None = None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
-from echostill.curation.ingestion.growth.changes import Listed, content_mark
+from echostill.curation.ingestion.growth.changes import ListedFile, content_mark
 from echostill.curation.ingestion.growth.known import UNKNOWN, KnownFile, KnownFiles
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError
@@ -36,8 +36,8 @@ class Comparison:
     """
 
     known: KnownFiles
-    found: dict[int, Listed] = field(default_factory=dict)
-    new: list[Listed] = field(default_factory=list)
+    found: dict[int, ListedFile] = field(default_factory=dict)
+    new: list[ListedFile] = field(default_factory=list)
     names_of_new: list[str] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
     described: list[int] = field(default_factory=list)
@@ -76,7 +76,7 @@ def _count(numbers: Sequence[int]) -> str:
 
 
 def compare(
-    known: KnownFiles, listed: Sequence[Listed], table: pa.Table, pseudonymiser: Pseudonymiser
+    known: KnownFiles, listed: Sequence[ListedFile], table: pa.Table, pseudonymiser: Pseudonymiser
 ) -> Comparison:
     """Compare a listing with the files of a pool.
 
@@ -103,7 +103,7 @@ def compare(
 
 class _Matching:
     def __init__(
-        self, known: KnownFiles, listed: Sequence[Listed], table: pa.Table, key: bytes
+        self, known: KnownFiles, listed: Sequence[ListedFile], table: pa.Table, key: bytes
     ) -> None:
         self._known, self._listed, self._key = known, listed, key
         rows = table.to_pylist()

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
-from echostill.curation.ingestion.growth.changes import Listed, Places, divided, listing
+from echostill.curation.ingestion.growth.changes import ListedFile, Places, divided, listing
 from echostill.curation.ingestion.growth.comparison import Comparison, compare
 from echostill.curation.ingestion.growth.known import (
     UNKNOWN,
@@ -125,7 +125,7 @@ def grow(
     store: Store,
     settings: GrowthSettings,
     wanted: Fingerprint,
-    listed: Sequence[Listed],
+    listed: Sequence[ListedFile],
     table: pa.Table,
     pseudonymiser: Pseudonymiser,
     *,
@@ -218,8 +218,8 @@ def _is_abandoned(known: KnownFiles, comparison: Comparison) -> bool:
 
 
 def _new(
-    comparison: Comparison, listed: Sequence[Listed], settings: GrowthSettings, place: Places
-) -> list[Listed]:
+    comparison: Comparison, listed: Sequence[ListedFile], settings: GrowthSettings, place: Places
+) -> list[ListedFile]:
     """Return the files to read, in the order of the listing."""
     again = comparison.changed if settings.changed == "read" else []
     chosen = {id(one): False for one in comparison.new}
@@ -231,12 +231,12 @@ def _new(
             source = one.source
             if place.of(source.id) in taken and not source.problem and not chosen[id(one)]:
                 problem = "has the same id as a file that is in the pool"
-                one = Listed(replace(source, problem=problem), one.root)
+                one = ListedFile(replace(source, problem=problem), one.root)
             new.append(one)
     return new
 
 
-def cut_shards(new: Sequence[Listed], settings: GrowthSettings) -> list[list[Listed]]:
+def cut_shards(new: Sequence[ListedFile], settings: GrowthSettings) -> list[list[ListedFile]]:
     """Divide files into shards, in their order."""
     rest = iter(new)
     sources = [one.source for one in new]

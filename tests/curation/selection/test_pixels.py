@@ -95,7 +95,7 @@ def test_a_selection_ranks_by_what_is_beyond_the_pixels():
         }
     )
     groups = pa.table({"image_id": ids, "group_id": ids, **columns})
-    asked = {"budget": 8, "method": "gradient", "blocked": False, "quality": "beyond-pixels"}
+    asked = {"budget": 8, "method": "gradient", "blocked": False, "rank_by": "beyond-pixels"}
     features = rng.normal(size=(80, 4)).astype(np.float32)
     made = select_rows(features, scores, groups, **asked)
     statistics = np.stack(list(columns.values()), axis=1)
