@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +18,9 @@ from echostill.platform.tables.store import Store
 from echostill.platform.withdrawal.tables import column_parts, part_columns
 from echostill.platform.withdrawal.traces import Traces
 
-IMAGE, GROUP, PATIENT = "image", "group", "patient"
+IMAGE: Final = "image"
+GROUP: Final = "group"
+PATIENT: Final = "patient"
 _HELD = ("quarantine/ingest", "quarantine/score")
 _POOL = ("image_id", "group_id", "source", "content_hash")
 

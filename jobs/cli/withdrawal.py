@@ -82,7 +82,11 @@ def _request(
     """Return what is to be withdrawn; None where nothing is named."""
     from echostill.curation.withdrawal.request import GROUP, IMAGE, PATIENT, WithdrawalRequest
 
-    named = [(kind, v) for kind, v in ((GROUP, group), (PATIENT, patient), (IMAGE, image)) if v]
+    named = [
+        *([WithdrawalRequest(GROUP, group)] if group else []),
+        *([WithdrawalRequest(PATIENT, patient, issuer)] if patient else []),
+        *([WithdrawalRequest(IMAGE, image)] if image else []),
+    ]
     if len(named) > 1:
         raise UsageError("give one of --group, --patient and --image.")
-    return WithdrawalRequest(*named[0], issuer) if named else None
+    return named[0] if named else None

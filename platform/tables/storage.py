@@ -49,7 +49,7 @@ class Storage:
                 f"cannot open '{root}': {error}. Use a local folder, s3:// or gs://."
             ) from None
 
-    def __reduce__(self) -> tuple[Callable[[str], "Storage"], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[..., "Storage"], tuple[str, ...]]:
         return _reopen, (self.uri,)
 
     @property

@@ -12,6 +12,7 @@ the folder of a table deletes the table: records that name parts of it count no 
 """
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 
 from echostill.platform.tables.fingerprint import FINGERPRINT
@@ -38,7 +39,7 @@ class TableFolder(Storage):
         self._parts, self._beside = whole.at(name), whole.at(f"{RECORDS}/{name}")
         super().__init__(self._parts.uri)
 
-    def __reduce__(self) -> tuple[type[Storage], tuple[str, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Storage], tuple[str, ...]]:
         return TableFolder, (self._store, self._name)
 
     @cached_property
