@@ -233,7 +233,8 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
     if not storage.exists(MANIFEST):
         return None
     manifest: dict[str, Any] = json.loads(storage.read(MANIFEST))
-    check_format(storage.locate(MANIFEST), manifest)
+    if "format_version" in manifest:
+        check_format(storage.locate(MANIFEST), manifest)
     return manifest
 
 
