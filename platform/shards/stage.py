@@ -25,6 +25,7 @@ from echostill.platform.tables.schemas import QUARANTINE_SCHEMA
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST, Table, write_manifest
 from echostill.platform.tables.versions import VERSIONS, Growth, version_entries
+from echostill.platform.withdrawal.state import WITHDRAWN, withdrawals
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class ShardedStage(ShardFiles):
                 finish(self, records)
                 self._check(records, running=False)
             accounting = Accounting.of(records.values(), log.resumed)
-            self._declare(records, accounting)
+            self._declare(records, accounting, self._lost())
             log.finish(accounting, self._cut_attempts())
         return accounting
 
@@ -159,6 +160,7 @@ class ShardedStage(ShardFiles):
             return Retried(before, 0, False, left)
         with self._log("retry", len(todo), plan, progress) as log:
             # Readers must not meet parts that their manifest does not know.
+            lost = self._lost()
             self.table.delete(MANIFEST)
             self.quarantine.delete(MANIFEST)
             for finished in self._stream(todo, make_worker, plan, None, retry=True):
@@ -168,7 +170,7 @@ class ShardedStage(ShardFiles):
                 if finish is not None:
                     finish(self, records)
                 self._check(records, running=False)
-                self._declare(records, Accounting.of(records.values(), 0))
+                self._declare(records, Accounting.of(records.values(), 0), lost)
             accounting = Accounting.of(records.values(), 0)
             log.finish(accounting, self._cut_attempts())
         changed = any(parts[index] != records[index]["part"]["sha256"] for index in parts)
@@ -199,7 +201,16 @@ class ShardedStage(ShardFiles):
             return None
         return len(Table.open(self.table, self.name).manifest["parts"])
 
-    def _declare(self, records: dict[int, Record], accounting: Accounting) -> None:
+    def _lost(self) -> dict[str, Any]:
+        """What the table lost by withdrawals, as its manifest keeps it."""
+        if not self.table.exists(MANIFEST):
+            return {}
+        lost = withdrawals(Table.open(self.table, self.name).manifest)
+        return {WITHDRAWN: lost} if lost else {}
+
+    def _declare(
+        self, records: dict[int, Record], accounting: Accounting, lost: dict[str, Any]
+    ) -> None:
         held = [records[i]["quarantine"] for i in sorted(records) if records[i]["quarantine"]]
         parts = [records[index]["part"] for index in sorted(records)]
         grown = version_entries(parts, self.history)
@@ -225,6 +236,7 @@ class ShardedStage(ShardFiles):
                 **({"expected": accounting.expected} if accounting.expected else {}),
                 **({"held_back": accounting.held_back} if accounting.held_back else {}),
                 **({VERSIONS: grown} if grown else {}),
+                **lost,
             },
         )
 

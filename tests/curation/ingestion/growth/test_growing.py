@@ -19,6 +19,8 @@ from PIL import Image
 from echostill.curation import IngestConfig, ingest, retry_ingest
 from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.ingestion import stage as ingest_stage
+from echostill.curation.withdrawal.request import WithdrawalRequest
+from echostill.curation.withdrawal.withdrawing import withdraw
 from echostill.platform.cluster.nodes import Node
 from echostill.platform.cluster.plans import plan_workers
 from echostill.platform.errors import UsageError
@@ -28,6 +30,7 @@ from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import Table, decode_parquet, encode_parquet
 from echostill.platform.tables.verify import verify_store
 from echostill.platform.tables.versions import at_version, versions
+from echostill.platform.withdrawal.state import former_digests
 
 EXAMPLES = Path(__file__).resolve().parents[4] / "examples/quickstart/pool/dicom"
 DICOM = EXAMPLES / "OBXXXX1A_rle_2frame.dcm"
@@ -422,4 +425,24 @@ def test_a_growth_that_is_given_up_leaves_nothing(ingests):
     }
     ingests.run("first", "right", store="whole")
     assert ingests.rows() == ingests.rows("whole")
+    assert verify_store(ingests.store().root).sound
+
+
+def test_what_is_withdrawn_from_a_pool_that_grows_stays_out_of_it(ingests):
+    for name, seed in (("first/a", 0), ("first/b", 1), ("second/c", 2), ("third/d", 3)):
+        picture(ingests.folder / f"{name}.png", seed)
+    ingests.run("first")
+    ingests.run("first", "second")
+    of_file = {row["source"]: row["image_id"] for row in ingests.rows()[0]}
+    first = versions(ingests.store().open_pool())
+    gone = of_file["a.png"]
+    withdraw(ingests.store().root, WithdrawalRequest("image", gone), reason="consent withdrawn")
+    between = versions(ingests.store().open_pool())
+    assert [one.rows for one in between] == [1, 2]
+    done = ingests.run("first", "second", "third")
+    assert "1 withdrawn image(s) refused" in str(done)
+    pool = ingests.store().open_pool()
+    assert sorted(row["source"] for row in ingests.rows()[0]) == ["b.png", "c.png", "d.png"]
+    assert versions(pool)[:2] == between
+    assert former_digests(pool.manifest) == [first[-1].digest]
     assert verify_store(ingests.store().root).sound
