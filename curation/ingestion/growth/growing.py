@@ -193,7 +193,10 @@ def _refuse_other(store: Store, begun: Fingerprint, wanted: Fingerprint, own_key
         kept = {key: v for key, v in one.configuration.items() if key not in LISTING_KEYS}
         return replace(one, configuration=kept, code="", inputs={**one.inputs, "files": ""})
 
-    key = "another key for identifiers (key_file, ECHOSTILL_KEY), which would make other groups"
+    key = (
+        "the key check differs, and another key for identifiers (key_file, ECHOSTILL_KEY) would "
+        "make other groups"
+    )
     if not own_key:
         key = (
             "the key of this pool comes from its own files, and too few of them are listed: name "

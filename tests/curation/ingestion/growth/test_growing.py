@@ -4,6 +4,7 @@ The ingests run in this process, without Ray, and can be killed at any write.
 """
 
 import json
+import os
 import random
 import shutil
 from contextlib import contextmanager
@@ -446,3 +447,13 @@ def test_what_is_withdrawn_from_a_pool_that_grows_stays_out_of_it(ingests):
     assert versions(pool)[:2] == between
     assert former_digests(pool.manifest) == [first[-1].digest]
     assert verify_store(ingests.store().root).sound
+
+
+def test_a_file_whose_name_is_no_text_is_read_and_the_pool_grows(ingests):
+    picture(ingests.folder / "first" / "a.png", 0)
+    picture(ingests.folder / "first" / os.fsdecode(b"m\xfcller.png"), 1)
+    ingests.run("first")
+    picture(ingests.folder / "second" / "b.png", 2)
+    assert ingests.run("first", "second").counts["rows_out"] == 3
+    sources = sorted(row["source"] for row in ingests.rows()[0])
+    assert sources == ["a.png", "b.png", "m\\udcfcller.png"]
