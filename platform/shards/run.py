@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from echostill.platform.cluster import metrics
@@ -29,7 +29,7 @@ def stream(
     plan: WorkerPlan,
     decode: Callable[[Any], bytes] | None,
     retry: bool,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Run shards on the connected Ray; yield a record of each as it is finished.
 
     Args:

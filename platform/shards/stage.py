@@ -8,8 +8,8 @@ What lies in quarantine can be tried again (:meth:`ShardedStage.retry`): the uni
 done anew and their rows take their places, as if they had worked the first time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,10 +111,11 @@ class ShardedStage(ShardFiles):
             todo = {index: payloads[index] for index in range(len(payloads))}
             todo = {index: value for index, value in todo.items() if index not in records}
             self._check(records, bool(todo))
-            for finished in self._stream(todo, make_worker, plan, decode):
-                records[finished["record"]["shard"]] = finished["record"]
-                log.shard(finished, records)
-                self._check(records, len(records) < len(payloads))
+            with self._stream(todo, make_worker, plan, decode) as shards:
+                for finished in shards:
+                    records[finished["record"]["shard"]] = finished["record"]
+                    log.shard(finished, records)
+                    self._check(records, len(records) < len(payloads))
             if finish is not None:
                 finish(self, records)
                 self._check(records, running=False)
@@ -163,9 +164,10 @@ class ShardedStage(ShardFiles):
             lost = self._lost()
             self.table.delete(MANIFEST)
             self.quarantine.delete(MANIFEST)
-            for finished in self._stream(todo, make_worker, plan, None, retry=True):
-                records[finished["record"]["shard"]] = finished["record"]
-                log.shard(finished, {index: records[index] for index in todo})
+            with self._stream(todo, make_worker, plan, None, retry=True) as shards:
+                for finished in shards:
+                    records[finished["record"]["shard"]] = finished["record"]
+                    log.shard(finished, {index: records[index] for index in todo})
             if not left:
                 if finish is not None:
                     finish(self, records)
@@ -281,6 +283,7 @@ class ShardedStage(ShardFiles):
         bar = Progress(self.name, shards, enabled=progress)
         return ShardLog.open(self.events, bar, self.name, mode, plan)
 
+    @contextmanager
     def _stream(
         self,
         todo: dict[int, Any],
@@ -288,5 +291,10 @@ class ShardedStage(ShardFiles):
         plan: WorkerPlan,
         decode: Callable[[Any], bytes] | None,
         retry: bool = False,
-    ) -> Iterable[dict[str, Any]]:
-        return stream(self, todo, make_worker, plan, decode, retry) if todo else ()
+    ) -> Iterator[Iterable[dict[str, Any]]]:
+        """The shards as they are finished; however that ends, their workers end with it."""
+        if not todo:
+            yield ()
+            return
+        with closing(stream(self, todo, make_worker, plan, decode, retry)) as finished:
+            yield finished
