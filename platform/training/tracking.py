@@ -165,6 +165,7 @@ class Tracker:
         The store stays where it is: the record has its place, digest and size.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         found = [
             DatasetInput(
@@ -179,8 +180,15 @@ class Tracker:
             )
             for each in datasets
         ]
-        if found:
-            mlflow_client(self.uri).log_inputs(self.run_id, found)
+        if not found:
+            return
+        client = mlflow_client(self.uri)
+        try:
+            client.log_inputs(self.run_id, found)
+        except MlflowException:
+            # A run beside this one recorded the same dataset between MLflow's look for it and its
+            # insertion. Now it is there; another cause comes again.
+            client.log_inputs(self.run_id, found)
 
     def artifact(self, path: str, folder: str | None = None) -> None:
         """Record a local file."""

@@ -62,6 +62,36 @@ def delete_experiment(tracker):
         tracker.metrics([{"step": 1, "loss": 0.0}])
 
 
+@pytest.mark.slow  # MLflow makes its database
+def test_two_runs_may_record_the_same_dataset_at_once(tmp_path, monkeypatch):
+    """Another run inserts it between MLflow's look for it and its insertion."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    store = str(tmp_path)
+    first, second = (
+        Tracker.start(None, store, Storage(str(tmp_path / "runs" / name)), name, {})
+        for name in ("student-0", "student-1")
+    )
+    coreset = RunInput(
+        "coreset half", "c0" * 32, f"{store}/coresets/half", "training", {"rows": 12}
+    )
+    first.inputs([coreset])
+    log_inputs, tries = MlflowClient.log_inputs, []
+
+    def late(client, *arguments):
+        tries.append(arguments)
+        if len(tries) == 1:
+            raise MlflowException("UNIQUE constraint failed: datasets.experiment_id")
+        return log_inputs(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", late)
+    second.inputs([coreset])
+    for one in (first, second):
+        (held,) = MlflowClient(one.uri).get_run(one.run_id).inputs.dataset_inputs
+        assert held.dataset.name == "coreset half"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "server"])
 def test_a_run_has_one_record_whatever_restarts(kind, request, tmp_path):
