@@ -15,9 +15,8 @@ from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.tables.atomic import atomic_write
 from echostill.platform.tables.storage import file_in
 
-EVERY_ROW = (
-    2**53 - 1
-)  # as a limit of rows; the largest whole number that all of JSON's readers keep
+# As a limit of rows; the largest whole number that all of JSON's readers keep.
+EVERY_ROW = 2**53 - 1
 ROWS_PER_WRITE = 2**17  # a row group of Parquet; the answer comes in smaller pieces
 BYTES_PER_WRITE = 2**25
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,6 @@ def _row(cells: list[str]) -> str:
 
 
 def _wrapped(text: str, width: int = 112) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 

@@ -88,8 +88,14 @@ def explained_in_pool(ids: pa.Array, quality: np.ndarray, pool: pa.Table) -> flo
     """
     if not set(STATISTICS) <= set(pool.column_names):
         return None
-    row = pool_rows(ids, pool["image_id"])
-    columns = [pool[name].to_numpy(zero_copy_only=False)[row] for name in STATISTICS]
-    statistics = np.stack(columns, axis=1).astype(np.float64)
+    statistics = statistics_of(pool, pa.array(pool_rows(ids, pool["image_id"])))
     usable = np.isfinite(statistics).all(axis=1)
     return explained_by_pixels(quality[usable], statistics[usable])
+
+
+def statistics_of(pool: pa.Table, row: pa.Array) -> np.ndarray:
+    """Return the statistics of some rows of a pool that has them, (N, S) float64."""
+    columns = [pool[name].combine_chunks().take(row) for name in STATISTICS]
+    return np.stack(
+        [column.to_numpy(zero_copy_only=False).astype(np.float64) for column in columns], axis=1
+    )

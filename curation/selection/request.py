@@ -14,7 +14,7 @@ from echostill.curation.selection.group_limit import (
     places_per_group,
 )
 from echostill.curation.selection.methods import METHODS
-from echostill.curation.selection.pixels import STATISTICS, beyond_pixels
+from echostill.curation.selection.pixels import STATISTICS, beyond_pixels, statistics_of
 from echostill.curation.selection.settings import SelectionSettings, resolve_budget
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.tables.ids import first_ids, pool_rows
@@ -176,7 +176,4 @@ def _statistics(row: pa.Array, groups: pa.Table) -> np.ndarray:
             f"rank_by 'beyond-pixels' needs the columns {', '.join(missing)}, which this pool does "
             "not have: an earlier version made it. Ingest it again, or use rank_by=gradient."
         )
-    columns = [groups[name].combine_chunks().take(row) for name in STATISTICS]
-    return np.stack(
-        [column.to_numpy(zero_copy_only=False).astype(np.float64) for column in columns], axis=1
-    )
+    return statistics_of(groups, row)
