@@ -6,13 +6,13 @@ They cannot differ from it: a test compares the files with the output of this sc
 """
 
 import json
-import re
 import types
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
+from marks import replace_between
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -314,9 +314,8 @@ def _first_line(model: type[BaseModel]) -> str:
 def render_formats() -> str:
     """Return the page of formats with its table made from the readers; the rest is as written."""
     rows = [f"| {reader.title} | {reader.reads} | {reader.notes} |" for reader in READERS]
-    return _with_table(
-        "formats.md", "readers", ["| Format | Read | Notes |", "|---|---|---|", *rows]
-    )
+    page = (FOLDER / "formats.md").read_text(encoding="utf-8")
+    return replace_between(page, "readers", ["| Format | Read | Notes |", "|---|---|---|", *rows])
 
 
 def render_selection() -> str:
@@ -334,7 +333,7 @@ def render_selection() -> str:
         verdict = "yes" if feasible[0] else "with `blocked=true`" if feasible[1] else "no"
         scope = "in clusters" if method.blocked else "whole pool"
         lines.append(f"| `{name}` | {method.first} | {scope} | {verdict} |")
-    return _with_table("selection.md", "methods", lines)
+    return replace_between((FOLDER / "selection.md").read_text(encoding="utf-8"), "methods", lines)
 
 
 def render_benchmarks() -> str:
@@ -350,19 +349,11 @@ def render_benchmarks() -> str:
                 described.add(name)
                 keys += ["", f"#### {name}", "", _first_line(model), ""]
                 keys += _table(model.model_fields, nested)
-    page = _with_table("benchmarks.md", "sets", [*overview_table(cards), "", f"{totals(cards)}."])
-    page = _with_table("benchmarks.md", "cards", sections, page)
-    return _with_table("benchmarks.md", "keys", keys, page)
-
-
-def _with_table(name: str, mark: str, lines: list[str], page: str | None = None) -> str:
-    """Return a page as it is written, or as it is given, with a new table between its marks."""
-    page = (FOLDER / name).read_text(encoding="utf-8") if page is None else page
-    between = re.compile(rf"(<!-- {mark}[^\n]*-->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
-    table = "\n".join(lines)
-    made, count = between.subn(lambda marks: f"{marks[1]}\n{table}\n\n{marks[2]}", page)
-    assert count == 1, f"docs/{name} has lost the marks of its table"
-    return made
+    page = (FOLDER / "benchmarks.md").read_text(encoding="utf-8")
+    overview = [*overview_table(cards), "", f"{totals(cards)}."]
+    for mark, lines in {"sets": overview, "cards": sections, "keys": keys}.items():
+        page = replace_between(page, mark, lines)
+    return page
 
 
 PAGES = {

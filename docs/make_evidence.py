@@ -9,12 +9,13 @@ A test compares both pages with the output of this script, so they cannot say so
 
 import argparse
 import json
-import re
 import shutil
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from marks import replace_between
 
 from echostill.eval.names import CONSTANT, GRID, KNN, LINEAR
 from echostill.eval.reporting.results import METRICS, Results
@@ -130,14 +131,7 @@ def render(page: Path) -> str:
     """Return a page with what is between its marks written anew."""
     text = page.read_text(encoding="utf-8")
     for mark, made in BLOCKS[page].items():
-        between = re.compile(
-            rf"(<!-- {mark}: generated[^\n]*-->\n).*?(<!-- end of {mark} -->)", re.DOTALL
-        )
-        lines = "\n".join(made())
-        text, count = between.subn(
-            lambda marks, own=lines: f"{marks[1]}\n{own}\n\n{marks[2]}", text
-        )  # type: ignore[misc]
-        assert count == 1, f"{page.name} has lost the marks of '{mark}'"
+        text = replace_between(text, mark, made())
     return text
 
 

@@ -248,7 +248,11 @@ def script(name: str) -> Any:
     assert specification is not None
     assert specification.loader is not None
     module = util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "docs"))  # for what the scripts share
+    try:
+        specification.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
     return module
 
 
