@@ -2,14 +2,16 @@
 
 A folder of the same name on each machine looks like a store until the results are missing. So the
 driver leaves a random word in the store, every other node reads it and leaves one of its own, and
-the driver reads those back. On one machine there is nothing to prove.
+the driver reads those back. On one machine there is nothing to prove. A node that joins later has
+not been asked: its workers prove it with their first shard, or before they train.
 """
 
 import os
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from echostill.platform import runtime
@@ -19,6 +21,10 @@ from echostill.platform.tables.lease import FOLDER
 from echostill.platform.tables.storage import Storage
 
 SECONDS = 60.0  # for all nodes to answer; one that is too busy for that is taken at its word
+EXPECTED = (
+    "Expected a folder that all nodes mount under the same path, or an s3:// or gs:// URI that "
+    "all may read and write."
+)
 
 _lock = threading.Lock()
 _proved: set[tuple[str, str]] = set()  # stores and nodes
@@ -118,8 +124,7 @@ def compare(
             if answer:
                 raise UsageError(
                     f"node {node['NodeManagerAddress']} does not see the store '{root}' as this "
-                    f"machine does: {answer}. Expected a folder that all nodes mount under the "
-                    "same path, or an s3:// or gs:// URI that all may read and write."
+                    f"machine does: {answer}. {EXPECTED}"
                 )
         return [node for key, node in asked.items() if key not in answers]
     finally:
@@ -144,3 +149,53 @@ def prove(root: str, word: str, node: str) -> str:
         return found
     except (EchostillError, OSError) as error:
         return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+
+
+@dataclass(frozen=True)
+class SharedWord:
+    """A word that the driver has left in a folder, for workers wherever and whenever they start.
+
+    It is pickled, and goes to them on another way than through the folder.
+    """
+
+    storage: Storage
+    word: str
+
+    def prove(self, node: str) -> None:
+        """Read it here, and leave it again.
+
+        Args:
+            node: Name of the node that this worker runs on.
+
+        Raises:
+            UsageError: It is not here, or nothing can be written here; names the node.
+            EchostillError: An object store does not answer.
+        """
+        name = f"seen-{self.word}"
+        problem = ""
+        if not self.storage.exists(name):
+            problem = "what was written there is not here"
+        else:
+            try:
+                self.storage.write(f"{name}-{uuid.uuid4().hex[:8]}", self.word.encode())
+            except OSError as error:  # of a local folder; an object store's says more
+                problem = " ".join(str(error).split()).rstrip(".")
+        if problem:
+            raise UsageError(
+                f"node {node} does not see '{self.storage.root}' as the machine does that started "
+                f"the run: {problem}. {EXPECTED}"
+            )
+
+
+@contextmanager
+def shared_word(storage: Storage) -> Iterator[SharedWord]:
+    """Leave a word in a folder for as long as workers may ask for it."""
+    left = SharedWord(storage, uuid.uuid4().hex)
+    storage.write(f"seen-{left.word}", left.word.encode())
+    try:
+        yield left
+    finally:
+        with suppress(EchostillError, OSError):
+            for name in storage.list():
+                if name.startswith(f"seen-{left.word}"):
+                    storage.delete(name)

@@ -13,6 +13,7 @@ from typing import Any
 
 from echostill.platform.cluster import metrics
 from echostill.platform.cluster.plans import WorkerPlan
+from echostill.platform.cluster.sight import EXPECTED
 from echostill.platform.errors import UsageError
 from echostill.platform.ray_errors import worker_errors
 from echostill.platform.shards.files import ShardFiles, ShardWorker
@@ -93,8 +94,7 @@ def check_arrived(stage: ShardFiles, record: Record, node: str) -> None:
     if stage.record(int(record["shard"])) is None:
         raise UsageError(
             f"node {node} wrote shard {record['shard']} to '{stage.table.root}', and it is not "
-            "there for this machine. Expected a folder that all nodes mount under the same path, "
-            "or an s3:// or gs:// URI that all may read and write."
+            f"there for this machine. {EXPECTED}"
         )
 
 

@@ -27,6 +27,7 @@ from echostill.platform.cluster.plans import (
     plan_replicas,
     runs_at_once,
 )
+from echostill.platform.cluster.sight import SharedWord, shared_word
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.progress import Progress
 from echostill.platform.ray_errors import cause_of
@@ -220,26 +221,27 @@ def _train_on_workers(
     resources = {"CPU": where.cpus_per_worker}
     if where.gpus_per_worker:
         resources["GPU"] = where.gpus_per_worker
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=where.workers if settings.workers is None else settings.workers,
-            use_gpu=bool(where.gpus_per_worker),
-            resources_per_worker=resources,
-            elastic_resize_monitor_interval_s=settings.resize_seconds,
-        ),
-        run_config=RunConfig(
-            name=run_name(config["digest"]),
-            storage_path=storage.locate(FOLDER),
-            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
-            # Nodes that are taken away announced do not count as failures, however often.
-            failure_config=FailureConfig(max_failures=RESTARTS, max_preemption_failures=-1),
-            callbacks=[TrackingCallback(logged, bar.channel(_name_of(storage)))],
-        ),
-    )
-    return _read(trainer.fit().checkpoint)
+    with shared_word(storage.at(FOLDER)) as word:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={**config, "word": word},
+            torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=where.workers if settings.workers is None else settings.workers,
+                use_gpu=bool(where.gpus_per_worker),
+                resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=settings.resize_seconds,
+            ),
+            run_config=RunConfig(
+                name=run_name(config["digest"]),
+                storage_path=storage.locate(FOLDER),
+                checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
+                # Nodes that are taken away announced do not count as failures, however often.
+                failure_config=FailureConfig(max_failures=RESTARTS, max_preemption_failures=-1),
+                callbacks=[TrackingCallback(logged, bar.channel(_name_of(storage)))],
+            ),
+        )
+        return _read(trainer.fit().checkpoint)
 
 
 def _name_of(storage: Storage) -> str:
@@ -284,6 +286,9 @@ def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     worker = TrainingWorker(context.get_world_rank(), context.get_world_size(), get_device())
     torch.manual_seed(job.seed)
+    word: SharedWord | None = config.get("word")
+    if word is not None:  # this node may have joined after all others were asked
+        word.prove(ray.util.get_node_ip_address())
     task, images = job.build()
     storage, digest, callback = config["storage"], config["digest"], config.get("callback")
     state = _restore(task, storage, digest)

@@ -1,5 +1,8 @@
 """What nodes prove about a store; each node here is a folder where its store is."""
 
+import pickle
+from dataclasses import replace
+
 import pytest
 
 from echostill.platform.cluster import sight
@@ -55,3 +58,27 @@ def test_a_node_that_only_reads_is_named(tmp_path, monkeypatch):
 
 def test_a_node_that_does_not_answer_is_told(tmp_path):
     assert check(tmp_path / "store", [None, tmp_path / "store"]) == ["10.0.0.0"]
+
+
+def test_a_worker_that_starts_later_reads_the_word_of_its_driver(tmp_path, monkeypatch):
+    storage = Storage(str(tmp_path / "store"))
+    with sight.shared_word(storage) as word:
+        pickle.loads(pickle.dumps(word)).prove("10.0.0.1")
+        word.prove("10.0.0.2")
+        assert len(storage.list()) == 3
+        stranger = replace(word, storage=Storage(str(tmp_path / "own")))
+        with pytest.raises(UsageError, match=r"node 10\.0\.0\.3 does not see .*own.* is not here"):
+            stranger.prove("10.0.0.3")
+
+        def refuse(self, name, data):
+            raise OSError("Read-only file system")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "write", refuse)
+            with pytest.raises(
+                UsageError, match=r"node 10\.0\.0\.4 .*: Read-only file system\. Exp"
+            ):
+                word.prove("10.0.0.4")
+    assert storage.list() == []
+    with pytest.raises(UsageError, match="is not here"):  # a word of an earlier run is no proof
+        word.prove("10.0.0.1")
