@@ -84,8 +84,8 @@ class NodeWatch:
             left = describe([_node(node) for node in now.values()])
             self._say(
                 f"node {lost['NodeManagerAddress']} ({_size(lost)}) was lost: ended, out of "
-                "memory, or cut off from the network. What it had not finished is done again by "
-                f"the others; the cluster has {left}."
+                "memory, or cut off from the network. What it had not finished is done again where "
+                f"there is room, here or on a node that comes; the cluster has {left}."
             )
         for key in now.keys() - self._nodes.keys():
             came = now[key]
