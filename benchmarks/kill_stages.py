@@ -4,12 +4,15 @@
 
 Each kill is a SIGKILL of the driver, of the actor that computes shards, of another Ray worker or of
 the raylet, at a moment drawn from the seed. Whatever ends is started again with the same command.
+With --node scoring also runs on a cluster of a head and two nodes, one of which is killed, with all
+that runs there, and stays away: the other node has to do its shards too.
 Bars: the tables, quarantines and manifests of the killed store are those of the undisturbed one, no
 run hangs, a killed raylet ends the run with exit code 1 and a message, and a kill repeats at most
 one shard per worker (counted by the marks that cut attempts leave, in the event log).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -20,7 +23,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +109,17 @@ def configure(setting: Setting) -> Path:
     return path
 
 
-def start(stage: str, setting: Setting, store: Path) -> subprocess.Popen:
+def start(stage: str, setting: Setting, store: Path, *keys: str) -> subprocess.Popen:
     """Start a stage as a user would."""
     command = [sys.executable, "-m", "echostill.jobs.cli.main", stage]
-    command += ["--config", str(setting.folder / "config.yaml"), f"store={store}"]
-    with (setting.folder / f"{stage}.log").open("w") as log:
+    command += ["--config", str(setting.folder / "config.yaml"), f"store={store}", *keys]
+    with said(stage, setting, store).open("w") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def said(stage: str, setting: Setting, store: Path) -> Path:
+    """The file of what a stage said last."""
+    return setting.folder / f"{stage}-{store.name}.log"
 
 
 def descendants(process: int) -> dict[int, str]:
@@ -205,7 +215,7 @@ def disturb(
                 break
             time.sleep(0.5)
         code = reached(driver)
-        said = (setting.folder / f"{stage}.log").read_text()
+        text = said(stage, setting, store).read_text()
         if code == 0:
             if not waiting:
                 return
@@ -216,11 +226,46 @@ def disturb(
             continue
         tally.resumed += 1
         # Ray ends a driver whose node it takes for dead, and says so itself.
-        told = "error: " in said or "has been marked dead" in said
+        told = "error: " in text or "has been marked dead" in text
         if ending != "driver" and (code != 1 or not told):
-            tally.silent.append(f"{stage} after {ending}: exit code {code}, said {said[-2000:]!r}")
+            tally.silent.append(f"{stage} after {ending}: exit code {code}, said {text[-2000:]!r}")
         if tally.resumed > 4 * sum(tally.kills.values()) + 4:
-            raise SystemExit(f"FAILED: {stage} does not get to its end: {said[-2000:]}")
+            raise SystemExit(f"FAILED: {stage} does not get to its end: {text[-2000:]}")
+
+
+class Nodes:
+    """A head without CPUs and two nodes of one CPU, of which one is lost while a stage runs."""
+
+    def __init__(self, setting: Setting) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._setting = setting
+        small = {"object_store_memory": 80 * 2**20}
+        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(setting.folder / "r")}
+        self._cluster = Cluster(initialize_head=True, head_node_args={**head, **small})
+        before = victims("raylet", os.getpid())
+        for _ in range(WORKERS):
+            self._cluster.add_node(num_cpus=1, **small)
+        self._raylets = set(victims("raylet", os.getpid())) - set(before)
+
+    def lose_one(self, store: Path) -> str:
+        """Score on them; kill the node of an actor once a shard is finished. Returns the log."""
+        driver = start("score", self._setting, store, f"address={self._cluster.address}")
+        table, lost = store / "records" / "scores", 0
+        while driver.poll() is None and not lost:
+            time.sleep(0.02)
+            if done_shards(table) and any((table / "running").glob("*")):
+                lost = next((one for one in self._raylets if victims("actor", one)), 0)
+        if not lost:
+            raise SystemExit("FAILED: scoring ended before its node was killed")
+        for number in (lost, *descendants(lost)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        code, text = reached(driver), said("score", self._setting, store).read_text()
+        self._cluster.shutdown()
+        if code != 0:
+            raise SystemExit(f"FAILED: the stage whose node was lost: {text[-2000:]}")
+        return text
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -242,7 +287,7 @@ def repeated(store: Path) -> int:
 
 
 def undisturbed(setting: Setting) -> Path:
-    """Run both stages in this process, which starts Ray once."""
+    """Run both stages in one process, which starts Ray once."""
     from echostill.jobs.stages import run_stage
     from echostill.platform import runtime
 
@@ -257,6 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--kinds", default=",".join(KINDS), help="what is killed, in turn")
+    parser.add_argument("--node", action="store_true", help="also lose a node of a cluster")
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--per-shard", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
@@ -271,18 +317,38 @@ def main() -> None:
         setting = Setting(Path(folder), options.images, options.per_shard)
         make_pool(setting, options.seed)
         configure(setting)
-        calm, rough, tally = undisturbed(setting), setting.folder / "rough", Tally()
-        for number, stage in enumerate(STAGES):
-            # The proxy is trained once: its own kills belong to training's tests.
-            if stage == "score":
-                shutil.copytree(calm / "runs", rough / "runs")
-            disturb(stage, kinds[number :: len(STAGES)], setting, rough, rng, tally)
-        expected, found = contents(calm), contents(rough)
-        differing = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        rough, lost, tally = setting.folder / "rough", setting.folder / "lost", Tally()
+        # What can run side by side does: much of it is waiting for processes to start.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            calm_run = pool.submit(undisturbed, setting)
+            disturb("ingest", kinds[0::2], setting, rough, rng, tally)
+            calm = calm_run.result()
+        # The proxy is trained once: its own kills belong to training's tests.
+        shutil.copytree(calm / "runs", rough / "runs")
+        text = ""
+        with ThreadPoolExecutor(1) as pool:
+            nodes = None
+            if options.node:  # started in the main thread, as Ray wants it
+                left = shutil.ignore_patterns("score", "score.jsonl", "scores")
+                shutil.copytree(calm, lost, ignore=left)
+                nodes = Nodes(setting)
+            rough_run = pool.submit(disturb, "score", kinds[1::2], setting, rough, rng, tally)
+            if nodes is not None:
+                text = nodes.lose_one(lost)
+            rough_run.result()
+        expected = contents(calm)
+        differing, node_differing = (
+            sorted(
+                name
+                for name in expected.keys() | found.keys()
+                if expected.get(name) != found.get(name)
+            )
+            for found in (contents(rough), contents(lost) if options.node else expected)
         )
-        count = repeated(rough)
+        count, node_count = repeated(rough), repeated(lost) if options.node else 0
+    told = [line for line in text.splitlines() if "was lost" in line]
     passed = not differing and not tally.silent and count <= tally.allowed
+    passed = passed and not node_differing and node_count <= WORKERS
     passed = passed and sum(tally.kills.values()) == options.kills
     result = {
         "machine": describe_machine(),
@@ -292,6 +358,9 @@ def main() -> None:
         "files_differing": differing,
         "shards_repeated": count,
         "shards_repeated_allowed": tally.allowed,
+        "node_lost": told,
+        "node_files_differing": node_differing,
+        "node_shards_repeated": node_count,
         "silent_ends": tally.silent,
         "passed": passed,
     }
