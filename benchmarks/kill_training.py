@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 from machine import describe_machine
 
-STEPS, BATCH, IMAGES, SIDE = 60, 6, 20, 32
+STEPS, BATCH, IMAGES, SIDE, MOST = 60, 6, 20, 32, 2
 KINDS = ("driver", "worker", "node")
+HURRY = "hurry"  # a file, once nothing is waited for in a training
 STEPS_ALONE = 3  # of one worker, until the node that was taken away is replaced
 
 
@@ -55,7 +56,8 @@ def make_job(folder, steps):
                 }
                 with (folder / "stream.jsonl").open("a") as file:  # whole lines, appended
                     file.write(json.dumps(line) + "\n")
-                time.sleep(float(os.environ.get("ECHOSTILL_KILL_PACE", "0")))
+                if not (folder / HURRY).exists():
+                    time.sleep(float(os.environ.get("ECHOSTILL_KILL_PACE", "0")))
             return super().prepare(batches)
 
     @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def make_job(folder, steps):
                 learning_rate=0.02,
                 checkpoints=max(steps // 6, 1),
                 log_every=4,
-                workers=(1, 2),
+                workers=(1, MOST),
                 resize_seconds=2.0,
                 threads=1,
             )
@@ -194,11 +196,21 @@ def records(folder):
     return found
 
 
+def newest(folder):
+    """The lines of the newest attempt."""
+    lines = records(folder)
+    last = max((line["attempt"] for line in lines), default=None)
+    return [line for line in lines if line["attempt"] == last]
+
+
+def whole_again(folder, since):
+    """Whether an attempt of all workers has begun since then."""
+    return any(line["size"] == MOST and line["attempt"] > since for line in newest(folder))
+
+
 def alone_for(folder):
     """Steps of the newest attempt, where it is one worker alone."""
-    lines = records(folder)
-    newest = max((line["attempt"] for line in lines), default=None)
-    return sum(line["attempt"] == newest and line["size"] == 1 for line in lines)
+    return sum(line["size"] == 1 for line in newest(folder))
 
 
 def effective_stream(lines, steps):
@@ -285,10 +297,7 @@ def disturb(driver, kind, step):
     while True:
         if driver.is_done():
             return False
-        lines = records(folder)
-        newest = max((line["attempt"] for line in lines), default=None)
-        current = [line for line in lines if line["attempt"] == newest]
-        alive = [line for line in current if Path(f"/proc/{line['pid']}").exists()]
+        alive = [line for line in newest(folder) if Path(f"/proc/{line['pid']}").exists()]
         if alive and max(line["step"] for line in alive) >= step:
             break
         time.sleep(0.1)
@@ -343,7 +352,10 @@ def run(folder, options):
             kind = kinds[place % len(kinds)]
             if disturb(driver, kind, int(step)):
                 killed.append(kind)
+        since = time.time()
         while not driver.is_done():
+            if whole_again(rough, since):
+                (rough / HURRY).touch()
             time.sleep(0.3)
     finally:
         if driver.process is not None and driver.process.poll() is None:
@@ -368,6 +380,10 @@ def run(folder, options):
         "attempts": len({line["attempt"] for line in lines}),
         "workers": [
             size for _, size in sorted({(line["attempt"], line["size"]) for line in lines})
+        ],
+        "first_steps": [
+            min(line["step"] for line in lines if line["attempt"] == attempt)
+            for attempt in sorted({line["attempt"] for line in lines})
         ],
         "stream_equal": got == stream and set(history[-1]) == names,
         "once_per_epoch": len(set(flat[:whole])) == whole,
