@@ -85,6 +85,39 @@ def test_the_legends_use_labels_that_the_query_keeps():
                 assert named <= set(kept[1].split(", ")), panel["title"]
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not installed")
+def test_panels_of_what_should_not_happen_are_not_empty_where_it_did_not(tmp_path):
+    """A counter of Ray appears with its first value: without one a panel would have no data."""
+    (quarantined,) = (p["targets"][0]["expr"] for p in panels() if p["title"] == "Quarantined")
+    (ended,) = (p["targets"][0]["expr"] for p in panels() if p["title"].startswith("Runs ended"))
+
+    def case(series, expression, samples):
+        expected = [{"labels": labels, "value": value} for labels, value in samples]
+        query = expression.replace("$__rate_interval", "5m")
+        check = {"expr": query, "eval_time": "15m", "exp_samples": expected}
+        given = [{"series": name, "values": values} for name, values in series.items()]
+        return {"interval": "1m", "input_series": given, "promql_expr_test": [check]}
+
+    def rows(kind, stage):
+        return f'ray_echostill_{kind}_total{{stage="{stage}", device="cpu"}}'
+
+    stages = {rows("rows", "ingest"): "0+90x20", rows("quarantined", "ingest"): "0+10x20",
+              rows("rows", "score"): "0+5x20", rows("quarantined", "other"): "0+5x20"}  # fmt: skip
+    shares = [('{stage="ingest"}', 0.1), ('{stage="score"}', 0), ('{stage="other"}', 1)]
+    counter = "ray_echostill_training_non_finite_total"
+    tests = [
+        case(stages, quarantined, shares),
+        case({}, ended, [("{}", 0)]),
+        case({f'{counter}{{run="distilled"}}': "1x30"}, ended, [('{run="distilled"}', 1)]),
+    ]
+    path = tmp_path / "panels.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [], "tests": tests}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_panels_do_not_overlap():
     seen = set()
     for panel in panels():
