@@ -117,8 +117,7 @@ def withdraw(
             raise
         kept = {
             "images": images.as_dict(),
-            "tombstones": {**asdict(tombstones), "marks": sorted(tombstones.marks)}
-            | {"groups": sorted(tombstones.groups)},
+            "tombstones": tombstones.as_dict(),
             "digests": table_digests(store, list(tables_of(store))),
             "receipt": asdict(receipt),
         }
@@ -168,8 +167,7 @@ def _finish(store: Store, kept: Mapping[str, Any]) -> Receipt:
     images = WithdrawnImages.read(kept["images"])
     receipt = Receipt(**kept["receipt"])
     traces = images.traces
-    values = kept["tombstones"]
-    tombstones = Tombstones(values["salt"], frozenset(values["marks"]), frozenset(values["groups"]))
+    tombstones = Tombstones.of(kept["tombstones"])
     write_tombstones(store.storage, tombstones)
     store.storage.sweep()  # what killed writers left half-written may show it too
     rewrite_tables(store, traces, tombstones)

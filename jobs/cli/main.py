@@ -18,6 +18,7 @@ from echostill.jobs.cli.bench import add_commands as add_bench_commands
 from echostill.jobs.cli.curation import add_commands as add_curation_commands
 from echostill.jobs.cli.datasets import add_commands as add_dataset_commands
 from echostill.jobs.cli.housekeeping import add_commands as add_housekeeping_commands
+from echostill.jobs.cli.merging import add_commands as add_merge_command
 from echostill.jobs.cli.models import add_commands as add_model_commands
 from echostill.jobs.cli.options import (
     ConfigFile,
@@ -342,6 +343,7 @@ def submit_command(
 add_curation_commands(app)
 add_dataset_commands(app)
 add_housekeeping_commands(app)
+add_merge_command(app)
 add_withdrawal_command(app)
 add_model_commands(app)
 add_bench_commands(app)

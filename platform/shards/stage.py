@@ -120,7 +120,7 @@ class ShardedStage(ShardFiles):
                 finish(self, records)
                 self._check(records, running=False)
             accounting = Accounting.of(records.values(), log.resumed)
-            self._declare(records, accounting, self._lost())
+            self.declare(records, accounting, self._lost())
             log.finish(accounting, self._cut_attempts())
         return accounting
 
@@ -172,7 +172,7 @@ class ShardedStage(ShardFiles):
                 if finish is not None:
                     finish(self, records)
                 self._check(records, running=False)
-                self._declare(records, Accounting.of(records.values(), 0), lost)
+                self.declare(records, Accounting.of(records.values(), 0), lost)
             accounting = Accounting.of(records.values(), 0)
             log.finish(accounting, self._cut_attempts())
         changed = any(parts[index] != records[index]["part"]["sha256"] for index in parts)
@@ -210,9 +210,16 @@ class ShardedStage(ShardFiles):
         lost = withdrawals(Table.open(self.table, self.name).manifest)
         return {WITHDRAWN: lost} if lost else {}
 
-    def _declare(
+    def declare(
         self, records: dict[int, Record], accounting: Accounting, lost: dict[str, Any]
     ) -> None:
+        """Write the manifests, which makes the table exist.
+
+        Args:
+            records: Of all shards.
+            accounting: Of these.
+            lost: What the table lost by withdrawals, as its manifest keeps it.
+        """
         held = [records[i]["quarantine"] for i in sorted(records) if records[i]["quarantine"]]
         parts = [records[index]["part"] for index in sorted(records)]
         grown = version_entries(parts, self.history)

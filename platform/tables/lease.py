@@ -149,6 +149,30 @@ def hold(storage: Storage, stage: str, result: str, *, alone: bool = True) -> It
         raise EchostillError(lease.lost)
 
 
+def at_work(storage: Storage) -> Holder | None:
+    """Return a job that works on a store, None where there is none. Only looks, and never waits.
+
+    A job on another machine is taken for one until its lease was not renewed for
+    ``STALE_SECONDS``, by this machine's clock where the store has none of its own.
+    """
+    folder = storage.at(FOLDER)
+    for name in folder.list():
+        if not name.endswith(".json"):
+            continue
+        try:
+            holder = Holder(**json.loads(folder.read(name)))
+        except FileNotFoundError:
+            continue  # given back meanwhile
+        except (ValueError, TypeError):  # of another version
+            holder = Holder(name, "", "?", "", True, "?", "", 0, 0, "", "?", HELD)
+        renewed = folder.modified(name)
+        recent = renewed is not None and time.time() - renewed < STALE_SECONDS
+        lives = holder.lives()
+        if lives or (lives is None and recent):
+            return holder
+    return None
+
+
 class Lease:
     """One lease, from asking for it to giving it back."""
 

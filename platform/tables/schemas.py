@@ -109,6 +109,35 @@ DUPLICATES_SCHEMA = pa.schema(
     ]
 )
 
+CONTRIBUTORS_SCHEMA = pa.schema(
+    [
+        ("store", pa.string()),  # the name that the merge gave it
+        ("fingerprint", pa.string()),  # digest of its pool
+        ("groups_join", pa.bool_()),  # whether its groups are those of the pool, under one key
+        ("rows", pa.int64()),  # of its pool
+        ("merged", pa.int64()),  # of these in the pool
+        ("duplicates", pa.int64()),  # left out, with the pixels of an image of another store
+        ("withdrawn", pa.int64()),  # left out, withdrawn from one of the stores
+        ("quarantined", pa.int64()),
+        ("groups", pa.int64()),  # of the merged rows
+        ("organs", pa.string()),  # with their images, most first
+        ("devices", pa.string()),
+        ("scores", pa.string()),  # what became of them
+        ("coresets", pa.string()),  # that stayed in the store, as runs and reports
+        ("runs", pa.string()),
+        ("reports", pa.string()),
+        ("licence", pa.string()),  # empty where none was given
+    ]
+)
+
+ORIGINS_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("store", pa.string()),  # name of the contributor
+        ("kept_id", pa.string()),  # the image that is in the pool for this one; itself where it is
+    ]
+)
+
 LEAKS_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),  # of the pool

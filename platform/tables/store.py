@@ -94,6 +94,14 @@ class Store:
         """The table of pins and bans."""
         return self.table("pins")
 
+    def contributors(self) -> Storage:
+        """The table of stores that the pool was merged from."""
+        return self.table("contributors")
+
+    def origins(self) -> Storage:
+        """The table that says from which of these stores an image is."""
+        return self.table("origins")
+
     def coreset(self, name: str) -> Storage:
         """A coreset table; a UsageError where the name would be a path."""
         return self.table(f"coresets/{check_name(name)}")

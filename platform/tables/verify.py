@@ -19,7 +19,7 @@ from echostill.platform.withdrawal.tombstones import read_tombstones
 
 # Where the commands write tables, runs and reports with a manifest.
 _PLACE = re.compile(
-    "pool|sources|scores|duplicates|leaks|pins|review|quarantine/[^/]+"
+    "pool|sources|scores|duplicates|leaks|pins|contributors|origins|review|quarantine/[^/]+"
     "|(coresets|runs|reports|predictions|teacher-cache|sweeps|benchmarks)/[^/]+"
 )
 

@@ -17,7 +17,7 @@ LISTS = ("image_ids",)
 _ROWS = ("image_id", "id")
 _COPIES = ("duplicate_group", "kept_id", "kept", "kind", "distance")
 # What has to be read of a table to know what becomes of it.
-COLUMNS = (*_ROWS, "name", *TEXTS, *LISTS, *_COPIES)
+COLUMNS = (*_ROWS, "name", "store", *TEXTS, *LISTS, *_COPIES)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Cut:
                 gone = pa.array(sorted(self.traces.ids), table.schema.field(column).type)
                 found = pc.is_in(table[column], value_set=gone)
                 stays &= ~found.to_numpy().astype(bool)
+        if "store" in table.column_names and "kept_id" in table.column_names:
+            # Origins of a merged pool: a copy that was left out goes with the one that stayed.
+            gone = pa.array(sorted(self.traces.ids), pa.string())
+            stays &= ~pc.is_in(table["kept_id"], value_set=gone).to_numpy().astype(bool)
         if "duplicate_group" in table.column_names and self.links:
             left = {group for group, (kept, _) in self.links.items() if kept}
             groups = table["duplicate_group"].to_pylist()

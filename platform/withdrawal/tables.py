@@ -32,7 +32,7 @@ from echostill.platform.withdrawal.traces import Traces
 
 # Whose rows name images of the pool. Others, such as predictions, are about benchmarks.
 POOLS = {"pool": "quarantine/ingest", "scores": "quarantine/score"}
-_OTHERS = ("duplicates", "leaks", "pins", "review", "sources", "review/approvals")
+_OTHERS = ("duplicates", "leaks", "pins", "origins", "review", "sources", "review/approvals")
 # Classes of quarantined rows that are no errors, by their counts in records and manifests.
 NO_ERRORS = {"expected": "NoImageError", "held_back": "NeedsReview"}
 

@@ -29,14 +29,23 @@ class Tombstones:
         salt: Of the store, hexadecimal; empty where nothing was withdrawn.
         marks: Digests of ids, contents (pixels), staged bytes and names of files, under the salt.
         groups: Digests of groups under the user's key.
+        others: Those of stores that were merged into this one, each under its own salt.
     """
 
     salt: str = field(default="", repr=False)
     marks: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
+    others: tuple["Tombstones", ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.marks)
+        return bool(self.marks) or any(self.others)
+
+    @classmethod
+    def united(cls, stores: Iterable["Tombstones"]) -> "Tombstones":
+        """Return the tombstones of several stores as those of one, which keeps the first's salt."""
+        single = [replace(one, others=()) for each in stores for one in (each, *each.others)]
+        found = [one for one in dict.fromkeys(single) if one]
+        return replace(found[0], others=tuple(found[1:])) if found else cls()
 
     def mark(self, kind: str, value: str) -> str:
         """Return the digest of an id, a content or staged bytes."""
@@ -45,7 +54,9 @@ class Tombstones:
     def found(self, kind: str, value: str) -> str:
         """Return the digest of a withdrawn id, content or bytes; empty where it is none."""
         mark = self.mark(kind, value) if self.marks else ""
-        return mark if mark in self.marks else ""
+        if mark and mark in self.marks:
+            return mark
+        return next((mark for one in self.others if (mark := one.found(kind, value))), "")
 
     def name(self, file: str) -> str:
         """Return a file's name for the list of sources: of a withdrawn one a digest."""
@@ -60,14 +71,17 @@ class Tombstones:
                 the quarantine.
             key: Key of the identifiers.
         """
-        if not self.marks:
+        if not self:
             return ""
         for kind, column in ((ID, "image_id"), (ID, "id"), (CONTENT, "content_hash")):
             if row.get(column) and (mark := self.found(kind, row[column])):
                 return mark
-        if row.get("group_id") and _digest(key, GROUP, row["group_id"]) in self.groups:
+        if row.get("group_id") and self._is_of_group(_digest(key, GROUP, row["group_id"])):
             return self.mark(ID, row["image_id"])
         return ""
+
+    def _is_of_group(self, digest: str) -> bool:
+        return digest in self.groups or any(digest in one.groups for one in self.others)
 
     def added(
         self,
@@ -98,23 +112,35 @@ class Tombstones:
         keyed = set() if key is None else {_digest(key, GROUP, group) for group in groups}
         return replace(salted, marks=self.marks | marks, groups=self.groups | keyed)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        values: dict[str, Any] = {
+            "salt": self.salt,
+            "marks": sorted(self.marks),
+            "groups": sorted(self.groups),
+        }
+        return {
+            **values,
+            **({"others": [one.as_dict() for one in self.others]} if self.others else {}),
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Tombstones":
+        """Read what :meth:`as_dict` gave."""
+        marks, groups = frozenset(values["marks"]), frozenset(values["groups"])
+        return cls(values["salt"], marks, groups, tuple(map(cls.of, values.get("others", ()))))
+
 
 def read_tombstones(storage: Storage) -> Tombstones:
     """Return the tombstones of a store."""
     if not storage.exists(TOMBSTONES):
         return Tombstones()
-    values = json.loads(storage.read(TOMBSTONES))
-    return Tombstones(values["salt"], frozenset(values["marks"]), frozenset(values["groups"]))
+    return Tombstones.of(json.loads(storage.read(TOMBSTONES)))
 
 
 def write_tombstones(storage: Storage, tombstones: Tombstones) -> None:
     """Keep the tombstones of a store."""
-    values = {
-        "format_version": 1,
-        "salt": tombstones.salt,
-        "marks": sorted(tombstones.marks),
-        "groups": sorted(tombstones.groups),
-    }
+    values = {"format_version": 1, **tombstones.as_dict()}
     storage.write(TOMBSTONES, json.dumps(values, indent=1).encode())
 
 

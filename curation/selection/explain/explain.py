@@ -17,7 +17,7 @@ __all__ = ["describe_explanation", "explain", "explanation", "find_image", "ordi
 PREFIX_LENGTH = 4  # shorter ones would match by accident
 SHOWN = 5
 NEAREST_AMONG = 20_000  # comparing a misspelt name with millions would take minutes
-ORIGIN_COLUMNS = ("source", "organ", "device", "label", "frame")
+ORIGIN_COLUMNS = ("source", "organ", "device", "label", "frame", "store")
 MEMBER_COLUMNS = ["image_id", "cluster_rank", "dual_rank"]
 
 
@@ -239,6 +239,8 @@ def _origin(found: Mapping[str, Any]) -> str:
     parts = [str(origin["source"])] if "source" in origin else []
     parts += [f"{key} {origin[key]}" for key in ("organ", "device", "label") if origin.get(key)]
     parts.append(f"group {found['group_id']}")
+    if origin.get("store"):
+        parts.append(f"store {origin['store']}")
     if "frame" in origin:
         parts.append(f"frame {origin['frame']}")
     return ", ".join(parts)

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from echostill.curation.selection.explain.explain import explain, explanation, find_image
+from echostill.curation.selection.explain.origins import kept_for, stores_of
 from echostill.platform.config import validate
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.quarantine import quarantine_parts
@@ -59,7 +60,9 @@ def why(store_root: str, coreset: str, image: str) -> Answer:
             raise
         return held
     rows = table.read()
-    found = pool.filter(pc.equal(pool["image_id"], image_id)).to_pylist()[0]
+    found = {**pool.filter(pc.equal(pool["image_id"], image_id)).to_pylist()[0]}
+    if origin := stores_of(store, image_id):
+        found["store"] = origin
     if pc.index(rows["image_id"], image_id).as_py() < 0:
         held = quarantined(store, image_id)
         if held is not None:
@@ -92,7 +95,7 @@ def _check_version(store: Store, coreset: Table, image_id: str) -> None:
 
 
 def quarantined(store: Store, image: str) -> Answer | None:
-    """Explain why an image is in quarantine, by its id or source; None for other images."""
+    """Explain why an image is no row of the pool, by its id or source; None for other images."""
     for stage, part in quarantine_parts(store):
         match = pc.or_(pc.equal(part["id"], image), pc.equal(part["source"], image))
         for row in part.filter(match).slice(0, 1).to_pylist():
@@ -102,4 +105,11 @@ def quarantined(store: Store, image: str) -> Answer | None:
                 f"{row['error_class']}: {row['message']}"
             )
             return Answer(text, {**row, "selected": False})
+    name, kept = kept_for(store, image)
+    if kept:
+        text = (
+            f"Image {image} is not in the pool: when it was merged, store {name} had the same "
+            f"pixels as image {kept}, which is there for both"
+        )
+        return Answer(text, {"image_id": image, "store": name, "kept_id": kept, "selected": False})
     return None

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from echostill.curation.selection.explain.explain import find_image
+from echostill.curation.selection.explain.origins import stores_of
 from echostill.curation.selection.explain.questions import quarantined
 from echostill.curation.service.answers.pins import pins_of
 from echostill.curation.service.answers.samples import samples_of
@@ -57,6 +58,9 @@ def image_details(state: State, image_id: str, coreset_name: str | None) -> dict
         }
         return dict(json_value(found))
     text, values = coreset.why(position)
+    if origin := stores_of(state.store, image_id):
+        text += f"\n  {'store':<15}{origin}"
+        values["origin"]["store"] = origin
     own = {name: values[name] for name in coreset.own_columns if name in values}
     found["coreset"] = {"name": coreset.entry.name, **own}
     found["why"] = {"text": text, "values": values}

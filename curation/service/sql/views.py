@@ -13,7 +13,7 @@ from echostill.platform.tables.table import MANIFEST, Table
 
 STAGES = ("ingest", "score")
 # Tables that other stages may add to a store; their views have all columns.
-OTHER_TABLES = ("duplicates", "leaks", "pins")
+OTHER_TABLES = ("duplicates", "leaks", "pins", "contributors", "origins")
 SAMPLE_ORIGIN = ("source", "organ", "device", "label", "frame")
 
 

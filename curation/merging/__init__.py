@@ -1,0 +1,1 @@
+"""Several stores merged into one pool."""
