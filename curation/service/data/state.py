@@ -145,9 +145,9 @@ class State:
         return self._thumbnails
 
     def refresh(self) -> None:
-        """Check the store for new coresets and pins, and for derived files that are finished."""
+        """Check the store for another pool, new coresets and pins, and finished derived files."""
         with self._lock:
-            noticed = self._withdrawal_marks() != self._withdrawn
+            noticed = self._withdrawal_marks() != self._withdrawn or self._replaced()
             if noticed:
                 self._forget()
             if self._withdrawn[0] is not None:
@@ -160,13 +160,23 @@ class State:
         if noticed:
             self._run(self._prepare)
 
+    def _replaced(self) -> bool:
+        """Whether pool or scores have grown, or were made again, since they were mapped."""
+        if self._derived is None or not self._tables_changed():
+            return False
+        try:
+            return derived_of(self.store, self.folder).key != self._derived.key
+        except (EchostillError, OSError, ValueError):
+            self._seen.pop("pool", None)  # look again
+            raise
+
     def _withdrawal_marks(self) -> tuple[tuple[Any, ...] | None, ...]:
         """What changes when a withdrawal begins and ends; the first is None where none is open."""
         path = self.store.storage.arrow_path
         return self._mark(path(PENDING)), self._mark(path(TOMBSTONES))
 
     def _forget(self) -> None:
-        """Forget all that is known of the store: something was withdrawn from it."""
+        """Forget all that is known of the store: it has other images than before."""
         self._withdrawn = self._withdrawal_marks()
         child, self._child = self._child, None
         if child is not None:
@@ -273,12 +283,9 @@ class State:
         return self._derived
 
     def _map_derived(self) -> None:
-        if self._derived is None or self._tables_changed():
-            derived = derived_of(self.store, self.folder)
-            if self._derived is not None and derived.key != self._derived.key:
-                LOGGER.warning("pool or scores were replaced: restart the service to use them")
-                return
-            self._derived = derived
+        if self._derived is None:
+            self._tables_changed()  # from here on
+            self._derived = derived_of(self.store, self.folder)
         derived = self._derived
         if self._catalogue is None and derived.catalogue.exists():
             self._thumbnails = Thumbnails(self.store.open_pool())

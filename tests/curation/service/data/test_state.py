@@ -1,5 +1,8 @@
-"""What a running service knows of a store, while images are withdrawn from it."""
+"""What a running service knows of a store that changes: images are withdrawn, the pool grows."""
 
+import json
+
+import pyarrow as pa
 import pytest
 
 from echostill.curation.service.data.derived import derived_folder, prepare
@@ -8,7 +11,15 @@ from echostill.curation.service.problems import Problem
 from echostill.curation.withdrawal.request import WithdrawalRequest
 from echostill.curation.withdrawal.withdrawing import withdraw
 from echostill.platform.imaging.images import decode_staged
-from echostill.platform.tables.table import Table
+from echostill.platform.tables.schemas import POOL_SCHEMA
+from echostill.platform.tables.table import (
+    MANIFEST,
+    Table,
+    encode_parquet,
+    part_record,
+    write_manifest,
+)
+from echostill.platform.tables.versions import VERSIONS, Growth, version_entries
 from echostill.platform.withdrawal.state import PENDING
 
 
@@ -62,6 +73,44 @@ def test_meanwhile_it_answers_nothing(own_store, tmp_path, monkeypatch):
     state.refresh()
     assert len(state.catalogue) == 240
     assert sorted(state.entries) == ["default", "spread"]
+
+
+def test_a_pool_that_grows_is_noticed(own_store, make, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    state = PreparedState(str(own_store))
+    state.prepare()
+    before, added = len(state.catalogue), make["pool_rows"](252)[240:]
+    chosen = {name: chosen_of(state, name) for name in ("default", "spread")}
+    grow(state.store.pool(), pa.Table.from_pylist(added, POOL_SCHEMA))
+    state.refresh()
+    with pytest.raises(Problem, match="is being built"):
+        state.row(added[0]["image_id"])
+    state.prepare()
+    assert len(state.catalogue) == before + len(added)
+    for shown in added:
+        part, place = state.catalogue.location(state.row(shown["image_id"]))
+        picture = state.thumbnails.picture(part, place, 10_000, "png")
+        assert (decode_staged(picture) == decode_staged(shown["image"])).all()
+    assert chosen == {name: chosen_of(state, name) for name in chosen}
+    assert state.neighbours is not None  # of the images that are scored
+
+
+def grow(storage, rows):
+    """Append a part to a table, as a stage leaves it that has grown."""
+    manifest = json.loads(storage.read(MANIFEST))
+    name, data = f"part-{len(manifest['parts']):05d}.parquet", encode_parquet(rows)
+    storage.write(name, data)
+    parts = [*manifest["parts"], part_record(name, rows.num_rows, data)]
+    history = [Growth(len(parts) - 1), Growth(len(parts))]
+    write_manifest(
+        storage, stage="ingest", schema=rows.schema, parts=parts, fingerprint={},
+        extra={VERSIONS: version_entries(parts, history)},
+    )  # fmt: skip
+
+
+def chosen_of(state, name):
+    coreset = state.coreset(name)
+    return [coreset.catalogue.ids[row] for row in coreset.rows[coreset.selected_positions]]
 
 
 def rows_of(state):
