@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from echostill.curation.answer_files import EVERY_ROW, check_answer_file, write_answer
 from echostill.curation.connection import Connection, part, read_token
+from echostill.curation.housekeeping import POLL_SECONDS, HousekeepingCalls
 from echostill.curation.questions import (
     ExportFilters,
     SampleFilters,
@@ -29,7 +30,6 @@ from echostill.curation.questions import (
 from echostill.platform.errors import EchostillError
 
 ARROW = "application/vnd.apache.arrow.stream"
-POLL_SECONDS = 1.0  # between requests for a job
 PAGE = 500
 QUERY_SECONDS = 60.0  # the service's limit
 FINISHED = ("done", "failed", "cancelled")
@@ -52,7 +52,7 @@ def connect(url: str, token: str | None = None, *, token_file: str | None = None
     return client
 
 
-class Client:
+class Client(HousekeepingCalls):
     """Asks a running service (``CoresetQuestions``), and has it pick coresets.
 
     A ``with`` block closes it. Every method raises a UsageError if the request was wrong, and an
@@ -233,27 +233,6 @@ class Client:
         with self._service.stream("POST", "/v1/sql", json=body, headers=headers) as pieces:
             return write_answer(path, (piece for piece in pieces))
 
-    # What the store holds under names
-
-    def holdings(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Return what the store holds: sizes, dates, what each was made from and what uses it.
-
-        Args:
-            kind: ``coresets``, ``runs``, ``reports``, ``teacher-cache`` or ``sweeps``; default all.
-        """
-        return list(self._service.get("/v1/holdings", kind=kind)["items"])
-
-    def delete(self, place: str, *, dry_run: bool = False, force: bool = False) -> dict[str, Any]:
-        """Delete a result, such as ``coresets/half``; ``force`` also where others use it."""
-        query = {"dry_run": dry_run, "force": force}
-        answer = self._service.request("DELETE", f"/v1/holdings/{_place(place)}", query)
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def rename(self, place: str, name: str) -> dict[str, Any]:
-        """Give a coreset, report or teacher cache another name."""
-        return self._service.send("POST", f"/v1/holdings/{_place(place)}/name", {"name": name})
-
     # Pins and bans
 
     def pins(self, *, history: bool = False) -> list[dict[str, Any]]:
@@ -389,8 +368,3 @@ def _query(
         "limit": limit,
         "timeout": QUERY_SECONDS if timeout is None else timeout,
     }
-
-
-def _place(place: str) -> str:
-    kind, _, name = place.partition("/")
-    return f"{part(kind)}/{part(name)}"

@@ -24,11 +24,7 @@ from echostill.curation.service.answers.atlas import write_atlas
 from echostill.curation.service.answers.map import map_table
 from echostill.curation.service.answers.samples import all_samples
 from echostill.curation.service.answers.uploads import TeacherFeatures
-from echostill.curation.service.data.derived import (
-    derived_folder,
-    prepare,
-    print_progress,
-)
+from echostill.curation.service.data.derived import prepare, print_progress
 from echostill.curation.service.data.neighbours import Report
 from echostill.curation.service.data.pages import SampleFinder, SampleQuery, sample_query
 from echostill.curation.service.data.state import ABSENT, Preparation, State
@@ -62,6 +58,24 @@ def open_store(
     return LocalStore(root, report, sql)
 
 
+class _ReaderState(State):
+    """What one reader knows of a store: nothing is built in the background."""
+
+    def __init__(self, root: str, report: Report) -> None:
+        super().__init__(root)
+        self._report = report
+        self._prepare()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        work()
+
+    def _prepare(self) -> None:
+        """Build the catalogue; the rest is built when a question needs it."""
+        prepare(self.store, self.folder, self._report, ("catalogue",))
+        self.preparation = Preparation(ABSENT)
+        self.refresh()
+
+
 class LocalStore:
     """Answers from a store's tables (``CoresetQuestions``). A ``with`` block closes it.
 
@@ -73,10 +87,7 @@ class LocalStore:
         self._store = Store(root)
         self._store.open_pool()
         self._report = report
-        prepare(self._store, derived_folder(self._store), report, ("catalogue",))
-        self._state = State(root)
-        self._state.preparation = Preparation(ABSENT)  # nothing is built until it is needed
-        self._state.refresh()
+        self._state = _ReaderState(root, report)
         self._finder = SampleFinder()
         self._teacher = TeacherFeatures(self._state)
         self._sql = sql

@@ -256,6 +256,7 @@ ACROSS = {
     "curation/deidentification/planted_identifiers": "planted names, from file to every result",
     "curation/ingestion/bad_inputs": "seventy bad or odd files, through every reader",
     "curation/ingestion/buckets": "every kind of source, in a bucket",
+    "curation/living_store": "random sequences of everything that changes a store",
     "curation/older_stores": "a store of an earlier release, through what reads and uses it",
     "curation/selection/methods/methods": "all methods, each against a brute force",
     "curation/service/client": "client and commands, with a service and without",

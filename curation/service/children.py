@@ -25,13 +25,20 @@ class Send(Protocol):
         """Send."""
 
 
-def start(module: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start ``python -m module``; its errors go to the service's own standard error."""
+def start(module: str, *arguments: str, outlives: bool = False) -> subprocess.Popen[str]:
+    """Start ``python -m module``; its errors go to the service's own standard error.
+
+    Args:
+        module: Its work runs in :func:`in_child`.
+        arguments: Anyone on this machine can read them.
+        outlives: Whether it goes on when the service is interrupted or dies.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=outlives,
     )
 
 
@@ -58,22 +65,25 @@ def stop(child: subprocess.Popen[str]) -> None:
         child.wait()
 
 
-def in_child(work: Callable[[Send], None]) -> None:
+def in_child(work: Callable[[Send], None], *, outlives: bool = False) -> None:
     """Run a child's work: end with the parent, give way to it, and turn errors into a message.
 
     Args:
         work: called with the function that sends its messages.
+        outlives: whether it goes on when the parent has ended.
     """
     from echostill.platform.errors import EchostillError
 
     channel = _own_channel()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    if not outlives:
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
 
     def send(**message: Any) -> None:
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+            channel.write(json.dumps(message) + "\n")
+            channel.flush()
 
     try:
         work(send)

@@ -6,6 +6,7 @@ is one replica: the queue of picks and the writer of pins belong to one process.
 
 from typing import Any
 
+from echostill.curation.ingestion.settings import read_key_file
 from echostill.curation.service.http.app import Options, create_app
 from echostill.curation.service.http.security import SecurityMiddleware
 from echostill.curation.service.http.token import find_token, token_path
@@ -22,6 +23,7 @@ class ServeArguments(Config):
         hosts: names under which the service is reached.
         index_folder: of derived files, on a disk of the replica's node.
         address: of the Ray cluster that picks; "auto" is the one that Serve runs on.
+        key_file: the pool's key on the replica's node, for withdrawals.
     """
 
     store: str
@@ -29,6 +31,7 @@ class ServeArguments(Config):
     hosts: list[str] = []
     index_folder: str | None = None
     address: str | None = "auto"
+    key_file: str | None = None
 
 
 def application(arguments: ServeArguments) -> SecurityMiddleware:
@@ -36,7 +39,9 @@ def application(arguments: ServeArguments) -> SecurityMiddleware:
     store = Store(arguments.store)
     token, _ = find_token(token_path(store, arguments.token_file))
     hosts = tuple(arguments.hosts)
-    return create_app(Options(store.root, token, hosts, arguments.index_folder, arguments.address))
+    key = read_key_file(arguments.key_file)
+    folder, address = arguments.index_folder, arguments.address
+    return create_app(Options(store.root, token, hosts, folder, address, key=key))
 
 
 def build(arguments: dict[str, Any]) -> Any:

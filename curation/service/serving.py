@@ -8,6 +8,7 @@ from pathlib import Path
 
 import uvicorn
 
+from echostill.curation.ingestion.settings import read_key_file
 from echostill.curation.service.data.derived import derived_folder, prepare, print_progress
 from echostill.curation.service.http.app import Options, create_app
 from echostill.curation.service.http.security import LOOPBACK, SecurityMiddleware
@@ -32,6 +33,7 @@ def serve(
     address: str | None = None,
     ssl_keyfile: str | None = None,
     ssl_certfile: str | None = None,
+    key_file: str | None = None,
     access_log: bool = True,
 ) -> None:
     """Serve a store until interrupted.
@@ -45,6 +47,7 @@ def serve(
         index_folder: of derived files; default in the user's cache.
         address: of a Ray cluster that picks.
         ssl_keyfile, ssl_certfile: for TLS; both or none.
+        key_file: of the pool, for withdrawals; default the variable ECHOSTILL_KEY.
         access_log: whether to log requests.
 
     Raises:
@@ -68,7 +71,9 @@ def serve(
     path = token_path(store, token_file)
     token, made = find_token(path)
     hosts = (*allowed_hosts, *(() if host in EVERYWHERE else (host,)))
-    app = create_app(Options(store.root, token, hosts, index_folder, address, log=access_log))
+    key = read_key_file(key_file)
+    options = Options(store.root, token, hosts, index_folder, address, log=access_log, key=key)
+    app = create_app(options)
     _set_up_log()
     scheme = "https" if ssl_certfile else "http"
     if ssl_certfile is None and host not in LOOPBACK:

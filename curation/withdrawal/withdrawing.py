@@ -8,7 +8,7 @@ can be done again after an interruption at any point.
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -75,6 +75,7 @@ def withdraw(
     reason: str = "",
     key: bytes | None = None,
     dry_run: bool = False,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> Receipt:
     """Remove images from a store, with all that was derived from them in it.
 
@@ -86,6 +87,8 @@ def withdraw(
         reason: Why; the receipt keeps it, so it must not name anybody.
         key: The user's key, for patients and groups of a store that was made with one.
         dry_run: Only say what would be removed, and where.
+        report: Called with what is done, from when others cannot read the store any more, and the
+            fraction of the work that is behind it.
 
     Returns:
         The receipt, which is also kept in ``withdrawn/receipts/``.
@@ -104,7 +107,7 @@ def withdraw(
     with hold(store.storage, WITHDRAW, state.FOLDER):
         resumed = None
         if (kept := _pending(store)) is not None:
-            resumed = _finish(store, kept)
+            resumed = _finish(store, kept, report)
             if request is None:
                 return resumed
         if request is not None and not reason.strip():
@@ -122,7 +125,7 @@ def withdraw(
             "receipt": asdict(receipt),
         }
         write_json(store.storage, state.PENDING, kept)
-        return _finish(store, kept)
+        return _finish(store, kept, report)
 
 
 def _pending(store: Store) -> dict[str, Any] | None:
@@ -162,17 +165,20 @@ def _begun(
     return Receipt.of(number, at, reason, images, rows, files, seen), images, tombstones
 
 
-def _finish(store: Store, kept: Mapping[str, Any]) -> Receipt:
+def _finish(store: Store, kept: Mapping[str, Any], report: Callable[[str, float], None]) -> Receipt:
     """Remove what is left; safe to do again from the beginning."""
     images = WithdrawnImages.read(kept["images"])
     receipt = Receipt(**kept["receipt"])
     traces = images.traces
     tombstones = Tombstones.of(kept["tombstones"])
+    report("tables", 0.0)
     write_tombstones(store.storage, tombstones)
     store.storage.sweep()  # what killed writers left half-written may show it too
     rewrite_tables(store, traces, tombstones)
+    report("files", 0.5)
     remove_remains(store, traces, find_remains(store, traces, set(receipt.runs)))
     remove_elsewhere([*staged_elsewhere(store, traces), *find_derived(images)])
+    report("manifests", 0.9)
     _settle_scores(store)
     _settle_tables(store, receipt, kept["digests"])
     _settle_summary(store)

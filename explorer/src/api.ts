@@ -4,7 +4,7 @@ import type { paths } from "./service";
 
 export type {
   ClusterDetails, ClusterSummary, Comparison, CoresetSummary, Count, Estimate, HeldBack, HeldResult, Histogram, ImageDetails, Job,
-  Neighbour, Pin, PinBody, Pool, ReviewList, Sample, SelectionKey, Share, Shift, Stats,
+  Neighbour, Pin, PinBody, Pool, ReviewList, Sample, SelectionKey, Share, Shift, Stats, WithdrawalList, WithdrawalReceipt,
 } from "./service";
 
 // The types of a route's parameters, body and answer, from the OpenAPI document.
@@ -38,6 +38,8 @@ export const routes = {
   jobs: get("/v1/jobs"),
   pins: get("/v1/pins"),
   held: get("/v1/holdings"),
+  waste: get("/v1/waste"),
+  withdrawals: get("/v1/withdrawals"),
   review: get("/v1/review"),
   reviewPicture: get("/v1/review/{image_id}/picture"),
   lookUp: post("/v1/images/lookup"),
@@ -45,6 +47,10 @@ export const routes = {
   pick: post("/v1/coresets"),
   renameHeld: post("/v1/holdings/{kind}/{name}/name"),
   deleteHeld: remove("/v1/holdings/{kind}/{name}"),
+  collect: remove("/v1/waste"),
+  previewWithdrawal: post("/v1/withdrawals/preview"),
+  withdraw: post("/v1/withdrawals"),
+  finishWithdrawal: post("/v1/withdrawals/finish"),
   cancel: remove("/v1/jobs/{job_id}"),
   decide: post("/v1/review/decisions"),
   addPin: post("/v1/pins"),

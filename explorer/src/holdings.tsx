@@ -120,6 +120,43 @@ function Row({ result }: { result: HeldResult }) {
   );
 }
 
+/** What the store does not need; deleted as it is listed. */
+function NotNeeded() {
+  const items = useAnswer(routes.waste(), changed.value)?.items ?? [];
+  const [sure, setSure] = useState(false);
+  if (items.length === 0) return null;
+  const collect = async (event: Event) => {
+    event.preventDefault();
+    try {
+      const gone = await routes.collect({} as never, { places: items.map((item) => item.place) });
+      message.value = `Deleted ${gone.places.length}, ${bytes(gone.bytes)}.`;
+      setSure(false);
+      changed.value += 1;
+      await refresh();
+    } catch (error) {
+      say(error);
+    }
+  };
+  return (
+    <form onSubmit={collect} class="screen">
+      <div class="scroll" tabIndex={0} role="region" aria-label="Not needed">
+        <table>
+          <caption>Not needed</caption>
+          <thead><tr><th>What</th><th>Size</th><th>Why</th></tr></thead>
+          <tbody>{items.map((item) => (
+            <tr key={item.place}><th scope="row">{item.place}</th><td>{bytes(item.bytes)}</td><td>{item.reason}</td></tr>
+          ))}</tbody>
+        </table>
+      </div>
+      <label class="agree">
+        <input type="checkbox" required checked={sure} onChange={(event) => setSure(event.currentTarget.checked)} />{" "}
+        This cannot be undone.
+      </label>
+      <button type="submit">Delete what is not needed</button>
+    </form>
+  );
+}
+
 export function Holdings() {
   const answer = useAnswer(routes.held(), changed.value);
   const known = answer?.items ?? [];
@@ -141,6 +178,7 @@ export function Holdings() {
         );
       })}
       {answer && known.length === 0 && <p>Nothing yet: <a href={address("pick")}>pick a coreset</a>.</p>}
+      <NotNeeded />
       <ChangeDialog />
     </section>
   );

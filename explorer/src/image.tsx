@@ -64,6 +64,7 @@ export function ImageView({ id }: { id: string }) {
           <div class="bar">
             <button type="button" onClick={() => choose("pin")}>Pin <kbd>p</kbd></button>
             <button type="button" onClick={() => choose("ban")}>Ban <kbd>b</kbd></button>
+            <a href={address("withdraw", { image: id })}>Withdraw …</a>
           </div>
           <details>
             <summary>Full explanation</summary>

@@ -13,11 +13,13 @@ import { PinDialog, Pins } from "./pins";
 import { Review } from "./review";
 import { address, adjust, coreset, coresets, fragment, go, message, number, pool, refresh, route, say } from "./state";
 import { Card } from "./thumbnail";
+import { Withdraw } from "./withdraw";
 import "./style.css";
 
 const VIEWS: [string, string, string][] = [
   ["map", "Map", "m"], ["gallery", "Gallery", "g"], ["clusters", "Clusters", "c"], ["coreset", "Coreset", "o"],
   ["compare", "Compare", "v"], ["store", "Store", "s"], ["pick", "Pick", "n"], ["pins", "Pins and bans", "h"], ["review", "Review", "w"],
+  ["withdraw", "Withdraw", "x"],
 ];
 
 function SignIn() {
@@ -79,6 +81,7 @@ function View() {
   if (view === "pick") return <Pick />;
   if (view === "pins") return <Pins />;
   if (view === "review") return <Review />;
+  if (view === "withdraw") return <Withdraw />;
   if (view === "search") return <Search />;
   return <MapView />;
 }

@@ -70,6 +70,10 @@ def serve_command(
     ] = None,
     ssl_keyfile: Annotated[str | None, typer.Option("--ssl-keyfile", help="For TLS.")] = None,
     ssl_certfile: Annotated[str | None, typer.Option("--ssl-certfile", help="For TLS.")] = None,
+    key_file: Annotated[
+        str | None,
+        typer.Option("--key-file", help="The pool's key, to withdraw patients and groups."),
+    ] = None,
     no_access_log: Annotated[
         bool, typer.Option("--no-access-log", help="Do not log requests.")
     ] = False,
@@ -98,6 +102,7 @@ def serve_command(
         address=address,
         ssl_keyfile=ssl_keyfile,
         ssl_certfile=ssl_certfile,
+        key_file=key_file,
         access_log=not no_access_log,
     )
 

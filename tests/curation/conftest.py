@@ -1,5 +1,6 @@
-"""Drawn ultrasound: speckle in a fan, on black, with lettering where a test wants it."""
+"""Drawn ultrasound, with lettering where a test wants it; ingests in this process, without Ray."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,3 +43,38 @@ def _write(pixels, text, at, size=16, level=230):
 def phantom():
     """Makers of drawn frames: fan, speckle, picture and write."""
     return SimpleNamespace(fan=_fan, speckle=_speckle, picture=_picture, write=_write)
+
+
+def one_by_one(stage, todo, make_worker, plan, decode, retry):
+    """Run shards as the actors do, one after the other and in this process."""
+    worker = make_worker()
+    for index in todo:
+        payload = json.loads(json.dumps(todo[index]))
+        earlier = stage.record(index)
+        if earlier is None:
+            with stage.attempt(index):
+                record = stage.write(index, worker.process(payload))
+        elif retry:
+            before = stage.read(earlier)
+            failed = before.failed_units
+            outcome = before.replaced(failed, worker.process_units(payload, failed))
+            same = outcome.same_tables(before)
+            record = earlier if same else stage.write(index, outcome)
+        else:
+            record = earlier
+        yield {"record": record, "worker": "here", "seconds": {}, "ended": 0.0}
+
+
+@pytest.fixture
+def ingest_in_process(monkeypatch):
+    """Have ingests of this test run here, shard by shard, without Ray."""
+    from echostill.curation.ingestion import stage as ingest_stage
+    from echostill.platform.cluster.nodes import Node
+    from echostill.platform.cluster.plans import plan_workers
+    from echostill.platform.shards import stage as shard_stage
+
+    def planned(config, plan):
+        return plan_workers(1, 8, [Node(2)])
+
+    monkeypatch.setattr(shard_stage, "stream", one_by_one)
+    monkeypatch.setattr(ingest_stage, "plan_on_cluster", planned)

@@ -1,6 +1,5 @@
-"""Ingests in this process, without Ray, of small pictures, which can be killed at any write."""
+"""Ingests of small pictures, which can be killed at any write."""
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +10,6 @@ from PIL import Image
 
 from echostill.curation import IngestConfig, ingest, retry_ingest
 from echostill.curation.deidentification.settings import DeidentifySettings
-from echostill.curation.ingestion import stage as ingest_stage
-from echostill.platform.cluster.nodes import Node
-from echostill.platform.cluster.plans import plan_workers
-from echostill.platform.shards import stage as shard_stage
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import Table
@@ -22,35 +17,6 @@ from echostill.platform.tables.table import Table
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/quickstart/pool/dicom"
 DICOM = EXAMPLES / "OBXXXX1A_rle_2frame.dcm"
 KEY = "a key of thirty-two characters, ok"
-
-
-def one_by_one(stage, todo, make_worker, plan, decode, retry):
-    """Run shards as the actors do, one after the other and in this process."""
-    worker = make_worker()
-    for index in todo:
-        payload = json.loads(json.dumps(todo[index]))
-        earlier = stage.record(index)
-        if earlier is None:
-            with stage.attempt(index):
-                record = stage.write(index, worker.process(payload))
-        elif retry:
-            before = stage.read(earlier)
-            failed = before.failed_units
-            outcome = before.replaced(failed, worker.process_units(payload, failed))
-            same = outcome.same_tables(before)
-            record = earlier if same else stage.write(index, outcome)
-        else:
-            record = earlier
-        yield {"record": record, "worker": "here", "seconds": {}, "ended": 0.0}
-
-
-def stay_here(monkeypatch):
-    """Let ingests run in this process, under one key."""
-    monkeypatch.setattr(shard_stage, "stream", one_by_one)
-    monkeypatch.setattr(
-        ingest_stage, "plan_on_cluster", lambda config, plan: plan_workers(1, 8, [Node(2)])
-    )
-    monkeypatch.setenv("ECHOSTILL_KEY", KEY)
 
 
 def picture(path, seed, side=24):

@@ -7,7 +7,13 @@ from echostill.curation.service.problems import Problem, conflict, unknown
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.names import check_name
 from echostill.platform.tables.holdings import Holding, find_holding, holdings
-from echostill.platform.tables.housekeeping import delete_result, rename_result
+from echostill.platform.tables.housekeeping import (
+    Waste,
+    collect_waste,
+    delete_result,
+    find_waste,
+    rename_result,
+)
 
 
 def holding_item(holding: Holding) -> dict[str, Any]:
@@ -59,6 +65,44 @@ def rename_holding(state: State, place: str, name: str, picking: set[str]) -> di
         raise conflict(f"a job is picking a coreset '{name}': choose another name.")
     _changed(state, place, lambda: rename_result(state.store, place, name))
     return holding_item(find_holding(state.store, target))
+
+
+def waste_list(state: State, picking: set[str]) -> dict[str, Any]:
+    """List what the store does not need; what jobs of this service are picking is not in it."""
+    items = [
+        {"place": waste.place, "bytes": waste.size, "reason": waste.reason}
+        for waste in _waste(state, picking)
+    ]
+    return {"items": items}
+
+
+def collect(state: State, places: list[str], picking: set[str]) -> dict[str, Any]:
+    """Delete some of what the store does not need.
+
+    Raises:
+        Problem: Something of it is needed, or is not there, or another job works on the store.
+    """
+    known = {waste.place: waste for waste in _waste(state, picking)}
+    for place in places:
+        if place not in known:
+            raise conflict(
+                f"'{place}' is not, or no longer, what the store does not need: list it again."
+            )
+    found = [known[place] for place in dict.fromkeys(places)]
+    try:
+        freed = collect_waste(state.store, found)
+    except EchostillError as error:
+        raise conflict(str(error)) from None
+    for waste in found:
+        kind, _, name = waste.place.partition("/")
+        if kind == "coresets":
+            state.forget(name)
+    return {"places": [waste.place for waste in found], "bytes": freed}
+
+
+def _waste(state: State, picking: set[str]) -> list[Waste]:
+    at_work = {f"coresets/{name}" for name in picking}
+    return [waste for waste in find_waste(state.store) if waste.place not in at_work]
 
 
 def _checked_name(name: str) -> None:

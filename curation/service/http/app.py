@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -26,12 +26,14 @@ from echostill.curation.service.http import (
     routes_pins,
     routes_review,
     routes_sql,
+    routes_withdrawals,
 )
 from echostill.curation.service.http.context import ServiceContext
 from echostill.curation.service.http.openapi import PROBLEMS, document_problems_and_token
 from echostill.curation.service.http.replies import problem_reply
 from echostill.curation.service.http.security import Meters, SecurityMiddleware
 from echostill.curation.service.jobs.queue import Jobs
+from echostill.curation.service.jobs.withdrawals import Withdrawals
 from echostill.curation.service.problems import Problem, from_error
 from echostill.curation.service.sql.workers import WORKERS as SQL_WORKERS
 from echostill.curation.service.sql.workers import SqlPool
@@ -48,6 +50,7 @@ ROUTES = (
     routes_pins,
     routes_review,
     routes_sql,
+    routes_withdrawals,
 )
 EXPLORER = Path(__file__).parents[1] / "explorer"
 THREADS = 8  # more would only wait for the same cores
@@ -74,6 +77,7 @@ class Options:
         folder: of derived files; None for the default.
         address: of a Ray cluster that picks; None to pick in a process on this machine.
         log: whether to write the access log.
+        key: the user's key, under which patients and groups are withdrawn.
     """
 
     store: str
@@ -82,6 +86,7 @@ class Options:
     folder: str | None = None
     address: str | None = None
     log: bool = True
+    key: bytes | None = field(default=None, repr=False)
 
 
 def create_app(options: Options) -> SecurityMiddleware:
@@ -98,6 +103,7 @@ def create_app(options: Options) -> SecurityMiddleware:
         sql=SqlPool(),
         teacher=TeacherFeatures(state),
         meters=Meters(),
+        withdrawals=Withdrawals(state.store, options.key, state.refresh),
     )
 
     @contextlib.asynccontextmanager

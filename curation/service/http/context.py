@@ -11,7 +11,8 @@ from echostill.curation.service.data.pages import SampleFinder
 from echostill.curation.service.data.review import ReviewTable
 from echostill.curation.service.data.state import State
 from echostill.curation.service.http.security import Meters
-from echostill.curation.service.jobs.queue import Jobs
+from echostill.curation.service.jobs.queue import FINISHED, Jobs
+from echostill.curation.service.jobs.withdrawals import Withdrawals
 from echostill.curation.service.sql.workers import SqlPool
 
 
@@ -26,6 +27,7 @@ class ServiceContext:
         sql: worker processes for queries.
         teacher: computes the features of uploads.
         meters: metrics for Prometheus.
+        withdrawals: what is, and was, withdrawn.
         jobs: the queue of picks; set when the application starts, like the limiters.
         sql_limiter, stream_limiter: threads of their own for SQL, so that waiting queries never
             occupy those of other requests.
@@ -38,10 +40,15 @@ class ServiceContext:
     sql: SqlPool
     teacher: TeacherFeatures
     meters: Meters
+    withdrawals: Withdrawals
     jobs: Jobs = field(init=False)
     sql_limiter: CapacityLimiter = field(init=False)
     stream_limiter: CapacityLimiter = field(init=False)
     sql_waiting: int = 0
+
+    def picking(self) -> set[str]:
+        """Names of the coresets that jobs are picking, or will."""
+        return {job.name for job in self.jobs.latest() if job.state not in FINISHED}
 
     def measure(self) -> None:
         """Update the gauges."""

@@ -77,6 +77,33 @@ class NewName(Body):
     name: str = Field(min_length=1, max_length=200, examples=["coreset-2026"])
 
 
+class WasteBody(Body):
+    """What to delete of what the store does not need, as it is listed."""
+
+    places: list[str] = Field(min_length=1, max_length=10_000, examples=[["coresets/half"]])
+
+
+class Withdrawn(Body):
+    """What to withdraw: an image_id, a group_id of the pool, or a patient's id in the files."""
+
+    kind: Literal["image", "group", "patient"]
+    value: str = Field(min_length=1, max_length=1000, examples=["lung/pat1"])
+    issuer: str = Field("", max_length=200, description="Of a patient's id (IssuerOfPatientID).")
+    reason: str = Field(
+        "",
+        max_length=1000,
+        examples=["consent was withdrawn"],
+        description="The receipt keeps it. Must not name anybody.",
+    )
+
+
+class WithdrawalBody(Withdrawn):
+    """What to withdraw, as a preview has shown it."""
+
+    images: int = Field(ge=0, description="How many images the preview said.")
+    in_quarantine: int = Field(ge=0, description="How many rows in quarantine the preview said.")
+
+
 class ReviewShown(Body):
     """All frames held back that a filter shows; `frames` is how many these are."""
 

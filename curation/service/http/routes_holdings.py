@@ -6,11 +6,16 @@ from fastapi import APIRouter, Body, Path, Query
 from fastapi.responses import Response
 
 from echostill.curation.service.answers import holdings as answers
-from echostill.curation.service.http.context import Context, ServiceContext
-from echostill.curation.service.http.models.holdings import Deletion, HeldResult, HeldResults
+from echostill.curation.service.http.context import Context
+from echostill.curation.service.http.models.holdings import (
+    Collected,
+    Deletion,
+    HeldResult,
+    HeldResults,
+    WasteList,
+)
 from echostill.curation.service.http.replies import documented, json_reply
-from echostill.curation.service.http.requests import NewName
-from echostill.curation.service.jobs.queue import FINISHED
+from echostill.curation.service.http.requests import NewName, WasteBody
 
 router = APIRouter(prefix="/v1", tags=["holdings"], default_response_class=Response)
 
@@ -38,7 +43,7 @@ def delete(
     ] = False,
 ) -> Response:
     """Delete a named result that nothing else was made from. Records in MLflow stay."""
-    picking = _picking(context)
+    picking = context.picking()
     return json_reply(
         answers.delete_holding(
             context.state, f"{kind}/{name}", picking=picking, dry_run=dry_run, force=force
@@ -51,9 +56,17 @@ def rename(
     context: Context, kind: Folder, name: HeldName, body: Annotated[NewName, Body()]
 ) -> Response:
     """Rename a coreset, report or teacher cache; what was made from it is known by content."""
-    picking = _picking(context)
+    picking = context.picking()
     return json_reply(answers.rename_holding(context.state, f"{kind}/{name}", body.name, picking))
 
 
-def _picking(context: ServiceContext) -> set[str]:
-    return {job.name for job in context.jobs.latest() if job.state not in FINISHED}
+@router.get("/waste", responses=documented(WasteList))
+def waste(context: Context) -> Response:
+    """What the store does not need: staged images, unfinished and outdated results."""
+    return json_reply(answers.waste_list(context.state, context.picking()))
+
+
+@router.delete("/waste", responses=documented(Collected))
+def collect(context: Context, body: Annotated[WasteBody, Body()]) -> Response:
+    """Delete some of what the store does not need."""
+    return json_reply(answers.collect(context.state, body.places, context.picking()))

@@ -47,8 +47,8 @@ instance, picture, KEY = _HELP.instance, _HELP.picture, _HELP.KEY
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
-    _HELP.stay_here(monkeypatch)
+def here(ingest_in_process, monkeypatch):
+    monkeypatch.setenv("ECHOSTILL_KEY", _HELP.KEY)
 
 
 class Merges(Ingests):

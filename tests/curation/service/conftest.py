@@ -31,6 +31,7 @@ from echostill.platform.imaging.images import content_hash, encode_png
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, scores_schema
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import write_table
+from echostill.platform.tables.user_cache import user_cache
 
 ROWS, QUARANTINED, DIMENSION = 240, 4, 64
 ORGANS = ["liver", "heart", "lung", ""]
@@ -187,6 +188,15 @@ def own_store(built, tmp_path):
     root = tmp_path / "store"
     shutil.copytree(built, root)
     return root
+
+
+@pytest.fixture
+def own_cache(built, tmp_path, monkeypatch):
+    """A copy of what was derived, for a test that withdraws: that deletes it."""
+    cache = tmp_path / "cache"
+    shutil.copytree(user_cache(), cache / "echostill")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return cache
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,18 @@ FLAGS = [
     "--use-angle=swiftshader",  # WebGL without a graphics card
     "--enable-unsafe-swiftshader",
 ]
-VIEWS = ["map", "gallery", "clusters", "coreset", "compare", "store", "pick", "pins", "review"]
+VIEWS = [
+    "map",
+    "gallery",
+    "clusters",
+    "coreset",
+    "compare",
+    "store",
+    "pick",
+    "pins",
+    "review",
+    "withdraw",
+]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -215,6 +226,33 @@ def test_results_are_renamed_and_deleted_after_a_question(visit, own_store):
     assert not page.locator("header").is_visible()
     assert store.open_coreset("default").digest in page.inner_text(".facts")
     assert [text for text in visit.complaints if "422" not in text] == []
+
+
+def test_a_group_is_withdrawn_after_a_look_and_waste_is_deleted(own_cache, visit, own_store):
+    page, image = visit.page, Store(str(own_store)).open_pool().read(["image_id"])["image_id"][30]
+    (own_store / "cache").mkdir()
+    (own_store / "cache" / "a.npy").write_bytes(b"0")
+    visit.go("store", "form:has-text('Not needed')")
+    page.get_by_label("This cannot be undone").check()
+    page.get_by_role("button", name="Delete what is not needed").click()
+    page.wait_for_selector(".messages:has-text('Deleted 1')")
+    assert not (own_store / "cache").exists()
+
+    visit.go("withdraw", "form.pick")
+    page.locator("input[value=group]").check()
+    page.get_by_label("id", exact=True).fill("clip5")
+    page.get_by_label("reason").fill("consent was withdrawn")
+    page.get_by_role("button", name="Show what would go").click()
+    page.wait_for_selector(".receipt:has-text('Would go: 6 images')")
+    assert "chosen images go" in page.inner_text(".receipt")
+    page.get_by_label("This cannot be undone").check()
+    page.get_by_role("button", name="Withdraw 6 images").click()
+    page.wait_for_selector("[role=status]:has-text('The receipt is w-000001')", timeout=120_000)
+    page.get_by_text("6 images. consent was withdrawn").click()
+    page.wait_for_selector("details[open]:has-text('Removed: 6 images')")
+    visit.go(f"image/{image.as_py()}", ".messages:has-text('no image')")
+    # While nobody may read the store, and for what is gone.
+    assert [text for text in visit.complaints if "503" not in text and "404" not in text] == []
 
 
 def test_an_image_that_was_not_scored_says_why(visit, make):

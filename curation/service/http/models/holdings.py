@@ -47,3 +47,24 @@ class Deletion(Answer):
 
     deleted: bool
     result: HeldResult
+
+
+class Waste(Answer):
+    """What a store does not need, and why; `place` is a folder of the store."""
+
+    place: str
+    bytes: int
+    reason: str
+
+
+class WasteList(Answer):
+    """All that a store does not need."""
+
+    items: list[Waste]
+
+
+class Collected(Answer):
+    """How much was deleted."""
+
+    places: list[str]
+    bytes: int

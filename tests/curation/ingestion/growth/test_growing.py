@@ -30,8 +30,8 @@ DICOM, instance, picture = _HELP.DICOM, _HELP.instance, _HELP.picture
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
-    _HELP.stay_here(monkeypatch)
+def here(ingest_in_process, monkeypatch):
+    monkeypatch.setenv("ECHOSTILL_KEY", _HELP.KEY)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pytest
 
+from echostill.curation import open_store
 from echostill.curation.service.data.derived import derived_folder, prepare
 from echostill.curation.service.data.state import State
 from echostill.curation.service.problems import Problem
@@ -12,6 +13,7 @@ from echostill.curation.withdrawal.request import WithdrawalRequest
 from echostill.curation.withdrawal.withdrawing import withdraw
 from echostill.platform.imaging.images import decode_staged
 from echostill.platform.tables.schemas import POOL_SCHEMA
+from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import (
     MANIFEST,
     Table,
@@ -93,6 +95,18 @@ def test_a_pool_that_grows_is_noticed(own_store, make, tmp_path, monkeypatch):
         assert (decode_staged(picture) == decode_staged(shown["image"])).all()
     assert chosen == {name: chosen_of(state, name) for name in chosen}
     assert state.neighbours is not None  # of the images that are scored
+
+
+def test_a_reader_goes_on_after_a_growth_and_a_withdrawal(own_store, make, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with open_store(str(own_store), report=lambda stage, fraction: None) as reader:
+        added = make["pool_rows"](252)[240:]
+        grow(Store(str(own_store)).pool(), pa.Table.from_pylist(added, POOL_SCHEMA))
+        assert len(reader.coresets()) == 2
+        assert reader.pool()["images"] == 252
+        request = WithdrawalRequest("group", added[0]["group_id"])
+        withdraw(str(own_store), request, reason="consent withdrawn")
+        assert reader.pool()["images"] == 246
 
 
 def grow(storage, rows):

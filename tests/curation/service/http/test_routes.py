@@ -80,6 +80,14 @@ CALLS = {
     "jobs": lambda client, values: client.jobs(),
     "job": lambda client, values: client.job(values["job"]),
     "cancel": lambda client, values: refused(client.cancel, values["job"]),  # it is done
+    "waste": lambda client, values: client.waste(),
+    "collect": lambda client, values: refused(client.collect, ["coresets/default"]),  # is needed
+    "withdrawals": lambda client, values: client.withdrawals(),
+    "preview_withdrawal": lambda client, values: client.preview_withdrawal("group", "clip3"),
+    "withdraw": lambda client, values: client.withdraw("group", "clip3", reason="consent"),
+    "finish_withdrawal": lambda client, values: refused(  # it is done
+        lambda _: client.finish_withdrawal(), None
+    ),
     "close": lambda client, values: None,
 }
 NOT_IN_CLIENT = {
@@ -164,7 +172,7 @@ def test_a_wrong_answer_is_found(make):
             make["check_json"](Count, json.dumps(wrong))
 
 
-def test_the_client_knows_every_route(own_store, make, tmp_path):
+def test_the_client_knows_every_route(own_store, own_cache, make, tmp_path):
     running = make["running"](own_store)
     reached = set()
 
@@ -174,7 +182,8 @@ def test_the_client_knows_every_route(own_store, make, tmp_path):
         reached.add(operation)
         make["check_answer"](response)
 
-    public = {name for name in vars(Client) if not name.startswith("_")}
+    named = [name for kind in Client.__mro__[:-1] for name in vars(kind)]
+    public = {name for name in named if not name.startswith("_")}
     assert public == set(CALLS)
     (tmp_path / "upload.png").write_bytes(encode_png(np.zeros((20, 20), dtype=np.uint8)))
     values = {"image_id": make["identity"](12), "folder": tmp_path}
