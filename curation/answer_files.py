@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.tables.atomic import atomic_write
@@ -22,10 +20,24 @@ BYTES_PER_WRITE = 2**25
 
 Pieces = Generator[bytes, None, None]
 Writer = AbstractContextManager[Any]
+
+
+def _parquet_writer(file: IO[bytes], schema: pa.Schema) -> Writer:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(file, schema, compression="zstd")
+
+
+def _csv_writer(file: IO[bytes], schema: pa.Schema) -> Writer:
+    import pyarrow.csv as pa_csv
+
+    return pa_csv.CSVWriter(file, schema)
+
+
 FORMATS: dict[str, Callable[[IO[bytes], pa.Schema], Writer]] = {
-    ".parquet": lambda file, schema: pq.ParquetWriter(file, schema, compression="zstd"),
+    ".parquet": _parquet_writer,
     ".arrow": pa.ipc.new_file,
-    ".csv": pa_csv.CSVWriter,
+    ".csv": _csv_writer,
 }
 
 

@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from echostill.curation.answer_files import EVERY_ROW, Pieces, check_answer_file, write_answer
 from echostill.curation.questions import (
@@ -19,11 +19,7 @@ from echostill.curation.questions import (
     read_result,
     write_export,
 )
-from echostill.curation.service.answers import coresets, exports, images, neighbours, pins
-from echostill.curation.service.answers.atlas import write_atlas
-from echostill.curation.service.answers.map import map_table
-from echostill.curation.service.answers.samples import all_samples
-from echostill.curation.service.answers.uploads import TeacherFeatures
+from echostill.curation.service import answers
 from echostill.curation.service.data.derived import prepare, print_progress
 from echostill.curation.service.data.neighbours import Report
 from echostill.curation.service.data.pages import SampleFinder, SampleQuery, sample_query
@@ -33,6 +29,9 @@ from echostill.curation.service.sql.views import describe_views, view_columns
 from echostill.curation.service.sql.workers import Query, SqlPool
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
+
+if TYPE_CHECKING:
+    from echostill.curation.service.answers.uploads import TeacherFeatures
 
 QUERY_SECONDS = 3600.0  # no other callers wait
 LISTS = ("organ", "device", "label", "group_id", "cluster", "min", "max")
@@ -89,7 +88,6 @@ class LocalStore:
         self._report = report
         self._state = _ReaderState(root, report)
         self._finder = SampleFinder()
-        self._teacher = TeacherFeatures(self._state)
         self._sql = sql
 
     def __enter__(self) -> Self:
@@ -109,32 +107,38 @@ class LocalStore:
             self._sql.close()
         self._state.close()
 
+    @cached_property
+    def _teacher(self) -> "TeacherFeatures":
+        return answers.uploads.TeacherFeatures(self._state)
+
     # The pool and its coresets
 
     def pool(self) -> dict[str, Any]:
         """Return what the store contains: numbers of images, organs, devices, coresets."""
-        return self._ask(coresets.pool_overview)
+        return self._ask(answers.coresets.pool_overview)
 
     def coresets(self) -> list[dict[str, Any]]:
         """Return the coresets, newest first."""
         self._state.refresh()
-        return list(self._ask(coresets.coreset_list)["items"])
+        return list(self._ask(answers.coresets.coreset_list)["items"])
 
     def coreset(self, name: str) -> dict[str, Any]:
         """Return how a coreset was picked, and its files."""
-        return self._ask(coresets.coreset_details, name)
+        return self._ask(answers.coresets.coreset_details, name)
 
     def stats(self, name: str) -> dict[str, Any]:
         """Return shares of organs and devices, clusters and histograms of a coreset."""
-        return self._ask(coresets.coreset_stats, name)
+        return self._ask(answers.coresets.coreset_stats, name)
 
     def samples(self, name: str, **filters: Unpack[SampleFilters]) -> Iterator[dict[str, Any]]:
         """Iterate over a coreset's samples; filters as in ``CoresetQuestions``."""
         check_filters(filters, SampleFilters)
-        return self._ask(all_samples, self._finder, name, _query(filters))
+        return self._ask(answers.samples.all_samples, self._finder, name, _query(filters))
 
     def table(self, name: str, **filters: Unpack[ExportFilters]) -> pa.Table:
         """Return a coreset's selected rows (``selected="any"``: all) as one Arrow table."""
+        import pyarrow.parquet as pq
+
         check_filters(filters, ExportFilters)
         return pq.read_table(io.BytesIO(b"".join(self._pieces(name, "parquet", filters))))
 
@@ -145,22 +149,22 @@ class LocalStore:
 
     def compare(self, a: str, b: str, *, limit: int = 100) -> dict[str, Any]:
         """Compare two coresets: overlap, what entered, what left, what shifted."""
-        return self._ask(coresets.compare_coresets, a, b, limit)
+        return self._ask(answers.coresets.compare_coresets, a, b, limit)
 
     def clusters(self, *, coreset: str | None = None, sort: str = "cluster") -> pa.Table:
         """Return the clusters of a coreset as a table."""
-        page = self._ask(coresets.cluster_page, coreset, sort, limit=2**31, cursor=None)
+        page = self._ask(answers.coresets.cluster_page, coreset, sort, limit=2**31, cursor=None)
         return pa.Table.from_pylist(page["items"])
 
     def cluster(self, number: int, *, coreset: str | None = None) -> dict[str, Any]:
         """Return one cluster and its first members."""
-        return self._ask(coresets.cluster_details, coreset, number)
+        return self._ask(answers.coresets.cluster_details, coreset, number)
 
     # Images
 
     def image(self, image_id: str, *, coreset: str | None = None) -> dict[str, Any]:
         """Return everything about one image: origin, scores, ranks, why it is selected or not."""
-        return self._ask(images.image_details, image_id, coreset)
+        return self._ask(answers.images.image_details, image_id, coreset)
 
     def why(self, image_id: str, *, coreset: str | None = None) -> str:
         """Say in words why an image is selected or not."""
@@ -170,23 +174,23 @@ class LocalStore:
         self, text: str, *, limit: int = 20, coreset: str | None = None
     ) -> list[dict[str, Any]]:
         """Find images by the beginning of an id, or by text in a source."""
-        return list(self._ask(images.search_images, text, limit, coreset)["items"])
+        return list(self._ask(answers.images.search_images, text, limit, coreset)["items"])
 
     def resolve(self, name: str) -> str:
         """Return the id of the one image that an id, its beginning, a source or file name means."""
-        return self._state.catalogue.ids[self._ask(images.unique_image, name)]
+        return self._state.catalogue.ids[self._ask(answers.images.unique_image, name)]
 
     def look_up(
         self, *, rows: Sequence[int] = (), ids: Sequence[str] = (), coreset: str | None = None
     ) -> list[dict[str, Any]]:
         """Return samples by their rows in the map, then by ids, in the order given."""
-        return list(self._ask(images.look_up, rows, ids, coreset)["items"])
+        return list(self._ask(answers.images.look_up, rows, ids, coreset)["items"])
 
     def thumbnail(
         self, image_id: str, *, size: int = 160, format: Literal["jpeg", "png"] = "jpeg"
     ) -> bytes:
         """Return the staged picture of an image as JPEG or PNG."""
-        return self._ask(images.thumbnail, self._ask(State.row, image_id), size, format)
+        return self._ask(answers.images.thumbnail, self._ask(State.row, image_id), size, format)
 
     def neighbours(
         self,
@@ -202,19 +206,19 @@ class LocalStore:
         file = image_file(image)
         if file is not None:
             found = self._ask(
-                neighbours.neighbours_of_upload, self._teacher, *file, k, coreset, selected
+                answers.neighbours.neighbours_of_upload, self._teacher, *file, k, coreset, selected
             )
         else:
             image_id = self.resolve(str(image))
             found = self._ask(
-                neighbours.neighbours_of_image, image_id, k, coreset, selected, same_group
+                answers.neighbours.neighbours_of_image, image_id, k, coreset, selected, same_group
             )
         return list(found["items"])
 
     def map(self, *, coreset: str | None = None, sample: int | None = None) -> pa.Table:
         """Return coordinates, cluster and selection of every scored image."""
         self._need("map")
-        return self._ask(map_table, self._ask(State.default_coreset, coreset), sample)
+        return self._ask(answers.map.map_table, self._ask(State.default_coreset, coreset), sample)
 
     def export_atlas(self, path: str, *, coreset: str | None = None, side: int = 96) -> int:
         """Write the pool for embedding-atlas, with a coreset's columns; return the rows.
@@ -231,7 +235,7 @@ class LocalStore:
             )
         shown = self._ask(State.default_coreset, coreset)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return self._ask(write_atlas, shown, Path(path), side, self._report)
+        return self._ask(answers.atlas.write_atlas, shown, Path(path), side, self._report)
 
     # SQL
 
@@ -297,19 +301,19 @@ class LocalStore:
 
     def pins(self, *, history: bool = False) -> list[dict[str, Any]]:
         """Return pins and bans, newest first; with ``history`` the removed ones too."""
-        return list(self._ask(pins.pin_list, history)["items"])
+        return list(self._ask(answers.pins.pin_list, history)["items"])
 
     def pin(self, images: Sequence[str], *, author: str, reason: str) -> dict[str, Any]:
         """Have all later selections take images."""
-        return self._ask(pins.add_pin, "pin", images, None, author, reason)
+        return self._ask(answers.pins.add_pin, "pin", images, None, author, reason)
 
     def ban(self, images: Sequence[str], *, author: str, reason: str) -> dict[str, Any]:
         """Have all later selections leave images out."""
-        return self._ask(pins.add_pin, "ban", images, None, author, reason)
+        return self._ask(answers.pins.add_pin, "ban", images, None, author, reason)
 
     def unpin(self, pin_id: str, *, author: str, reason: str) -> dict[str, Any]:
         """Remove a pin or ban."""
-        return self._ask(pins.remove_pin, pin_id, author, reason)
+        return self._ask(answers.pins.remove_pin, pin_id, author, reason)
 
     def _ask(
         self, question: Callable[Concatenate[State, P], R], *args: P.args, **keys: P.kwargs
@@ -318,7 +322,7 @@ class LocalStore:
             return question(self._state, *args, **keys)
 
     def _pieces(self, name: str, format: str, filters: Mapping[str, Any]) -> Iterator[bytes]:
-        return self._ask(exports.export_pieces, self._finder, name, _query(filters), format)
+        return self._ask(answers.exports.export_pieces, self._finder, name, _query(filters), format)
 
     def _need(self, kind: str) -> None:
         """Build what a question needs, unless it exists."""

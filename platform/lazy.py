@@ -7,7 +7,6 @@ Scoring and training need torch and timm, which take seconds to load; a question
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from typing import Any
 
 
@@ -27,7 +26,7 @@ def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     return find
 
 
-class _NoPandas(MetaPathFinder):
+class _NoPandas:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Report that there is no pandas, and nothing of other names."""
         if name == "pandas":

@@ -6,16 +6,33 @@ Lines come by time, also while no unit of work gets finished: the first shard ma
 import sys
 import threading
 import time
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-console = Console(stderr=True, highlight=False)
 LINE_EVERY_SECONDS = 15.0
+
+
+class Messages:
+    """Messages on standard error. Loads rich with the first: most questions print none."""
+
+    @cached_property
+    def rich(self) -> "Console":
+        """The console of rich that prints them."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False)
+
+    def print(self, text: object, *, markup: bool = True, soft_wrap: bool = False) -> None:
+        """Print a message, as rich does."""
+        self.rich.print(text, markup=markup, soft_wrap=soft_wrap)
+
+
+console = Messages()
 
 
 class Progress:
@@ -44,7 +61,7 @@ class Progress:
                 progress.TimeElapsedColumn(),
                 progress.TimeRemainingColumn(),
                 progress.TextColumn("{task.fields[note]}"),
-                console=console,
+                console=console.rich,
             )
             self._task = self._bar.add_task(self.title, total=self.total, note="")
             self._bar.start()

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 GROUP_LIMIT = "group limit"
 # These mark the reasons of some outcomes; the texts of pins and exclusions follow them.
@@ -93,6 +92,8 @@ def reasons(
         (EXCLUDED_MARK, ", quota ", ""),
         ("not selected: ", ", quota ", ", its quality flags put it last"),
     ]
+    import pyarrow.compute as pc
+
     which = pa.array(outcome)
     lead, middle, end = (pa.array(column).take(which) for column in zip(*sentences, strict=True))
     if texts is not None:
@@ -113,4 +114,6 @@ def reasons(
 
 
 def _joined(*pieces: pa.Array | str) -> pa.Array:
+    import pyarrow.compute as pc
+
     return pc.binary_join_element_wise(*pieces, "")

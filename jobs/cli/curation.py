@@ -138,9 +138,10 @@ def query_command(
         raise UsageError("--overwrite goes with --to.")
     from echostill.curation.service.sql.workers import SqlPool
 
-    with closing(SqlPool(1)) as workers:
+    with closing(SqlPool(1, forked=True)) as workers:
         if url is None:
-            workers.launch()  # it loads its libraries while this process loads its own
+            spare_pandas()
+            workers.launch()  # before this process has threads or has read the store
         with open_questions(store, url, token_file, workers) as questions:
             if to is not None:
                 rows = questions.export_sql(

@@ -27,6 +27,7 @@ from echostill.jobs.cli.options import (
     Overrides,
     Overwrite,
     help_of,
+    with_called,
 )
 from echostill.jobs.cli.withdrawal import add_commands as add_withdrawal_command
 from echostill.platform.errors import EchostillError, UsageError
@@ -359,7 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` then ends a run like Ctrl-C
     code: int | str | None = 0
     try:
-        app(args=list(arguments or sys.argv[1:]))
+        given = list(arguments or sys.argv[1:])
+        with_called(app, given)(args=given)
     except SystemExit as end:
         code = _interrupted() if end.code == INTERRUPTED else end.code
     except EchostillError as error:

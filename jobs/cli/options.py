@@ -1,5 +1,7 @@
 """Arguments and options that several commands share."""
 
+from collections.abc import Sequence
+from copy import copy
 from typing import Annotated
 
 import typer
@@ -24,3 +26,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def help_of(info: StageInfo) -> str:
     """Return the help text of a stage's command."""
     return f"{info.summary}\n\n\b\nExample:\n  {info.example}"
+
+
+def with_called(app: typer.Typer, arguments: Sequence[str]) -> typer.Typer:
+    """Return the command line with only the command that is called: making forty takes a while."""
+    called = [info for info in app.registered_commands if info.name == next(iter(arguments), None)]
+    if not called:
+        return app
+    small = copy(app)
+    small.registered_commands = called
+    return small

@@ -10,7 +10,6 @@ from urllib.parse import parse_qsl
 import pyarrow.fs as pafs
 
 from echostill.platform.errors import UsageError
-from echostill.platform.preflight.answers import SECONDS, NoAnswerError, ask
 
 GOOGLE = "https://storage.googleapis.com"
 # What Arrow's message says where the credentials are missing, unknown or not enough.
@@ -43,6 +42,8 @@ def check_bucket(root: str, options: str) -> None:
     scheme, _, rest = root.partition("://")
     if scheme not in ("s3", "gs"):
         return
+    from echostill.platform.preflight.answers import SECONDS, NoAnswerError, ask
+
     bucket = _bucket(rest)
     given = dict(parse_qsl(options))
     endpoint = _endpoint(scheme, given)

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError
 from echostill.platform.progress import console
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.table import MANIFEST
+
+if TYPE_CHECKING:
+    from echostill.platform.config import StageConfig
 
 FINGERPRINT = "fingerprint.json"
 SHOWN = 60  # characters of a value in a message
@@ -19,6 +20,8 @@ _PARTS = ("configuration", "code", "weights", "inputs")
 
 def code_version() -> str:
     """Return the installed version of echostill."""
+    from importlib import metadata
+
     return metadata.version("echostill")
 
 
@@ -48,7 +51,7 @@ class Fingerprint:
 
 
 def fingerprint(
-    config: StageConfig,
+    config: "StageConfig",
     *,
     weights: dict[str, str] | None = None,
     inputs: dict[str, str] | None = None,
@@ -62,6 +65,8 @@ def fingerprint(
         inputs: Digest of each input table, by name.
         without: Keys to leave out because ``weights`` or ``inputs`` say the same by content.
     """
+    from echostill.platform.config import result_relevant
+
     values = {key: value for key, value in result_relevant(config).items() if key not in without}
     return Fingerprint(values, code_version(), weights or {}, inputs or {})
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from echostill.platform.errors import UsageError
 
@@ -30,6 +29,8 @@ def rows_of_ids(
     Raises:
         UsageError: Ids that no row holds; names the first few.
     """
+    import pyarrow.compute as pc
+
     ids, among = _joined(wanted), _joined(known)
     kind = pa.large_string() if pa.large_string() in (ids.type, among.type) else among.type
     row = pc.index_in(ids.cast(kind), value_set=among.cast(kind))
@@ -53,7 +54,7 @@ def pool_rows(scored: pa.Array | pa.ChunkedArray, pool: pa.Array | pa.ChunkedArr
 
 def first_ids(ids: pa.Array, rows: np.ndarray, limit: int = 3) -> str:
     """Name the first few of the given rows by their ids, for an error message."""
-    shown = pc.take(ids, pa.array(rows[:limit])).to_pylist()
+    shown = ids.take(pa.array(rows[:limit])).to_pylist()
     return ", ".join(shown) + (", ..." if len(rows) > limit else "")
 
 

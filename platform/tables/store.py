@@ -3,11 +3,8 @@
 import json
 import os
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
-
-from echostill.platform.config import StageConfig, result_relevant
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.names import check_name, is_name
 from echostill.platform.processes import submission
@@ -17,6 +14,9 @@ from echostill.platform.tables.table import FORMAT_VERSION, MANIFEST, Table, che
 from echostill.platform.tables.table_folder import RECORDS, TableFolder
 from echostill.platform.tables.versions import version_with
 from echostill.platform.withdrawal.state import check_not_pending
+
+if TYPE_CHECKING:
+    from echostill.platform.config import StageConfig
 
 CONFIGURATION = "configuration.json"
 FORMAT = "format.json"  # of the store; those written before it was kept have format 1
@@ -276,11 +276,13 @@ def check_origin(store: Store, coreset: Table) -> None:
 def selected_ids(coreset: Table) -> tuple[str, ...]:
     """Return the ids that a coreset holds, sorted."""
     table = coreset.read(["image_id", "selected"])
-    return tuple(sorted(table.filter(pc.field("selected"))["image_id"].to_pylist()))
+    return tuple(sorted(table.filter(table["selected"])["image_id"].to_pylist()))
 
 
-def save_configuration(storage: Storage, config: StageConfig) -> None:
+def save_configuration(storage: Storage, config: "StageConfig") -> None:
     """Keep the resolved configuration beside a result, with what its last digits depend on."""
+    from echostill.platform.config import result_relevant
+
     text = json.dumps(result_relevant(config, rounding=True), indent=1, sort_keys=True)
     storage.write(CONFIGURATION, text.encode())
 

@@ -7,13 +7,15 @@ and checksum, the schema, and the fingerprint of the run that made it.
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.tables.storage import Storage, sha256
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1  # of tables, runs and stores; raised when earlier releases could not read them
@@ -22,6 +24,8 @@ ROW_GROUP_ROWS, ROW_GROUP_BYTES = 8192, 2**25
 
 def encode_parquet(table: pa.Table) -> bytes:
     """Serialise a table; the same table always gives the same bytes."""
+    import pyarrow.parquet as pq
+
     sink = io.BytesIO()
     # Pictures and lists of numbers repeat nothing: looking for repetitions in them is most of the
     # work. Row groups are small enough to be read one at a time.
@@ -51,6 +55,8 @@ def decode_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Tabl
     Raises:
         pa.ArrowInvalid: The bytes are not Parquet.
     """
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(pa.py_buffer(data), pre_buffer=False) as file:
         return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
 
@@ -177,6 +183,8 @@ class Table:
 
     def read_part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part."""
+        import pyarrow.parquet as pq
+
         return pq.read_table(
             self.storage.arrow_path(name),
             columns=list(columns) if columns is not None else None,
@@ -228,7 +236,9 @@ class Table:
                 batch_size=rows, columns=list(columns), row_groups=row_groups, use_threads=False
             )
 
-    def _parquet(self, name: str) -> pq.ParquetFile:
+    def _parquet(self, name: str) -> "pq.ParquetFile":
+        import pyarrow.parquet as pq
+
         # Remote files are fetched ahead in large requests; local ones need no copy in memory.
         source = self.storage.filesystem.open_input_file(self.storage.arrow_path(name))
         return pq.ParquetFile(source, pre_buffer=not self.storage.is_local)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from echostill.curation.service.data.columns import SortedTexts, codes, numbers, open_columns
 from echostill.platform.errors import EchostillError
@@ -31,6 +30,8 @@ def build_catalogue(pool: Table, scores: Table | None) -> pa.Table:
         ``part`` and ``part_row``. ``organ``, ``device`` and ``label`` are dictionary-encoded. The
         schema's metadata names the columns of both tables.
     """
+    import pyarrow.compute as pc
+
     table = _with_location(pool)
     own = [name for name in table.column_names if name not in LOCATION]
     order = pc.sort_indices(table["image_id"])
@@ -64,6 +65,8 @@ def _with_location(pool: Table) -> pa.Table:
 
 
 def _with_scores(table: pa.Table, scores: Table) -> tuple[pa.Table, list[str]]:
+    import pyarrow.compute as pc
+
     known = set(table.column_names)
     added = [
         name

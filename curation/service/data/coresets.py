@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from echostill.curation.selection.reasons import GROUP_LIMIT
 from echostill.curation.service.data.catalogue import CATEGORIES, Catalogue
@@ -68,6 +67,8 @@ def write_coreset(path: Path, table: Table, catalogue: Catalogue) -> None:
 
     ``row`` is the number; ``by_cluster`` lists the rows cluster after cluster, by cluster rank.
     """
+    import pyarrow.compute as pc
+
     columns = table.read().sort_by("image_id")
     known = catalogue.table["image_id"].combine_chunks()
     row = pc.index_in(columns["image_id"].combine_chunks().cast(known.type), value_set=known)
@@ -198,6 +199,8 @@ class Coreset:
 
     def why(self, position: int) -> tuple[str, dict[str, Any]]:
         """Say why an image is, or is not, in the coreset: in words and in numbers."""
+        import pyarrow.compute as pc
+
         from echostill.curation.selection.explain.explain import describe_explanation, explanation
 
         near = self.members(int(self.cluster[position]))
@@ -289,6 +292,8 @@ class Coreset:
         }
 
     def _groups(self) -> dict[str, int]:
+        import pyarrow.compute as pc
+
         groups = self.table["group_id"]
         chosen = groups.take(pa.array(self.selected_positions))
         return {

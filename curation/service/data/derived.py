@@ -12,18 +12,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from echostill.curation.service import children
-from echostill.curation.service.data.catalogue import build_catalogue
 from echostill.curation.service.data.columns import open_columns, write_columns
-from echostill.curation.service.data.neighbours import Report, build_neighbours
-from echostill.curation.service.data.projection import build_map
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.atomic import UNFINISHED, atomic_write, atomic_write_bytes, locked
-from echostill.platform.tables.ids import pool_rows
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
 from echostill.platform.tables.user_cache import user_cache
+
+if TYPE_CHECKING:
+    from echostill.curation.service.data.neighbours import Report
 
 FORMAT = "1"  # part of every name; a new layout needs a new number
 FOLDER, STORES = "derived", "stores"  # in the user's cache: files by key, and the key by store
@@ -117,7 +117,7 @@ def open_scores(store: Store) -> Table | None:
     return store.open_scores() if store.scores().exists(MANIFEST) else None
 
 
-def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = KINDS) -> Derived:
+def prepare(store: Store, folder: Path, report: "Report", kinds: Sequence[str] = KINDS) -> Derived:
     """Build what is missing, the most useful first; other processes wait for it.
 
     Args:
@@ -144,25 +144,38 @@ def prepare(store: Store, folder: Path, report: Report, kinds: Sequence[str] = K
         _sweep(derived)
         _sweep_replaced(store, derived)
         if not derived.catalogue.exists():
+            from echostill.curation.service.data.catalogue import build_catalogue
+
             report("catalogue", 0.0)
             write_columns(derived.catalogue, build_catalogue(store.open_pool(), open_scores(store)))
         scores = open_scores(store)
         missing = [kind for kind in derived.missing() if kind in kinds]
         if scores is None or not missing:
             return derived
-        catalogue = open_columns(derived.catalogue)
-        rows = pool_rows(scores.read(["image_id"])["image_id"], catalogue["image_id"])
-        if "neighbours" in missing:
-            with atomic_write(derived.neighbours) as partial:
-                partial.mkdir()
-                build_neighbours(scores, rows, partial, _within(report, "neighbours", 0.05, 0.85))
-        if "map" in missing:
-            size = catalogue.num_rows
-            build_map(scores, rows, size, derived.map, _within(report, "map", 0.85, 1.0))
+        _build(store, derived, scores, missing, report)
         return derived
 
 
-def _within(report: Report, name: str, low: float, high: float) -> Report:
+def _build(
+    store: Store, derived: Derived, scores: Table, missing: list[str], report: "Report"
+) -> None:
+    """Build the kinds that are missing, the most useful first."""
+    from echostill.curation.service.data.neighbours import build_neighbours
+    from echostill.curation.service.data.projection import build_map
+    from echostill.platform.tables.ids import pool_rows
+
+    catalogue = open_columns(derived.catalogue)
+    rows = pool_rows(scores.read(["image_id"])["image_id"], catalogue["image_id"])
+    if "neighbours" in missing:
+        with atomic_write(derived.neighbours) as partial:
+            partial.mkdir()
+            build_neighbours(scores, rows, partial, _within(report, "neighbours", 0.05, 0.85))
+    if "map" in missing:
+        size = catalogue.num_rows
+        build_map(scores, rows, size, derived.map, _within(report, "map", 0.85, 1.0))
+
+
+def _within(report: "Report", name: str, low: float, high: float) -> "Report":
     return lambda stage, fraction: report(f"{name}: {stage}", low + (high - low) * fraction)
 
 

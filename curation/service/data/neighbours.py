@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from echostill.curation.selection.features import ColumnFeatures, TableFeatures, joined, matrix_of
-from echostill.platform.seeding import stream
 from echostill.platform.tables.table import Table
 
 if TYPE_CHECKING:
@@ -57,6 +55,8 @@ def build_neighbours(scores: Table, rows: np.ndarray, folder: Path, report: Repo
         report: called with stage and fraction.
     """
     import faiss
+
+    from echostill.curation.selection.features import TableFeatures
 
     dimension = TableFeatures(scores).dimension
     lists = list_count(len(rows))
@@ -193,6 +193,8 @@ def bits(mask: np.ndarray) -> np.ndarray:
 
 def unit_features(scores: Table) -> Iterator[np.ndarray]:
     """Yield blocks (n, D) of float32 unit features, in the table's order."""
+    from echostill.curation.selection.features import TableFeatures, joined
+
     features = TableFeatures(scores)
     for piece in range(len(features.counts)):
         for block in joined(features.blocks(piece), ROWS_PER_BATCH):
@@ -201,6 +203,8 @@ def unit_features(scores: Table) -> Iterator[np.ndarray]:
 
 def unit_rows(column: pa.ChunkedArray) -> np.ndarray:
     """Read a column of features as (n, D) float32 of unit length (zero stays zero)."""
+    from echostill.curation.selection.features import ColumnFeatures, matrix_of
+
     return _of_unit_length(matrix_of(ColumnFeatures(column), np.arange(len(column))))
 
 
@@ -212,6 +216,8 @@ def _of_unit_length(rows: np.ndarray) -> np.ndarray:
 
 def _samples(scores: Table, lists: int, report: Report) -> tuple[np.ndarray, np.ndarray]:
     """Draw training rows and queries from every part, in proportion to its rows."""
+    from echostill.platform.seeding import stream
+
     wanted = max(lists * TRAINING_ROWS_PER_LIST, min(scores.rows, 4096))
     chosen, queries = [], []
     for number, part in enumerate(scores.manifest["parts"]):

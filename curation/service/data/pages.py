@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from echostill.curation.service.data.catalogue import CATEGORIES
 from echostill.curation.service.data.columns import numbers
@@ -254,6 +253,8 @@ class SampleFinder:
 
 def filtered(coreset: Coreset, query: SampleQuery) -> np.ndarray | None:
     """Return the positions that pass a query's filters, ascending (uint32); None for all rows."""
+    import pyarrow.compute as pc
+
     kept = _start(coreset, query)
 
     def narrow(mask: np.ndarray) -> None:

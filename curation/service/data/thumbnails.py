@@ -3,14 +3,15 @@
 import io
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
-from PIL import Image
 
 from echostill.platform.errors import EchostillError
-from echostill.platform.imaging.images import decode_staged, encode_png, resize_longest
 from echostill.platform.tables.table import Table
+
+if TYPE_CHECKING:  # most questions show no picture
+    import pyarrow.parquet as pq
 
 CACHE_BYTES = 64 * 2**20
 OPEN_FILES = 64
@@ -39,6 +40,8 @@ class Thumbnails:
             size: longest side in pixels; a smaller picture is not enlarged.
             kind: ``jpeg`` or ``png``.
         """
+        from echostill.platform.imaging.images import decode_staged, encode_png, resize_longest
+
         key = (part, row, size, kind)
         with self._lock:
             if key in self._cache:
@@ -56,6 +59,8 @@ class Thumbnails:
         return data
 
     def _staged(self, part: int, row: int) -> bytes:
+        import pyarrow.parquet as pq
+
         storage, name = self._pool.storage, self._parts[part]
         with (
             storage.filesystem.open_input_file(storage.arrow_path(name)) as source,
@@ -71,7 +76,9 @@ class Thumbnails:
                 wanted -= batch.num_rows
         raise EchostillError(f"'{storage.locate(name)}' has no row {row}.")
 
-    def _footer(self, part: int) -> pq.FileMetaData:
+    def _footer(self, part: int) -> "pq.FileMetaData":
+        import pyarrow.parquet as pq
+
         with self._lock:
             if part in self._footers:
                 self._footers.move_to_end(part)
@@ -86,7 +93,7 @@ class Thumbnails:
         return footer
 
 
-def _group_of(footer: pq.FileMetaData, row: int) -> tuple[int, int]:
+def _group_of(footer: "pq.FileMetaData", row: int) -> tuple[int, int]:
     """Return the row group that holds a row, and the group's first row."""
     first = 0
     for group in range(footer.num_row_groups):
@@ -99,6 +106,8 @@ def _group_of(footer: pq.FileMetaData, row: int) -> tuple[int, int]:
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
     """Encode (H, W) or (H, W, 3) uint8 pixels for display."""
+    from PIL import Image
+
     sink = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(sink, format="JPEG", quality=QUALITY)
     return sink.getvalue()

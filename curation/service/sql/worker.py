@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import duckdb
 import pyarrow as pa
@@ -29,6 +29,7 @@ PROCESS_BYTES = 3 * 2**30  # private memory, mapped tables not counted; beyond i
 JSON_BYTES = 32 * 2**20
 ROWS_PER_FETCH = 1024
 NICENESS = 5  # other requests go first
+RECURSION = 10_000  # calls: queries are nested
 SAFE = (
     "SET threads = {threads}",
     f"SET memory_limit = '{MEMORY_LIMIT}'",
@@ -274,20 +275,31 @@ def _plain(value: Any) -> Any:
 
 
 def main() -> None:
-    """Answer requests until the service closes standard input or ends."""
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    """Answer what comes on standard input on standard output."""
+    serve(os.dup(0), os.dup(1))
+
+
+def serve(requests_from: int, answers_to: int) -> NoReturn:
+    """Answer requests until the service closes its end of their pipe or ends.
+
+    Args:
+        requests_from: file descriptor of the requests, JSON lines.
+        answers_to: file descriptor of the answers.
+    """
+    output = os.fdopen(answers_to, "wb")
+    os.dup2(2, 1)  # whatever prints, prints elsewhere
     resource.setrlimit(resource.RLIMIT_DATA, (PROCESS_BYTES, PROCESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # nothing that runs here can write a file
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
+    sys.setrecursionlimit(RECURSION)
     spare_pandas()
     worker = Worker(output)
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def listen() -> None:
-        source = os.fdopen(os.dup(0), "rb")
+        source = os.fdopen(requests_from, "rb")
         for line in source:
             request = json.loads(line)
             if request.get("cancel"):
@@ -303,5 +315,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.setrecursionlimit(10_000)
     main()

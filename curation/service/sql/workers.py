@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from echostill.curation.service.problems import Problem, busy
+from echostill.curation.service.sql.fork import ForkedChild, can_fork
 from echostill.curation.service.sql.frames import CHUNK, END, FAILURE, HEADER, RESULT
 
 LAST = (RESULT, END, FAILURE)
+Child = subprocess.Popen[bytes] | ForkedChild
 
 WORKERS = 2
 WAIT_SECONDS = 5.0  # for a free worker
@@ -50,11 +52,18 @@ class Query:
 class SqlPool:
     """A fixed number of workers. Thread-safe."""
 
-    def __init__(self, workers: int = WORKERS) -> None:
+    def __init__(self, workers: int = WORKERS, *, forked: bool = False) -> None:
+        """Make a pool whose workers start when they are needed.
+
+        Args:
+            workers: how many.
+            forked: whether they may be copies of this process, so that DuckDB and Arrow are loaded
+                once; only where it has one thread at that time.
+        """
         self._free: queue.Queue[_Process] = queue.Queue()
         self._closed = False
         for _ in range(workers):
-            self._free.put(_Process())
+            self._free.put(_Process(forked))
 
     def run(self, query: Query, disconnected: Callable[[], bool]) -> Generator[bytes, None, None]:
         """Run a query: yield one piece of JSON, or the pieces of an Arrow stream.
@@ -119,8 +128,9 @@ class SqlPool:
 class _Process:
     """A worker process, started when it is first needed and after it has ended."""
 
-    def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
+    def __init__(self, forked: bool = False) -> None:
+        self._child: Child | None = None
+        self._forked = forked
         self._ready = False
         self._deadline = 0.0
         self._lock = threading.Lock()
@@ -141,7 +151,7 @@ class _Process:
                 self._deadline = time.monotonic() + GRACE_SECONDS
                 self._write(child, {"cancel": True})
 
-    def _frames(self, child: subprocess.Popen[bytes]) -> Iterator[tuple[bytes, bytes] | None]:
+    def _frames(self, child: Child) -> Iterator[tuple[bytes, bytes] | None]:
         """Yield frames; None after each poll without one."""
         assert child.stdout is not None
         descriptor = child.stdout.fileno()
@@ -165,7 +175,7 @@ class _Process:
             else:
                 yield None
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> Child:
         """Start the worker if it is not running, and wait until it is ready."""
         child = self.launch()
         if not self._ready:
@@ -176,19 +186,15 @@ class _Process:
             self._ready = True
         return child
 
-    def launch(self) -> subprocess.Popen[bytes]:
-        """Start the worker if it is not running; it loads its libraries by itself."""
+    def launch(self) -> Child:
+        """Start the worker if it is not running, without waiting until it is ready."""
         with self._lock:
             if self._child is None or self._child.poll() is not None:
                 self._ready = False
-                self._child = subprocess.Popen(
-                    [sys.executable, "-m", "echostill.curation.service.sql.worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
+                self._child = _forked() if self._forked and can_fork() else _spawned()
             return self._child
 
-    def _write(self, child: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
+    def _write(self, child: Child, message: dict[str, Any]) -> None:
         assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             child.stdin.write(json.dumps(message).encode() + b"\n")
@@ -201,6 +207,22 @@ class _Process:
                 self._child.kill()
                 self._child.wait()
             self._child = None
+
+
+def _spawned() -> Child:
+    """Start a worker afresh; it loads its libraries by itself."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "echostill.curation.service.sql.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def _forked() -> Child:
+    """Start a worker that has the libraries of this process."""
+    from echostill.curation.service.sql.worker import serve
+
+    return ForkedChild(serve)
 
 
 def _problem(kind: str, message: str) -> Problem:
