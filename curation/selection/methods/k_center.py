@@ -12,11 +12,11 @@ def k_center(block: Block, count: int, settings: object) -> np.ndarray:
     Starts from the pinned images or, without any, from the image nearest to the block's mean. It
     picks outliers by design.
     """
-    similarity = Similarity(block.features)
+    similarity = Similarity(block.features, count)
     nearest = np.full(len(block), -np.inf)  # similarity to the nearest picked image
     picks = np.flatnonzero(block.pinned).tolist()
     for pick in picks:
-        np.maximum(nearest, similarity.row(pick), out=nearest)
+        similarity.raise_to(pick, nearest)
     if not picks and count:
         unit = similarity.unit
         picks = [int(np.argmax(np.round(unit @ unit.mean(axis=0), 9)))]
@@ -25,6 +25,6 @@ def k_center(block: Block, count: int, settings: object) -> np.ndarray:
     while len(picks) < count:
         pick = int(np.argmin(nearest))
         picks.append(pick)
-        np.maximum(nearest, similarity.row(pick), out=nearest)
+        similarity.raise_to(pick, nearest)
         nearest[pick] = np.inf
     return in_order(picks, nearest)

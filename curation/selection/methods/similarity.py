@@ -15,6 +15,7 @@ from echostill.platform.config import Config
 DECIMALS = 12
 GRAM_ROWS = 6000  # up to this size all pairs are stored: 8 n^2 bytes, 288 MB
 CHUNK = 512
+FEW = 0.25  # share of the rows below which they are computed one by one
 
 
 class GraphSettings(Config):
@@ -39,15 +40,24 @@ class HasGraph(Protocol):
 class Similarity:
     """Similarities among the rows of one block."""
 
-    def __init__(self, features: np.ndarray) -> None:
+    def __init__(self, features: np.ndarray, wanted: int | None = None) -> None:
         """Prepare the features.
 
         Args:
             features: (n, D) of any float type and length.
+            wanted: how many rows' similarities will be asked for; None for all or unknown.
         """
         self._exact = features.astype(np.float64)
         self._scale = 1.0 / np.sqrt(np.einsum("ij,ij->i", self._exact, self._exact))
-        self._gram = self.rows(0, len(features)) if len(features) <= GRAM_ROWS else None
+        total = len(features)
+        few = wanted is not None and wanted < total * FEW
+        self._gram = self.rows(0, total) if total <= GRAM_ROWS and not few else None
+        self._rough: np.ndarray | None = None
+        if self._gram is None and np.isfinite(self._scale).all():
+            self._rough = self.unit.astype(np.float32)
+        # What float32 may be off by: Higham 2002, equation 3.5, for rows of unit length, and the
+        # rounding of the elements and of the result.
+        self._off = (features.shape[1] + 4) * 2.0**-24 * 1.01 + 10.0**-DECIMALS
 
     def __len__(self) -> int:
         return len(self._scale)
@@ -67,6 +77,26 @@ class Similarity:
             product = self._exact @ self._exact[number]
             row = np.round(product * self._scale * self._scale[number], DECIMALS)
         return row
+
+    def raise_to(self, number: int, least: np.ndarray) -> None:
+        """Raise values to the similarity to one row, where that is larger; in place.
+
+        Only rows that can be raised, as float32 tells, are computed exactly.
+
+        Args:
+            number: the row.
+            least: (n,) float64.
+        """
+        if self._rough is None:
+            np.maximum(least, self.row(number), out=least)
+            return
+        near = np.flatnonzero(self._rough @ self._rough[number] > least - self._off)
+        if len(near) > len(self) * FEW:
+            np.maximum(least, self.row(number), out=least)
+            return
+        product = self._exact[near] @ self._exact[number]
+        exact = np.round(product * self._scale[near] * self._scale[number], DECIMALS)
+        least[near] = np.maximum(least[near], exact)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return the similarities of a run of rows to every row, (stop - start, n) float64."""

@@ -285,6 +285,23 @@ def test_similarities_are_exact_whichever_way_they_are_computed(monkeypatch):
         np.testing.assert_allclose(formed.row(row), z @ z[row], atol=1e-12)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("few", [0.0, 0.25, 1.0])
+def test_values_rise_to_a_row_as_if_all_of_it_were_computed(few, zero, monkeypatch):
+    monkeypatch.setattr("echostill.curation.selection.methods.similarity.FEW", few)
+    features = pool_of(rows=300, dimension=48).features.array.copy()
+    if zero:
+        features[7] = 0  # has no direction: its similarities are no numbers
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole, few_wanted = Similarity(features), Similarity(features, 3)
+        expected = np.full(300, -np.inf)
+        found = expected.copy()
+        for row in np.random.default_rng(0).permutation(300):
+            expected = np.maximum(expected, whole.row(row))
+            few_wanted.raise_to(row, found)
+            np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("count", [1, 5, 39, 60])
 def test_neighbours(count, monkeypatch):
     monkeypatch.setattr("echostill.curation.selection.methods.similarity.CHUNK", 7)
