@@ -5,7 +5,7 @@ A Markdown file with a YAML head, as Hugging Face's hub reads it.
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -53,6 +53,7 @@ class Facts:
         chosen_by: Configuration of the selection.
         ingested: Configuration of the ingest.
         digests: Of the coreset and the pool.
+        contributors: Stores that the pool was merged from, rows of the table of that name.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Facts:
     chosen_by: dict[str, Any]
     ingested: dict[str, Any]
     digests: dict[str, str]
+    contributors: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -98,6 +100,7 @@ def facts_of(chosen: ChosenImages, table: pa.Table, licence: str) -> Facts:
         _configuration(chosen.coreset.storage),
         _configuration(chosen.pool.storage),
         {"coreset": chosen.coreset.digest, "pool": chosen.pool.digest},
+        chosen.store.read_contributors(),
     )
 
 
@@ -179,11 +182,26 @@ def _head(facts: Facts, form: Form) -> dict[str, Any]:
 
 
 def _origin(facts: Facts) -> list[str]:
+    if facts.contributors:
+        return _merged_from(facts)
     sources = facts.ingested.get("source") or ()
     listed = [sources] if isinstance(sources, str) else list(sources)
     names = [f"- `{source.rstrip('/').rpartition('/')[2]}`" for source in listed]
     pool = f"The pool has {facts.pool_images} images (digest `{facts.digests['pool']}`)."
     return [pool, *(["", "It was made from:", "", *names] if names else [])]
+
+
+def _merged_from(facts: Facts) -> list[str]:
+    """Say which stores the pool was merged from; of many, the largest."""
+    rows = sorted(facts.contributors, key=lambda one: (-one["merged"], one["store"]))
+    lines = [
+        f"- `{one['store']}`: {one['merged']} images of {one['groups']} groups; organs: "
+        f"{one['organs']}; licence: {one['licence'] or 'unknown'}"
+        for one in rows[:SHOWN]
+    ]
+    more = [f"- and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+    pool = f"The pool has {facts.pool_images} images (digest `{facts.digests['pool']}`)."
+    return [pool, "", "It was merged from:", "", *lines, *more]
 
 
 def _choice(facts: Facts) -> list[str]:

@@ -74,11 +74,11 @@ def open_stores(target: Store, stores: Mapping[str, str], key: bytes | None) -> 
     """
     if len(stores) < 2:
         raise UsageError(f"a merge takes two stores or more, not {len(stores)}: --from NAME=STORE.")
-    places = {_place(target.root): "the merged store"}
+    places = {_place(target): "the merged store"}
     found = []
     for name in sorted(stores):
         store = Store(stores[name])
-        place = _place(store.root)
+        place = _place(store)
         for other, what in places.items():
             if _inside(place, other) or _inside(other, place):
                 raise UsageError(
@@ -165,8 +165,10 @@ def _check_key(stores: Sequence[SourceStore], key: bytes | None) -> None:
             )
 
 
-def _place(root: str) -> str:
-    return root if "://" in root else os.path.realpath(root)
+def _place(store: Store) -> str:
+    """Return where a store is, whatever path or options lead there."""
+    root = store.storage.root
+    return os.path.realpath(root) if store.storage.is_local else root
 
 
 def _inside(one: str, other: str) -> bool:

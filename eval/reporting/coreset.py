@@ -39,6 +39,7 @@ from echostill.eval.reporting.page import thumbnails as thumbnail_row
 from echostill.eval.reporting.pool import (
     CATEGORIES,
     accounts,
+    contributors,
     file_name,
     pool_figures,
     quality_flags,
@@ -113,6 +114,7 @@ class CoresetSections:
         """What the pool holds."""
         content = [
             *accounts(self.material),
+            *contributors(self.material),
             grid(pool_figures(self.material)),
             heading("A look at each organ"),
             paragraph("Evenly spaced images. A check mark means selected into the coreset."),

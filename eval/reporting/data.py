@@ -104,6 +104,7 @@ class Material:
         configurations: resolved configuration of each stage that kept one.
         digests: digest of each input, by name.
         passed_over: files that ingest did not read or that are no pictures, by kind.
+        contributors: stores that the pool was merged from, rows of the table of that name.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Material:
     digests: dict[str, str]
     passed_over: dict[str, int] = field(default_factory=dict)
     copies: CopyCounts = field(default_factory=CopyCounts)
+    contributors: list[dict[str, Any]] = field(default_factory=list)
 
 
 def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str]) -> Material:
@@ -171,6 +173,7 @@ def gather(store: Store, name: str, coreset_name: str, run_names: Sequence[str])
         configurations={key: value for key, value in configurations.items() if value},
         digests=digests,
         copies=count_copies(store, scores, rows),
+        contributors=store.read_contributors(),
     )
 
 

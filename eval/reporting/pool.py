@@ -36,6 +36,36 @@ def accounts(material: Material) -> Iterable[Html]:
             )
 
 
+def contributors(material: Material) -> list[Html]:
+    """The stores that the pool was merged from, and what each brought."""
+    if not material.contributors:
+        return []
+    names = ("store", "merged", "duplicates", "withdrawn", "groups", "organs", "devices", "licence")
+    words = names[5:]
+    rows = [
+        tuple(one[name] or ("–" if name in words else 0) for name in names)
+        for one in material.contributors
+    ]
+    heads = ["Store", "Merged", "Duplicates", "Withdrawn", "Groups", "Organs", "Devices", "Licence"]
+    apart = [one["store"] for one in material.contributors if not one["groups_join"]]
+    said = "All are under one key: a patient of two stores is one group."
+    if apart:
+        said = (
+            f"Groups of {', '.join(apart)} are under another key: a patient of two stores counts "
+            "as two."
+        )
+    return [
+        heading("Who contributed"),
+        paragraph(f"Duplicates were left out: another store has the same pixels. {said}"),
+        table(
+            heads,
+            rows,
+            "Images of each store, as they were merged.",
+            words=frozenset({0, 5, 6, 7}),
+        ),
+    ]
+
+
 def quarantined(material: Material) -> list[Html]:
     """Show what was held back and why, by kind of error."""
     held = material.quarantine.to_pylist()

@@ -98,6 +98,13 @@ class Store:
         """The table of stores that the pool was merged from."""
         return self.table("contributors")
 
+    def read_contributors(self) -> list[dict[str, Any]]:
+        """Read the stores that the pool was merged from; none of a pool that was not."""
+        if not self.contributors().exists(MANIFEST):
+            return []
+        rows: list[dict[str, Any]] = Table.open(self.contributors(), "merge").read().to_pylist()
+        return rows
+
     def origins(self) -> Storage:
         """The table that says from which of these stores an image is."""
         return self.table("origins")

@@ -26,6 +26,7 @@ from echostill.curation.selection.explain.origins import stores_of
 from echostill.curation.selection.explain.questions import quarantined
 from echostill.curation.withdrawal.request import WithdrawalRequest
 from echostill.curation.withdrawal.withdrawing import withdraw
+from echostill.jobs.cli.main import main
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.outcome import Outcome
@@ -294,6 +295,40 @@ def test_the_scores_of_the_first_store_go_on_with_its_proxy(merges):
     assert merged.open_scores().digest == store.open_scores().digest
     assert verify_store(merged.root).sound
     assert merges.table("contributors")[0]["scores"] == "kept"
+
+
+@pytest.mark.slow
+def test_the_commands_merge_ask_withdraw_and_verify(merges, capsys, tmp_path):
+    merges.hospitals()
+    store = str(merges.folder / "merged")
+
+    def said(*words):
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        assert ended.value.code == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    (tmp_path / "merge.yaml").write_text(
+        f"stores:\n  north: {merges.folder / 'north'}\nlicence: {{north: CC0}}\n"
+    )
+    words = ["merge", store, "--config", str(tmp_path / "merge.yaml")]
+    words += ["--from", f"south={merges.folder / 'south'}"]
+    dry = said(*words, "--dry-run")
+    assert not Path(store).exists()
+    assert said(*words) == dry
+    query = "select store, merged, duplicates, licence from contributors order by store"
+    found = said("query", query, "--store", store, "--json")
+    assert [list(row.values()) for row in json.loads(found)] == [
+        ["north", 6, 0, "CC0"],
+        ["south", 4, 1, ""],
+    ]
+    rows = {row["source"]: row["image_id"] for row in merges.rows("south")[0]}
+    assert "store south had the same pixels" in said("why", rows["copy.png"], "--store", store)
+    said("withdraw", store, "--image", rows["s5.png"], "--reason", "asked for")
+    assert said("verify", store).strip().endswith("sound")
+    counts = "select store, count(*) n from origins join pool using (image_id) group by store"
+    found = json.loads(said("query", counts, "--store", store, "--json"))
+    assert {row["store"]: row["n"] for row in found} == {"north": 6, "south": 3}
 
 
 # Stores that are written row by row

@@ -18,7 +18,7 @@ from echostill.eval.reporting.copies import CopyCounts, copies, near_copies
 from echostill.eval.reporting.data import Material, StageCounts, gather, without_paths
 from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
 from echostill.eval.reporting.labels import DEFAULTS, labelled_values
-from echostill.eval.reporting.pool import accounts, quality_flags, quarantined
+from echostill.eval.reporting.pool import accounts, contributors, quality_flags, quarantined
 from echostill.eval.reporting.results import Results
 from echostill.eval.reporting.stage import ReportConfig, plan_report, recipe_of, render, report
 from echostill.eval.summary import TaskInfo, summarise
@@ -354,6 +354,19 @@ def test_what_ingest_passed_over_is_told(material):
     passed = dataclasses.replace(material, passed_over={".pdf": 3, "CT (DICOM)": 1200})
     told = "".join(str(piece) for piece in quarantined(passed))
     assert "no pictures or not read: 1,200 CT (DICOM), 3 .pdf." in told
+
+
+def test_who_contributed_to_a_merged_pool_is_told(material):
+    assert contributors(material) == []
+    counts = {"merged": 1200, "duplicates": 3, "withdrawn": 0, "groups": 40, "devices": ""}
+    north = {"store": "north", **counts, "organs": "liver 1200", "licence": "", "groups_join": True}
+    south = {**north, "store": "<south>", "groups_join": False}
+    merged = dataclasses.replace(material, contributors=[north, south])
+    told = "".join(str(piece) for piece in contributors(merged))
+    assert "1,200" in told
+    assert "liver 1200" in told
+    assert "Groups of &lt;south&gt; are under another key" in told
+    assert "<south>" not in told
 
 
 def test_copies_leaks_and_waiting_frames_are_counted(page):
