@@ -77,7 +77,7 @@ class Merge:
                 f"{one['groups']} groups; organs: {one['organs']}; devices: {one['devices']}; "
                 f"scores: {one['scores']}"
             )
-        return "\n".join([*lines, *(f"{note}." for note in self.notes)])
+        return "\n".join([*lines, *(f"{note[0].upper()}{note[1:]}." for note in self.notes)])
 
 
 def merge(config: MergeConfig, *, dry_run: bool = False) -> Merge:

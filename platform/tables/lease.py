@@ -152,8 +152,8 @@ def hold(storage: Storage, stage: str, result: str, *, alone: bool = True) -> It
 def at_work(storage: Storage) -> Holder | None:
     """Return a job that works on a store, None where there is none. Only looks, and never waits.
 
-    A job on another machine is taken for one until its lease was not renewed for
-    ``STALE_SECONDS``, by this machine's clock where the store has none of its own.
+    A job on another machine is taken to live until its lease is older than ``STALE_SECONDS`` by the
+    clock of this machine.
     """
     folder = storage.at(FOLDER)
     for name in folder.list():

@@ -142,6 +142,23 @@ def test_a_lease_of_elsewhere_that_is_renewed_lives(tmp_path):
     other.release()
 
 
+def test_a_look_finds_who_is_at_work_and_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1e9)
+    storage = Storage(str(tmp_path))
+    assert lease.at_work(storage) is None
+    first = lease_of(storage, "first")
+    first.acquire()
+    assert lease.at_work(storage).stage == "distill"
+    first.release()
+    lease_of(storage, "gone", process=2**22 + 1)._write(lease.HELD)
+    lease_of(storage, "elsewhere", machine="another")._write(lease.HELD)
+    seen = leases(storage)
+    assert lease.at_work(storage).owner == "elsewhere"
+    assert leases(storage) == seen
+    monkeypatch.setattr(lease, "STALE_SECONDS", -1e9)
+    assert lease.at_work(storage) is None
+
+
 def test_who_was_taken_for_dead_ends_and_says_by_whom(tmp_path):
     storage = Storage(str(tmp_path))
 

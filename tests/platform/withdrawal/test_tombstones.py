@@ -50,3 +50,19 @@ def test_they_are_read_back_and_added_to_under_one_salt(tmp_path):
     assert not any(name in kept for name in ("an id", "pixels", "a group"))
     assert all(len(mark) == 32 for mark in json.loads(kept)["marks"])
     assert made().salt != first.salt  # the same id has another digest in another store
+
+
+def test_those_of_several_stores_are_one(tmp_path):
+    other = Tombstones().added(["other id"], (), (), ["other group"], OTHER_KEY)
+    both = Tombstones.united([Tombstones(), made(), Tombstones.united([other, made()])])
+    storage = Storage(str(tmp_path))
+    write_tombstones(storage, both)
+    kept = read_tombstones(storage)
+    assert kept == both
+    assert kept.refusal({**ROW, "image_id": "other id"}, KEY)
+    assert kept.refusal({**ROW, "group_id": "other group"}, OTHER_KEY)
+    assert kept.refusal({**ROW, "group_id": "a group"}, KEY)
+    assert not kept.refusal(ROW, KEY)
+    more = kept.added(["third"], (), (), (), None)
+    assert all(more.refusal({"id": name}, KEY) for name in ("an id", "other id", "third"))
+    assert not Tombstones.united([Tombstones(), Tombstones()])
