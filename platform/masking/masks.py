@@ -189,11 +189,15 @@ class MaskChoice:
         """Return the choice for a part of the images."""
         return MaskChoice(self.blocks[start:end], self.bands[start:end])
 
+    def pinned(self) -> "MaskChoice":
+        """Return the choice in memory that a GPU copies from while it computes."""
+        return MaskChoice(self.blocks.pin_memory(), self.bands.pin_memory())
+
     def masks(self, settings: MaskSettings, device: torch.device | str = "cpu") -> Masks:
-        """Draw the masks out to pixels on a device."""
+        """Draw the masks out to pixels on a device: a few bytes of an image travel, no masks."""
         return Masks(
-            _blocks_to_pixels(self.blocks.to(device), settings.spatial),
-            _bands_to_pixels(self.bands.to(device), settings.frequency),
+            _blocks_to_pixels(self.blocks.to(device, non_blocking=True), settings.spatial),
+            _bands_to_pixels(self.bands.to(device, non_blocking=True), settings.frequency),
         )
 
 
@@ -235,8 +239,14 @@ def frequency_mask(uniforms: np.ndarray | Tensor, settings: FrequencyMask) -> Te
 def _bands_to_pixels(chosen: Tensor, settings: FrequencyMask) -> Tensor:
     always = chosen.new_zeros(len(chosen), 1)
     stopped = torch.cat([always, chosen, always], dim=1)
-    bands = band_map(settings).to(chosen.device)
+    bands = _band_map_on(settings, chosen.device)
     return ~stopped[:, bands.flatten()].reshape(-1, *bands.shape)
+
+
+@lru_cache(maxsize=32)
+def _band_map_on(settings: FrequencyMask, device: torch.device) -> Tensor:
+    """The band map on a device, copied there once: each copy would make the device wait."""
+    return band_map(settings).to(device)
 
 
 @lru_cache(maxsize=32)

@@ -14,10 +14,12 @@ from echostill.platform.masking.masks import (
     apply_frequency,
     apply_spatial,
     band_map,
+    choose_masks,
     draw_masks,
     frequency_mask,
     spatial_mask,
 )
+from echostill.platform.seeding import unit_uniforms
 
 LIMITS = ((8, 41), (0, 5), (0, 7), (1, 9))  # image size, centre, first width, largest increase
 
@@ -211,6 +213,32 @@ def test_draws_follow_seed_epoch_image_and_draw():
         draw_masks(masks, 1, np.array([2]), ["c"], draw=1),
     ):
         assert not torch.equal(other.spatial, alone.spatial)
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_masks_drawn_on_a_device_are_their_definition_for_a_thousand_views(device):
+    """Chosen on the CPU from numbers of each view, drawn out on the device: the same to the bit."""
+    settings, rng = MaskSettings().scaled_to(32, 4), np.random.default_rng(7)
+    radii, block = settings.frequency.radii, settings.spatial.block_size
+    distance = np.hypot(*np.meshgrid(*[np.arange(32) - 16] * 2, indexing="ij"))
+    for seed in range(10):
+        epochs, ids = rng.integers(0, 400, 100), [f"{n:x}" for n in rng.integers(0, 2**60, 100)]
+        masks = choose_masks(settings, seed, epochs, ids, draw=seed % 3).masks(settings, device)
+        assert {mask.device.type for mask in masks} == {device}
+        for row, (epoch, image_id) in enumerate(zip(epochs.tolist(), ids, strict=True)):
+            hidden, stopped = (
+                smallest(unit_uniforms(seed, epoch, [image_id], f"{view} mask {seed % 3}", n)[0], k)
+                for view, n, k in (
+                    ("spatial", settings.spatial.count, settings.spatial.hidden),
+                    ("frequency", settings.frequency.count, settings.frequency.stopped),
+                )
+            )
+            blocks = np.isin(np.arange(settings.spatial.count), hidden)
+            side = settings.spatial.side
+            expected = np.kron(blocks.reshape(side, side), np.ones((block, block), dtype=bool))
+            np.testing.assert_array_equal(masks.spatial[row].cpu(), expected)
+            rings = [(distance > radii[k]) & (distance <= radii[k + 1]) for k in stopped]
+            np.testing.assert_array_equal(masks.frequency[row].cpu(), ~np.any(rings, axis=0))
 
 
 def test_wrong_count_of_uniforms_is_refused():

@@ -1,0 +1,1 @@
+"""Computing on a device: precision, and images on their way there and back."""
