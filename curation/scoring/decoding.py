@@ -5,9 +5,11 @@ slot is then black, and its scores are discarded. A row's scores therefore depen
 neighbours nor on whether they could be decoded, and a row can be scored again separately.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import Table
 
 COLUMNS = ("image_id", "image")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,6 @@ class PartDecoder:
     sizes: tuple[int, ...]
     batch_size: int
 
-    def __call__(self, payload: Sequence[str | int]) -> bytes:
-        """Decode a shard ahead of its scoring, into bytes that :func:`unpack` reads."""
-        return pack(self.batches(payload))
-
     def batches(
         self, payload: Sequence[str | int], only: Sequence[int] | None = None
     ) -> Iterator[Batch]:
@@ -56,8 +55,15 @@ class PartDecoder:
             only: Requested slots, counted from the first row; other slots stay black, and batches
                 without a requested slot are left out.
         """
+        return self.decoded(self.rows(payload), only)
+
+    def rows(self, payload: Sequence[str | int]) -> pa.Table:
+        """Read the rows of a shard, their images still encoded."""
         name, start, stop = str(payload[0]), int(payload[1]), int(payload[2])
-        rows = Table(self.pool, {}).read_rows(name, start, stop, COLUMNS)
+        return Table(self.pool, {}).read_rows(name, start, stop, COLUMNS)
+
+    def decoded(self, rows: pa.Table, only: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Decode rows batch by batch; ``only`` as in :meth:`batches`."""
         wanted = None if only is None else set(only)
         for first in range(0, rows.num_rows, self.batch_size):
             piece = rows.slice(first, self.batch_size)
@@ -95,49 +101,17 @@ def shards(pool: Table, rows_per_shard: int) -> list[list[str | int]]:
     ]
 
 
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Decode the next batch in a separate thread while the last one is scored."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = pool.submit(next, batches, None)
-            yield batch
+def ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
+    """Make the next items in a separate thread while the last one is used.
 
-
-def pack(batches: Iterator[Batch]) -> bytes:
-    """Serialise batches as one Arrow stream, to pass them between tasks."""
-    sink = pa.BufferOutputStream()
-    writer = None
-    for batch in batches:
-        errors = [batch.errors.get(slot, ("", "")) for slot in range(len(batch.ids))]
-        columns = {
-            "image_id": pa.array(batch.ids, pa.string()),
-            "error_class": pa.array([kind for kind, _ in errors], pa.string()),
-            "message": pa.array([message for _, message in errors], pa.string()),
-        }
-        for size, square in batch.squares.items():
-            pixels = [row.tobytes() for row in square]
-            columns[str(size)] = pa.array(pixels, pa.large_binary())
-        packed = pa.record_batch(columns)
-        if writer is None:
-            writer = pa.ipc.new_stream(sink, packed.schema)
-        writer.write_batch(packed)
-    if writer is None:
-        return b""
-    writer.close()
-    return bytes(sink.getvalue())
-
-
-def unpack(data: bytes) -> Iterator[Batch]:
-    """Read the result of :func:`pack`."""
-    if not data:
-        return
-    for packed in pa.ipc.open_stream(pa.py_buffer(data)):
-        squares = {}
-        for column, name in enumerate(packed.schema.names[3:], start=3):
-            side = int(name)
-            pixels = [np.frombuffer(value.as_buffer(), np.uint8) for value in packed.column(column)]
-            squares[side] = np.stack(pixels).reshape(len(pixels), -1, side, side)
-        kinds, messages = packed["error_class"].to_pylist(), packed["message"].to_pylist()
-        errors = {slot: (kind, messages[slot]) for slot, kind in enumerate(kinds) if kind}
-        yield Batch(packed["image_id"].to_pylist(), range(packed.num_rows), squares, errors)
+    Args:
+        items: What makes them.
+        depth: Items that may be ready, or in the making, before they are asked for.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="echostill-ahead") as pool:
+        following: deque[Future[Item | None]] = deque()
+        for _ in range(depth):
+            following.append(pool.submit(next, items, None))
+        while (item := following.popleft().result()) is not None:
+            following.append(pool.submit(next, items, None))
+            yield item

@@ -54,12 +54,21 @@ def outer_product_norms(gradient: Tensor, hidden: Tensor) -> Tensor:
         return squared.clamp_min(0).sqrt().to(exact)
 
 
+def corrupted_views(pixels: Tensor, masks: Masks, loss: GradientLoss) -> Tensor:
+    """Make what the proxy sees: the spatial views, for ``separated`` then those of frequencies."""
+    views = apply_spatial(pixels, masks.spatial)
+    if loss == "separated":
+        views = torch.cat([views, apply_frequency(pixels, masks.frequency)])
+    return views
+
+
 def prediction_gradient_norms(
     model: MaskedImageModel,
     pixels: Tensor,
     masks: Masks,
     loss: GradientLoss = "mse",
     reconstruction: ReconstructionSettings | None = None,
+    views: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Measure the gradient of each image with respect to the last layer: ||dL_i/dW_prediction||_F.
 
@@ -73,22 +82,20 @@ def prediction_gradient_norms(
         loss: ``mse``, ``l1`` or ``normalised-mse`` over the hidden pixels of the spatial view, or
             ``separated``, the proxy's own training loss over both views.
         reconstruction: Settings of the training loss, for ``separated``.
+        views: Of :func:`corrupted_views`, where several models see the same; else they are made.
 
     Returns:
         Gradient norms (B,) and the losses L_i (B,), the reconstruction error; float32 (float64
         for a float64 model).
     """
-    views = apply_spatial(pixels, masks.spatial)
-    if loss == "separated":
-        views = torch.cat([views, apply_frequency(pixels, masks.frequency)])
     with torch.no_grad():
-        output = model(views)
+        output = model(corrupted_views(pixels, masks, loss) if views is None else views)
     # The caller may be in inference mode, whose tensors autograd rejects; clones leave it.
     with torch.inference_mode(False), torch.enable_grad():
         exact = torch.promote_types(output.prediction.dtype, torch.float32)
         prediction = output.prediction.to(exact).clone().requires_grad_(True)
-        target = pixels.to(exact).clone()
-        masks = Masks(masks.spatial.clone(), masks.frequency.clone())
+        target = _outside(pixels.to(exact))
+        masks = Masks(_outside(masks.spatial), _outside(masks.frequency))
         if loss == "separated":
             spatial, frequency = prediction.chunk(2)
             settings = reconstruction or ReconstructionSettings()
@@ -108,3 +115,8 @@ def prediction_gradient_norms(
         gradient = torch.cat(gradient.chunk(2), dim=1)
         hidden = torch.cat(hidden.chunk(2), dim=1)
     return outer_product_norms(gradient, hidden), losses.detach()
+
+
+def _outside(values: Tensor) -> Tensor:
+    """Return a tensor that autograd takes: a copy of one that was made in inference mode."""
+    return values.clone() if values.is_inference() else values

@@ -1,32 +1,38 @@
 """One worker's scoring: teacher features and, per stored proxy, the last layer's gradient norm."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import Field, field_validator, model_validator
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from echostill.curation.scoring.decoding import Batch, PartDecoder, ahead, unpack
-from echostill.curation.scoring.gradient import GradientLoss, prediction_gradient_norms
+from echostill.curation.scoring.decoding import Batch, PartDecoder, ahead
+from echostill.curation.scoring.gradient import GradientLoss
+from echostill.curation.scoring.loading import DecodedAhead, TaskDecoder
+from echostill.curation.scoring.models import ScoringModels
 from echostill.platform.cluster.devices import compute_device
+from echostill.platform.cluster.plans import WorkerPlan
+from echostill.platform.computing.transfer import Returning, fetch, staged
 from echostill.platform.config import Config
-from echostill.platform.masking.masks import Masks, MaskSettings, frequency_mask, spatial_mask
+from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel, ReconstructionSettings
 from echostill.platform.masking.mim_training import snapshot_name
 from echostill.platform.models import create_encoder
 from echostill.platform.models.weights import Weights
-from echostill.platform.seeding import stream
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA, scores_schema
 from echostill.platform.tables.storage import Storage
+from echostill.platform.training.optimisation import Precision
 from echostill.platform.training.settings import TrainingSettings
 
+LOADED = 2  # batches that are decoded, or in memory that a device copies from, before their turn
+IN_FLIGHT = 1  # batches that a device has to work on while an earlier one's numbers are read
 PROXY_THREADS = 2  # of all its workers together, where none are set
 
 
@@ -85,118 +91,102 @@ class ScoreWorker:
     mask_draws: int
     seed: int
     student_image_size: int | None = None  # None is the model's own
-    _teacher: Any = field(default=None, repr=False)
-    _proxies: list[MaskedImageModel] = field(default_factory=list, repr=False)
+    precision: Precision = "float32"
+    _models: Any = field(default=None, repr=False)
 
     def loaded(self) -> "ScoreWorker":
         """Load teacher and proxies; called in each worker process."""
-        device = compute_device()
-        self._teacher = self.teacher.load().to(device)
-        self._proxies = []
+        proxies = []
         for step in self.proxy.snapshot_steps():
             encoder = create_encoder(self.student, image_size=self.student_image_size)
             model = MaskedImageModel(encoder, self.proxy.decoder)
             saved = load_tensors(self.snapshots.read(snapshot_name(step)))
             model.load_state_dict({k.removeprefix("model."): v for k, v in saved.items()})
-            self._proxies.append(model.eval().requires_grad_(False).to(device))
+            proxies.append(model)
+        self._models = ScoringModels(
+            self.teacher.load(),
+            proxies,
+            masks=self.proxy.masks,
+            draws=self.mask_draws,
+            seed=self.seed,
+            loss=self.gradient_loss,
+            reconstruction=self.proxy.reconstruction,
+            device=compute_device(),
+            precision=self.precision,
+        )
         return self
 
+    def decoded_ahead(self, plan: WorkerPlan) -> TaskDecoder | None:
+        """Return what decodes for the workers of a plan in tasks, where it has any for that."""
+        if not plan.decoders:
+            return None
+        # One more than run at a time, so that none waits for its piece to be asked for.
+        return TaskDecoder(self.decoder, -(-plan.decoders // plan.workers) + 1)
+
     def process(self, payload: Any) -> Outcome:
-        """Score a shard, given as its payload or as batches that were decoded elsewhere."""
-        decoded = isinstance(payload, bytes)
-        return self._outcome(unpack(payload) if decoded else ahead(self.decoder.batches(payload)))
+        """Score a shard, given as its payload or as batches that are decoded elsewhere."""
+        if not isinstance(payload, DecodedAhead):
+            return self._outcome(self.decoder.batches(payload))
+        outcome = self._outcome(iter(payload))
+        outcome.seconds["decode"] = payload.seconds
+        return outcome
 
     def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
         """Score only the rows with these numbers, each in its own slot of its own batch."""
         return self._outcome(self.decoder.batches(payload, units))
 
     def _outcome(self, batches: Iterator[Batch]) -> Outcome:
-        ids: list[str] = []
-        refused: list[dict[str, str]] = []
-        units: list[tuple[int, int]] = []
-        columns: dict[str, list[np.ndarray]] = {}
+        gathered = _Gathered()
         seconds = {"wait for decoding": 0.0, "compute": 0.0}
+        # Read late: the device has its next batch before the last one's numbers are waited for.
+        late: deque[tuple[Batch, Returning]] = deque()
         clock = time.perf_counter()
-        for batch in batches:
+        for batch, squares in ahead(map(self._staged, batches), LOADED):
             decoded = time.perf_counter()
-            values = self._score(batch.squares)
-            finite = np.isfinite(np.concatenate(list(values.values()), axis=1)).all(axis=1)
-            kept = []
-            for slot in batch.slots:
-                error = batch.errors.get(slot)
-                if error is None and not finite[slot]:
-                    error = ("NonFinite", "its scores are not finite")
-                if error is None:
-                    kept.append(slot)
-                else:
-                    refused.append(_refusal(batch.ids[slot], *error))
-                units.append((1, 0) if error is None else (0, 1))
-            ids += [batch.ids[slot] for slot in kept]
-            for name, value in values.items():
-                columns.setdefault(name, []).append(value[kept])
+            late.append((batch, fetch(self._models(squares))))
+            if len(late) > IN_FLIGHT:
+                self._gather(gathered, *late.popleft())
             seconds["wait for decoding"] += decoded - clock
             clock = time.perf_counter()
             seconds["compute"] += clock - decoded
-        merged = {name: np.concatenate(parts) for name, parts in columns.items()}
+        while late:
+            self._gather(gathered, *late.popleft())
+        seconds["compute"] += time.perf_counter() - clock
+        merged = {name: np.concatenate(parts) for name, parts in gathered.columns.items()}
         return Outcome(
-            self._table(ids, merged),
-            pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA),
-            units,
+            self._table(gathered.ids, merged),
+            pa.Table.from_pylist(gathered.refused, schema=QUARANTINE_SCHEMA),
+            gathered.units,
             seconds,
         )
 
-    def _score(self, squares: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
-        """Score a batch; returns an array (N, values) for each column."""
-        rows = len(next(iter(squares.values())))
-        by_size: dict[int, Tensor] = {}
+    def _staged(self, batch: Batch) -> tuple[Batch, dict[int, Tensor]]:
+        """Bring a batch's pixels to where the device can take them from."""
+        device = self._models.device
+        return batch, {size: staged(square, device) for size, square in batch.squares.items()}
 
-        def pixels(size: int) -> Tensor:
-            if size not in by_size:
-                square = torch.from_numpy(squares[size]).to(next(self._teacher.parameters()).device)
-                # For a single image the sums would be divided among threads, and their last digits
-                # would depend on the number of threads: add a black image to the batch.
-                if rows == 1:
-                    square = torch.cat([square, torch.zeros_like(square)])
-                by_size[size] = (square.float() / 255).expand(-1, 3, -1, -1).contiguous()
-            return by_size[size]
-
-        with torch.inference_mode():
-            pooled = self._teacher(pixels(self._teacher.image_size)).pooled.float()
-            feature = torch.nn.functional.normalize(pooled, dim=1)
-        target = pixels(self._proxies[0].encoder.image_size)
-        masks = [self._masks(draw, target) for draw in range(self.mask_draws)]
-        norms, errors = [], []
-        for proxy in self._proxies:
-            measured = [
-                prediction_gradient_norms(
-                    proxy, target, mask, self.gradient_loss, self.proxy.reconstruction
-                )
-                for mask in masks
-            ]
-            norms.append(torch.stack([norm for norm, _ in measured]).mean(dim=0))
-            errors.append(torch.stack([error for _, error in measured]).mean(dim=0))
-        return {
-            "feature": feature[:rows].cpu().numpy(),
-            "gradient": torch.stack(norms, dim=1)[:rows].cpu().numpy(),
-            "reconstruction_error": errors[-1][:rows, None].cpu().numpy(),
-        }
-
-    def _masks(self, draw: int, target: Tensor) -> Masks:
-        """Return the same masks for every image, so that their gradients are comparable."""
-        encoder = self._proxies[0].encoder
-        settings = self.proxy.masks.scaled_to(encoder.image_size, encoder.patch_size)
-        numbers = stream(self.seed, "score mask", draw)
-        spatial = spatial_mask(numbers.random((1, settings.spatial.count)), settings.spatial)
-        frequency = frequency_mask(
-            numbers.random((1, settings.frequency.count)), settings.frequency
-        )
-        shape = (len(target), -1, -1)
-        return Masks(
-            spatial.to(target.device).expand(shape), frequency.to(target.device).expand(shape)
-        )
+    def _gather(self, gathered: "_Gathered", batch: Batch, returning: Returning) -> None:
+        """Take in a batch's numbers; rows whose numbers are not finite go to quarantine."""
+        scored = returning.numpy()
+        finite = np.isfinite(scored).all(axis=1)
+        kept = []
+        for slot in batch.slots:
+            error = batch.errors.get(slot)
+            if error is None and not finite[slot]:
+                error = ("NonFinite", "its scores are not finite")
+            if error is None:
+                kept.append(slot)
+            else:
+                gathered.refused.append(_refusal(batch.ids[slot], *error))
+            gathered.units.append((1, 0) if error is None else (0, 1))
+        gathered.ids += [batch.ids[slot] for slot in kept]
+        widths: dict[str, int] = self._models.widths
+        edges = np.cumsum(list(widths.values()))[:-1]
+        for name, values in zip(widths, np.split(scored, edges, axis=1), strict=True):
+            gathered.columns.setdefault(name, []).append(values[kept])
 
     def _table(self, ids: list[str], columns: dict[str, np.ndarray]) -> pa.Table:
-        schema = scores_schema(self._teacher.feature_dim, len(self._proxies))
+        schema = scores_schema(self._models.teacher.feature_dim, len(self._models.proxies))
         if not ids:
             return schema.empty_table()
         gradient = columns["gradient"].astype(np.float32)
@@ -213,6 +203,16 @@ class ScoreWorker:
             ],
             schema=schema,
         )
+
+
+@dataclass
+class _Gathered:
+    """What became of a shard's rows so far."""
+
+    ids: list[str] = field(default_factory=list)
+    refused: list[dict[str, str]] = field(default_factory=list)
+    units: list[tuple[int, int]] = field(default_factory=list)
+    columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 def _refusal(image_id: str, error_class: str, message: str) -> dict[str, str]:

@@ -13,11 +13,15 @@ from typing import Any
 
 from echostill.platform.errors import EchostillError
 
-LOOK = "import torch; print(torch.__version__, torch.cuda.device_count())"
+# Version of torch, GPUs it sees, and how many of them have units for bfloat16 (since Ampere).
+LOOK = """import torch
+gpus = range(torch.cuda.device_count())
+fits = sum(torch.cuda.get_device_capability(gpu) >= (8, 0) for gpu in gpus)
+print(torch.__version__, len(gpus), fits)"""
 SECONDS = 120.0  # for all nodes to answer; one that is too busy for that is taken at its word
 
 _lock = threading.Lock()
-_usable: set[str] = set()  # nodes that were asked, by their ids
+_usable: dict[str, bool] = {}  # nodes that were asked, by their ids: whether all have bfloat16
 
 
 def check_gpus() -> None:
@@ -44,14 +48,19 @@ def check_gpus() -> None:
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS)
         for answer in answered:
             node = asked[answer]
-            version, gpus = _read(ray.get(answer))
+            version, gpus, bfloat16 = _read(ray.get(answer))
             if not gpus:
                 raise EchostillError(
                     f"Ray counts {node['Resources']['GPU']:g} GPU(s) on node "
                     f"{node['NodeManagerAddress']}, but torch {version} there sees none: install a "
                     "torch that fits the node's driver, correct --num-gpus, or use compute_on=cpu."
                 )
-            _usable.add(node["NodeID"])
+            _usable[node["NodeID"]] = bfloat16 == gpus
+
+
+def gpus_have_bfloat16() -> bool:
+    """Return whether all GPUs of the nodes that :func:`check_gpus` has asked have bfloat16."""
+    return all(_usable.values())
 
 
 def _look() -> str:
@@ -65,9 +74,10 @@ def _look() -> str:
     return done.stdout
 
 
-def _read(text: str) -> tuple[str, int]:
-    version, _, gpus = text.strip().rpartition(" ")
-    return version, int(gpus or 0)
+def _read(text: str) -> tuple[str, int, int]:
+    """Read what :data:`LOOK` printed; nothing where torch could not start."""
+    version, gpus, bfloat16 = text.split() or ("", 0, 0)
+    return version, int(gpus), int(bfloat16)
 
 
 def compute_device() -> str:

@@ -1,14 +1,18 @@
-"""Shards through Ray Data: a pool of actors, and where GPUs compute, tasks that decode before them.
+"""Shards through Ray Data: a pool of actors.
 
-One shard is one row of a block, so a shard stays whole and an actor has one at a time. Each actor
-counts rows, quarantined rows and seconds for Prometheus (see ``platform.cluster.metrics``).
+One shard is one row of a block, so a shard stays whole and an actor has one at a time. Where its
+input is decoded elsewhere it has two: one is computed while the other one is decoded, or written.
+Each actor counts rows, quarantined rows and seconds for Prometheus (``platform.cluster.metrics``).
 """
 
 import json
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from echostill.platform.cluster import metrics
@@ -20,7 +24,8 @@ from echostill.platform.shards.files import ShardFiles, ShardWorker
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.shards.records import Record
 
-AHEAD = 2  # shards sent to an actor: one it works on, one that is on its way
+WAITING = 1  # shards on their way to an actor, beside those that it works on
+OVERLAPPING = 2  # shards that an actor works on where its input is decoded elsewhere
 
 
 def stream(
@@ -28,7 +33,7 @@ def stream(
     todo: dict[int, Any],
     make_worker: Callable[[], ShardWorker],
     plan: WorkerPlan,
-    decode: Callable[[Any], bytes] | None,
+    decode: Callable[[Any], Any] | None,
     retry: bool,
 ) -> Generator[dict[str, Any], None, None]:
     """Run shards on the connected Ray; yield a record of each as it is finished.
@@ -38,7 +43,8 @@ def stream(
         todo: Payloads by shard.
         make_worker: Makes a worker; called once in each worker process.
         plan: Workers, decoders and what each reserves.
-        decode: Makes of a payload what the worker gets; runs in tasks of its own.
+        decode: Begins to make of a payload what the worker gets, in tasks of its own; called while
+            the shard before is computed.
         retry: Try the quarantined units of finished shards again.
 
     Yields:
@@ -54,22 +60,16 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [{"shard": index, "payload": json.dumps(todo[index])} for index in todo]
     shards = ray.data.from_items(items, override_num_blocks=len(items))
-    if decode is not None and plan.decoders:
-        shards = shards.map_batches(
-            _decode,
-            fn_kwargs={"decode": decode},
-            batch_size=1,
-            compute=ray.data.TaskPoolStrategy(size=plan.decoders),
-            num_cpus=1,
-        )
     device = "gpu" if plan.gpus_per_worker else "cpu"
+    at_once = OVERLAPPING if decode is not None else 1
     shards = shards.map_batches(
         ShardActor,
-        fn_constructor_args=(stage, make_worker, plan.threads, retry, device),
+        fn_constructor_args=(stage, make_worker, plan.threads, retry, device, decode),
         batch_size=1,
-        compute=_pool(plan, len(items)),
+        compute=_pool(plan, len(items), at_once),
         num_cpus=plan.cpus_per_worker,
         num_gpus=plan.gpus_per_worker or None,
+        max_concurrency=at_once,
     )
     seen: set[str] = set()  # workers
     with worker_errors(stage.name, "Finished shards are kept: the same command continues."):
@@ -98,32 +98,31 @@ def check_arrived(stage: ShardFiles, record: Record, node: str) -> None:
         )
 
 
-def _pool(plan: WorkerPlan, shards: int) -> Any:
+def _pool(plan: WorkerPlan, shards: int, at_once: int) -> Any:
     """The pool of a plan: of fixed size, or between its bounds, as Ray Data finds it busy."""
     from ray.data import ActorPoolStrategy
 
     workers = min(plan.workers, shards)
+    calls = {
+        "max_tasks_in_flight_per_actor": at_once + WAITING,
+        "enable_true_multi_threading": at_once > 1,
+    }
     if plan.fewest is None or plan.most is None:
-        return ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=AHEAD)
+        return ActorPoolStrategy(size=workers, **calls)
     return ActorPoolStrategy(
         min_size=min(plan.fewest, workers),
         max_size=min(plan.most, shards),
         initial_size=workers,
-        max_tasks_in_flight_per_actor=AHEAD,
+        **calls,
     )
 
 
-def _decode(batch: dict[str, Any], decode: Callable[[Any], bytes]) -> dict[str, Any]:
-    """The task that decodes a shard ahead of the actor that computes it."""
-    index, payload = int(batch["shard"][0]), json.loads(str(batch["payload"][0]))
-    started = time.perf_counter()
-    data = decode(payload)
-    seconds = time.perf_counter() - started
-    return {"shard": [index], "payload": [data], "decode": [seconds]}
-
-
 class ShardActor:
-    """The Ray Data actor: one worker, fed one shard at a time."""
+    """The Ray Data actor: one worker, fed one shard at a time.
+
+    With ``decode`` two threads call it. One shard is computed at a time; meanwhile the next one is
+    begun, and the last one written.
+    """
 
     def __init__(
         self,
@@ -132,12 +131,16 @@ class ShardActor:
         threads: int,
         retry: bool,
         device: str,
+        decode: Callable[[Any], Any] | None = None,
     ) -> None:
         import ray
         import torch
 
         torch.set_num_threads(threads)
         self._stage, self._worker, self._retry = stage, make_worker(), retry
+        self._threads, self._decode = threads, decode
+        self._turn, self._counting = threading.Lock(), threading.Lock()
+        self._spent = 0.0  # seconds of the processor that shards have been charged with
         self._name = uuid.uuid4().hex[:6]
         self._node = ray.util.get_node_ip_address()
         self._metrics = metrics.MetricPublisher(metrics.SHARDS, stage=stage.name, device=device)
@@ -145,39 +148,55 @@ class ShardActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Finish the shards of a block: there is one in each."""
-        finished = []
-        for row, index in enumerate(batch["shard"]):
-            given = batch["payload"][row]
-            payload = given if isinstance(given, bytes) else json.loads(str(given))
-            seconds = {"decode": float(batch["decode"][row])} if "decode" in batch else {}
-            finished.append(json.dumps(self._finish(int(index), payload, seconds)))
+        import torch
+
+        torch.set_num_threads(self._threads)  # of this thread, which may be another one
+        finished = [
+            json.dumps(self._finish(int(index), json.loads(str(given))))
+            for index, given in zip(batch["shard"], batch["payload"], strict=True)
+        ]
         return {"finished": finished}
 
-    def _finish(self, index: int, payload: Any, seconds: dict[str, float]) -> dict[str, Any]:
+    def _finish(self, index: int, payload: Any) -> dict[str, Any]:
         earlier = self._stage.record(index)
         if earlier is not None and not self._retry:
             # An actor that was lost had written this shard, and its answer was lost with it.
             return self._said(earlier, {}, time.time())
-        with self._stage.attempt(index):
-            started, worked = time.perf_counter(), time.process_time()
-            if earlier is None:
-                outcome = self._worker.process(payload)
-                seconds |= outcome.seconds
+        if self._decode is not None:
+            payload = self._decode(payload)
+        with ExitStack() as attempt:
+            with self._turn:
+                attempt.enter_context(self._stage.attempt(index))
+                started, worked = time.perf_counter(), time.process_time()
+                outcome, record = self._compute(payload, earlier)
                 computed = time.perf_counter()
+                idle, self._free = started - self._free, computed
+            begun = time.perf_counter()
+            if record is None:
                 record = self._stage.write(index, outcome)
-            else:
-                before = self._stage.read(earlier)
-                outcome = self._again(payload, before)
-                computed = time.perf_counter()
-                same = outcome.same_tables(before)
-                record = earlier if same else self._stage.write(index, outcome)
             written, ended = time.perf_counter(), round(time.time(), 3)
-        seconds |= {"work": computed - started, "write": written - computed}
-        seconds["processor"] = time.process_time() - worked  # over all threads, writing too
-        self._count(outcome, {**seconds, "idle": started - self._free})
-        self._free = time.perf_counter()
+        seconds = {**outcome.seconds, "work": computed - started, "write": written - begun}
+        with self._counting:
+            if self._decode is None:
+                self._free = written
+            # Over all threads, writing too; of shards that overlap each second counts once.
+            now = time.process_time()
+            seconds["processor"], self._spent = now - max(worked, self._spent), now
+            self._count(outcome, {**seconds, "idle": idle})
         rounded = {name: round(value, 4) for name, value in seconds.items()}
         return self._said(record, rounded, ended)
+
+    def _compute(self, payload: Any, earlier: Record | None) -> tuple[Outcome, Record | None]:
+        """Compute a shard, or what lies in its quarantine again.
+
+        Returns:
+            The outcome, and the record there is already where the outcome is the same as before.
+        """
+        if earlier is None:
+            return self._worker.process(payload), None
+        before = self._stage.read(earlier)
+        outcome = replace(self._again(payload, before), seconds={})
+        return outcome, earlier if outcome.same_tables(before) else None
 
     def _said(self, record: Record, seconds: dict[str, float], ended: float) -> dict[str, Any]:
         """What the driver hears of a shard."""

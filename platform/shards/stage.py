@@ -86,7 +86,7 @@ class ShardedStage(ShardFiles):
         make_worker: Callable[[], ShardWorker],
         plan: WorkerPlan,
         *,
-        decode: Callable[[Any], bytes] | None = None,
+        decode: Callable[[Any], Any] | None = None,
         progress: bool = True,
         finish: Callable[["ShardedStage", dict[int, Record]], None] | None = None,
     ) -> Accounting:
@@ -97,7 +97,8 @@ class ShardedStage(ShardFiles):
                 shard that need not be computed.
             make_worker: Makes a worker; called once in each worker process.
             plan: Workers and what each reserves.
-            decode: Where the plan has decoders: makes of a payload what the worker then gets.
+            decode: Begins to make of a payload what the worker then gets, in tasks of its own. A
+                worker then has two shards at a time: one computes, one is decoded or written.
             progress: Whether to show a bar.
             finish: Called with all records before the manifest is written; may amend shards.
 
@@ -296,7 +297,7 @@ class ShardedStage(ShardFiles):
         todo: dict[int, Any],
         make_worker: Callable[[], ShardWorker],
         plan: WorkerPlan,
-        decode: Callable[[Any], bytes] | None,
+        decode: Callable[[Any], Any] | None,
         retry: bool = False,
     ) -> Iterator[Iterable[dict[str, Any]]]:
         """The shards as they are finished; however that ends, their workers end with it."""
