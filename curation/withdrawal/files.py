@@ -25,7 +25,7 @@ from echostill.platform.withdrawal.traces import Traces
 TEXTS = (".json", ".jsonl", ".txt", ".yaml", ".yml", ".csv", ".md", ".html")
 _SHEETS = ("contact-sheet-", "review.html")  # show several frames: of which, no file says
 _PICTURES = (".png", ".jpg", ".jpeg", ".html")
-STAGED, WORDS = "staged arrays", ".words.json"
+STAGED, WORDS, LOCK = "staged arrays", ".words.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def outdated_arrays(storage: Storage, names: list[str], traces: Traces) -> set[s
             words = json.loads(storage.read(name))
             if traces.ids.isdisjoint(words["ids"]):
                 kept |= {name, name.removesuffix(WORDS) + ".npy"}
-    return set(names) - kept
+    return {name for name in names if not name.endswith(LOCK)} - kept
 
 
 def _mended(storage: Storage, name: str, traces: Traces) -> bytes | None:

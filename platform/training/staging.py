@@ -2,14 +2,16 @@
 
 The array is square (the whole image, as evaluation sees it) and a little larger than the model's
 input, so that crops keep their sharpness. It is a cache: named by what it holds, made again when
-missing. An image that cannot be decoded is left out: the stage that scores it names it.
+missing, by one process of a node while the others wait and then map the same file. An image that
+cannot be decoded is left out: the stage that scores it names it.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,12 +23,19 @@ import pyarrow.compute as pc
 
 from echostill.platform.errors import EchostillError
 from echostill.platform.imaging.images import DecodeError, decode_staged, to_square
-from echostill.platform.tables.atomic import atomic_write, atomic_write_bytes
+from echostill.platform.tables.atomic import (
+    UNFINISHED,
+    atomic_write,
+    atomic_write_bytes,
+    locked,
+)
 from echostill.platform.tables.storage import Storage, sha256
+from echostill.platform.tables.store import describe_bytes
 from echostill.platform.tables.table import Table
 
 MARGIN = 8 / 7  # 256 pixels for a model of 224
-STAGING = threading.Lock()  # runs trained side by side want the same images: one stages them
+WORDS = ".words.json"
+UNUSED_DAYS = 14  # after which an array goes, when another is staged beside it
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,10 @@ def staged_side(image_size: int) -> int:
 
 
 def cache_folder(store: str) -> Path:
-    """Folder for staged arrays: in a local store, else on this node's own disk."""
+    """Folder for staged arrays: ``ECHOSTILL_CACHE``, else in a local store or on the node's disk.
+
+    It should lie on a fast disk: training reads from it in random order.
+    """
     override = os.environ.get("ECHOSTILL_CACHE")
     if override:
         return Path(override)
@@ -81,30 +93,69 @@ def stage_images(
     wanted = sorted(image_ids if image_ids is not None else _ids(pool))
     key = sha256("\n".join([pool.digest, str(side), *wanted]).encode())[:20]
     folder = cache_folder(store)
-    array_path, words_path = folder / f"{key}.npy", folder / f"{key}.words.json"
-    with STAGING:
+    folder.mkdir(parents=True, exist_ok=True)
+    array_path, words_path = folder / f"{key}.npy", folder / f"{key}{WORDS}"
+    with locked(_lock(folder, key)):
         if not (array_path.exists() and words_path.exists()):
-            folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in folder.glob(f"{key}.*{UNFINISHED}"):  # of one that was killed
+                unfinished.unlink(missing_ok=True)
+            channels = 3 if _any_colour(pool, set(wanted)) else 1
+            _make_room(folder, key, len(wanted) * channels * side**2)
             with atomic_write(array_path) as temporary:
-                words = _write(pool, wanted, side, temporary)
+                words = _write(pool, wanted, (channels, side, side), temporary)
             atomic_write_bytes(words_path, json.dumps(words).encode())
-    words = json.loads(words_path.read_text())
-    pixels = np.load(array_path, mmap_mode="r")
+        with contextlib.suppress(OSError):  # a cache of others may be read and not touched
+            os.utime(words_path)
+        words = json.loads(words_path.read_text())
+        pixels = np.load(array_path, mmap_mode="r")
     return StagedImages(
         pixels[: len(words["ids"])], words["ids"], words["organs"], words["devices"]
     )
+
+
+def _lock(folder: Path, key: str) -> Path:
+    return folder / f"{key}.lock"
+
+
+def _make_room(folder: Path, key: str, needed: int) -> None:
+    """Delete arrays that were long not used, and where the disk is full those used least recently.
+
+    A process that has mapped one keeps what it sees.
+
+    Raises:
+        EchostillError: The disk is too small.
+    """
+    others = sorted(
+        (path.stat().st_mtime, path.name.removesuffix(WORDS))
+        for path in folder.glob(f"*{WORDS}")
+        if path.name != f"{key}{WORDS}"
+    )
+    for used, other in others:
+        full = shutil.disk_usage(folder).free < needed
+        if full or time.time() - used > UNUSED_DAYS * 86_400:
+            with locked(_lock(folder, other)):
+                (folder / f"{other}{WORDS}").unlink(missing_ok=True)
+                (folder / f"{other}.npy").unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise EchostillError(
+            f"staging the images needs {describe_bytes(needed)}, and the disk of '{folder}' has "
+            f"{describe_bytes(free)} left: set ECHOSTILL_CACHE to a folder on a larger disk."
+        )
 
 
 def _ids(pool: Table) -> list[str]:
     return list(pool.read(["image_id"])["image_id"].to_pylist())
 
 
-def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str, list[str]]:
+def _write(
+    pool: Table, wanted: list[str], shape: tuple[int, int, int], target: Path
+) -> dict[str, list[str]]:
     """Write the array; return ids, organs and devices of its first rows, which hold the images."""
     position = {image_id: row for row, image_id in enumerate(wanted)}
-    channels = 3 if _any_colour(pool, position) else 1
+    channels, side, _ = shape
     array = np.lib.format.open_memmap(
-        target, mode="w+", dtype=np.uint8, shape=(len(wanted), channels, side, side)
+        target, mode="w+", dtype=np.uint8, shape=(len(wanted), *shape)
     )
     found = 0
     organs, devices = [""] * len(wanted), [""] * len(wanted)
@@ -144,9 +195,9 @@ def _write(pool: Table, wanted: list[str], side: int, target: Path) -> dict[str,
     }
 
 
-def _any_colour(pool: Table, position: dict[str, int]) -> bool:
+def _any_colour(pool: Table, wanted: set[str]) -> bool:
     for part in pool.parts(["image_id", "colour"]):
         coloured = part.filter(pc.field("colour"))["image_id"].to_pylist()
-        if any(image_id in position for image_id in coloured):
+        if any(image_id in wanted for image_id in coloured):
             return True
     return False
