@@ -76,8 +76,19 @@ class DistillationJob:
 
     def task(self) -> DistillationTask:
         """Build the task. A student's initial weights depend on the seed, not on its objective."""
-        distils = any(run.objective.distil for run in self.runs)
-        teacher = self.teacher.load() if self.teacher and distils else None
+        return self._task(None if self._follows is None else self._follows.load())
+
+    def task_to_export(self) -> DistillationTask:
+        """Build the task to take trained weights: the teacher is there by its shape alone."""
+        with torch.device("meta"):
+            teacher = None if self._follows is None else self._follows.build()
+        return self._task(teacher)
+
+    @property
+    def _follows(self) -> Weights | None:
+        return self.teacher if any(run.objective.distil for run in self.runs) else None
+
+    def _task(self, teacher: Encoder | None) -> DistillationTask:
         objectives = {}
         for run, initial in zip(self.runs, self.initial or [None] * len(self.runs), strict=True):
             torch.manual_seed(self.seed)

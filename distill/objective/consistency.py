@@ -79,7 +79,7 @@ def consistency_weight(consistency: Tensor, settings: ConsistencySettings) -> Te
     highest = over_workers(c.max(), "max")
     if settings.weighting == "softmax":
         raised = ((c - highest) / settings.temperature).exp()
-        together = over_workers(torch.stack([raised.sum(), c.new_tensor(c.numel())]), "sum")
+        together = over_workers(torch.stack([raised.sum(), c.new_full((), c.numel())]), "sum")
         return raised * together[1] / together[0]
     lowest = over_workers(c.min(), "min")
     width = highest - lowest

@@ -56,7 +56,7 @@ class RunningMean(nn.Module):
         if not self.training:
             alone: Tensor = whole / sum(counts)
             return alone
-        together = over_workers(torch.cat([whole, whole.new_tensor([sum(counts)])]), "sum")
+        together = over_workers(torch.cat([whole, whole.new_full((1,), sum(counts))]), "sum")
         mean = together[:-1] / together[-1]
         self.total.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
         self.weight.mul_(self.momentum).add_(1 - self.momentum)

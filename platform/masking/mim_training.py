@@ -96,6 +96,10 @@ class MaskedImageJob:
         seed = self.settings.seed_of_views(self.seed)
         return MaskedImageTask(model, masks, self.reconstruction, self.views, seed)
 
+    def task_to_export(self) -> MaskedImageTask:
+        """Build the task to take trained weights."""
+        return self.task()
+
     def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
         """Keep the weights of every checkpoint for good, where a folder is given."""
         if self.snapshot_folder is not None:

@@ -46,6 +46,9 @@ class TrackingCallback(UserCallback):  # type: ignore[misc]  # Ray's class is re
             except Exception as error:  # a record that cannot be reached must not end a training
                 logging.getLogger(__name__).warning("MLflow did not take the metrics: %s", error)
         note = f"loss {first['rows'][-1]['loss']:.4f}" if first["rows"] else ""
+        if first["usage"]:
+            pace, wait = (first["usage"][key] for key in ("images_per_second", "data_wait_share"))
+            note += f", {pace:.0f} images/s, {wait:.0%} of the time waiting for images"
         self._channel.send(int(first["step"]), note)
 
     def _publish(

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from echostill.platform.errors import EchostillError
 from echostill.platform.training.batches import (
+    Draws,
     TrainingBatch,
     Waiting,
     cut,
+    loader_threads,
     make_batch,
     prefetch,
     whole_draw,
 )
-from echostill.platform.training.collective import TrainingWorker, in_batch_order, over_workers
+from echostill.platform.training.collective import TrainingWorker, in_batch_order
+from echostill.platform.training.measures import StepMeasures, Unread, logged_values
 from echostill.platform.training.optimisation import (
     SKIPPED_STEPS,
     GradientClip,
@@ -30,6 +32,7 @@ from echostill.platform.training.optimisation import (
     autocast,
     computing_type,
     deterministic,
+    make_optimiser,
     parameter_groups,
     set_rate,
 )
@@ -46,11 +49,11 @@ class TrainingTask(nn.Module):
 
     image_size: int
 
-    def draw(self, batch: TrainingBatch) -> Any:
-        """Draw what the task needs for a batch besides crops, in the thread that makes batches.
+    def draw(self, batch: TrainingBatch) -> Draws | None:
+        """Draw what the task needs for a batch besides crops, in a thread that makes batches.
 
         Returns:
-            An object with ``rows(start, end)``, or None where nothing is drawn.
+            What was drawn for each image, or None where nothing is.
         """
         return None
 
@@ -118,20 +121,12 @@ class TrainingState:
     scaler: dict[str, Any] | None = None  # of float16 gradients
     totals: Totals = field(default_factory=Totals)
     norms: dict[str, tuple[float, float]] = field(default_factory=dict)  # see GradientClip
+    precisions: list[tuple[int, str]] = field(default_factory=list)  # (steps before it, type)
 
-
-class NonFiniteLossError(EchostillError):
-    """The loss or its gradient is not finite.
-
-    A restart from the last checkpoint would end in the same way, so the run is not restarted.
-    """
-
-    def __init__(self, message: str, batch: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.batch = batch
-
-    def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[str, dict[str, Any]]]:
-        return NonFiniteLossError, (str(self), self.batch)
+    def computes_in(self, kind: str) -> None:
+        """Note the type of matrix products from here on; it may change where a run is continued."""
+        if not self.precisions or self.precisions[-1][1] != kind:
+            self.precisions.append((self.step, kind))
 
 
 def train(
@@ -145,7 +140,9 @@ def train(
     on_checkpoint: Callable[[TrainingState], None],
     *,
     leaving: Callable[[], bool] = lambda: False,
+    on_logged: Callable[[int], None] = lambda step: None,
     waiting: Waiting | None = None,
+    late: int | None = None,
 ) -> TrainingState:
     """Train from the step of ``state`` until ``settings.steps``.
 
@@ -160,24 +157,29 @@ def train(
         on_checkpoint: Called on every worker after each checkpoint step.
         leaving: Asked on every worker at each logged step: whether a node is about to be taken
             away, so that a checkpoint should be written now. All workers must get the same answer.
+        on_logged: Called on every worker after each logged step, with the number of steps done.
         waiting: Counts the time this worker waits for batches.
+        late: After how many more steps the numbers of a step are read; default 1 on GPUs, which
+            would wait for work otherwise, and 0 on CPUs.
 
     Raises:
         NonFiniteLossError: The loss or its gradient is not finite; names the images of that batch.
+            No checkpoint holds that step.
+        UsageError: The device does not have the precision.
     """
     if settings.deterministic:
         deterministic()
-    optimiser = torch.optim.AdamW(
+    kind = computing_type(settings.precision, worker.device)
+    state.computes_in(str(kind).removeprefix("torch."))
+    optimiser = make_optimiser(
         parameter_groups(task, settings.weight_decay, settings.layer_decay),
-        lr=1.0,
-        betas=settings.betas,
+        settings.betas,
+        worker.device,
+        state.optimiser,
     )
-    if state.optimiser is not None:
-        optimiser.load_state_dict(state.optimiser)
     average = MovingAverage(task, settings.ema) if settings.ema else None
     if average is not None and state.average is not None:
         average.load(state.average)
-    kind = computing_type(settings.precision, worker.device)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=kind == torch.float16)
     if state.scaler is not None:
         scaler.load_state_dict(state.scaler)
@@ -188,6 +190,9 @@ def train(
     relative = settings.clipping == "relative"
     clip = GradientClip(settings.gradient_clip, relative=relative, norms=state.norms)
     stops = set(settings.checkpoint_steps())
+    if late is None:
+        late = 1 if worker.device.type == "cuda" else 0
+    unread = Unread(late)
     skipped, saved = 0, False
     task.train()
     todo = range(state.step, settings.steps)
@@ -195,9 +200,22 @@ def train(
     def make(step: int) -> TrainingBatch:
         batch = make_batch(images, settings, seed, task.image_size, step, worker)
         batch.draws = task.draw(batch)
-        return batch
+        return batch.pin_memory() if worker.device.type == "cuda" else batch
 
-    batches = prefetch(make, todo, waiting=waiting)
+    def read(steps: Sequence[StepMeasures]) -> None:
+        nonlocal skipped
+        for measures in steps:
+            skipped = 0 if measures.is_finite() else skipped + 1
+            if skipped and (not scaler.is_enabled() or skipped > SKIPPED_STEPS):
+                state.step = measures.step
+                raise measures.error(seed, worker.rank, worker.size)
+            if measures.logged:
+                row = _row(task, images, settings, seed, worker, measures, state.totals)
+                if measures.step + 1 in stops:
+                    row |= state.totals.means()
+                state.history.append(row)
+
+    batches = prefetch(make, todo, waiting=waiting, threads=loader_threads(settings, worker.device))
     for step, batch in zip(todo, batches, strict=True):
         set_rate(optimiser, settings.rate_at(step))
         parts = cut(batch.to(worker.device), _parts(settings, worker))
@@ -217,34 +235,26 @@ def train(
             outputs.append((share, loss.detach(), metrics))
         scaler.unscale_(optimiser)
         norms = {name: clip(name, parameters) for name, parameters in members.items()}
-        if not torch.isfinite(torch.stack(list(norms.values()))).all():
-            skipped += 1
-            if not scaler.is_enabled() or skipped > SKIPPED_STEPS:
-                raise _not_finite(step, seed, worker, batch, outputs)
-        else:
-            skipped = 0
+        logged = (step + 1) % settings.log_every == 0 or step + 1 in stops or step == 0
+        values = logged_values(outputs, clip.take_counts()) if logged else None
+        # Where steps are read at once, one that is not finite is not taken.
+        read(unread.add(StepMeasures(batch, outputs, norms, values)))
         scaler.step(optimiser)
         scaler.update()
         optimiser.zero_grad(set_to_none=True)
         state.step = step + 1
         if average is not None:
             average.update(state.step)
-        logged = state.step % settings.log_every == 0 or state.step in stops or step == 0
         if logged:
-            row = _measure(task, images, settings, seed, step, worker, outputs, state.totals)
-            row |= {"step": state.step, "learning_rate": settings.rate_at(step)}
-            row |= {f"{name}gradient_norm": float(norm) for name, norm in norms.items()}
-            row |= {f"{name}clipped_share": share for name, share in clip.shares().items()}
-            row["epoch"] = state.step * settings.batch_size / len(images)
-            if state.step in stops:
-                row |= state.totals.means()
-            state.history.append(row)
+            on_logged(state.step)
         warned = logged and not saved and leaving()
         if state.step in stops or warned:
             saved = saved or warned
+            read(unread.rest())  # nothing goes into a checkpoint unread
             state.optimiser = optimiser.state_dict()
             state.average = average.values if average is not None else None
             state.scaler = scaler.state_dict() if scaler.is_enabled() else None
+            state.norms = clip.norms
             on_checkpoint(state)
     return state
 
@@ -264,59 +274,27 @@ def _gradients_stay(model: nn.Module, stay: bool) -> AbstractContextManager[Any]
     return nullcontext()
 
 
-Outputs = Sequence[tuple[float, Tensor, Mapping[str, Tensor]]]
-
-
-def _measure(
+def _row(
     task: TrainingTask,
     images: StagedImages,
     settings: TrainingSettings,
     seed: int,
-    step: int,
     worker: TrainingWorker,
-    outputs: Outputs,
+    measures: StepMeasures,
     totals: Totals,
 ) -> dict[str, float]:
-    """Combine the logged values of all parts and workers into those of the global batch."""
-    row: dict[str, float] = {}
-    scalars = {"loss": sum((share * loss for share, loss, _ in outputs), torch.zeros(()))}
-    each: dict[str, Tensor] = {}
-    for name, value in outputs[0][2].items():
-        if value.ndim:
-            each[name] = in_batch_order(torch.cat([metrics[name] for _, _, metrics in outputs]))
-        else:
-            scalars[name] = sum(
-                (share * metrics[name] for share, _, metrics in outputs), torch.zeros(())
-            )
-    for name, value in scalars.items():
-        row[name] = float(over_workers(value, "sum")) / worker.size
-    if each:
+    """Return the logged values of the global batch of a step."""
+    values, step = measures.values(), measures.step
+    row = {name: value / worker.size for name, value in values.scalars.items()}
+    if values.each:
+        each = {name: in_batch_order(own) for name, own in values.each.items()}
         rows = whole_draw(images, settings, seed, step).rows
         groups = {"organ": [images.organs[row] for row in rows]}
         if images.devices:
             groups["device"] = [images.devices[row] for row in rows]
         row |= task.summarise(each, groups, totals)
+    row |= {"step": step + 1, "learning_rate": settings.rate_at(step)}
+    row |= {f"{name}gradient_norm": norm for name, norm in values.norms.items()}
+    row |= {f"{name}clipped_share": share for name, share in values.clipped.items()}
+    row["epoch"] = (step + 1) * settings.batch_size / len(images)
     return row
-
-
-def _not_finite(
-    step: int, seed: int, worker: TrainingWorker, batch: TrainingBatch, outputs: Outputs
-) -> NonFiniteLossError:
-    losses = [float(loss) for _, loss, _ in outputs]
-    broken = [loss for loss in losses if not math.isfinite(loss)]
-    what = f"the loss became {broken[0]}" if broken else "the gradient is not finite"
-    message = (
-        f"{what} at step {step + 1}; images of that batch: {', '.join(batch.image_ids[:8])}... "
-        "Lower training.learning_rate or look at them."
-    )
-    record = {
-        "message": message,
-        "step": step + 1,
-        "seed": seed,
-        "worker": worker.rank,
-        "workers": worker.size,
-        "losses": [str(loss) for loss in losses],
-        "image_ids": batch.image_ids,
-        "epochs": [int(epoch) for epoch in batch.epochs],
-    }
-    return NonFiniteLossError(message, record)

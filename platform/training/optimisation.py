@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from echostill.platform.errors import UsageError
 from echostill.platform.models import Encoder
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -94,7 +95,7 @@ class GradientClip:
         largest: float | None,
         *,
         relative: bool = False,
-        norms: dict[str, tuple[float, float]] | None = None,
+        norms: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         """Set it up.
 
@@ -104,44 +105,116 @@ class GradientClip:
             norms: Of a checkpoint.
         """
         self.largest, self.relative = largest or math.inf, relative
-        self.norms = {} if norms is None else norms
+        self._running = {
+            name: torch.tensor(each, dtype=torch.float64) for name, each in (norms or {}).items()
+        }
         self._steps: dict[str, int] = {}
-        self._clipped: dict[str, int] = {}
+        self._clipped: dict[str, Tensor] = {}
 
     def __call__(self, member: str, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """Clip the gradients of a member, and return their norm before that, a scalar."""
-        limit = self.largest
+        """Clip the gradients of a member, and return their norm before that, a scalar.
+
+        Nothing is read from the device: the norm, the limit and the counts stay where they are.
+        """
         if self.relative:
-            total, weight = self.norms.get(member, (0.0, 0.0))
-            limit = self.largest * total / weight if weight else math.inf
-        norm = clip_gradients(parameters, limit)
-        found = float(norm)
+            norm, limit = self._clip_relative(member, parameters)
+        else:
+            norm = clip_gradients(parameters, self.largest)
+            limit = torch.full((), self.largest, dtype=torch.float64, device=norm.device)
+        # One that is not finite is skipped or ends the run.
+        over = (norm.double() > limit) & torch.isfinite(norm)
         self._steps[member] = self._steps.get(member, 0) + 1
-        if math.isfinite(found):  # a step that is not is skipped, or ends the run
-            self._clipped[member] = self._clipped.get(member, 0) + (found > limit)
-            if self.relative:
-                self.norms[member] = (
-                    NORM_MEMORY * total + (1 - NORM_MEMORY) * min(found, limit),
-                    NORM_MEMORY * weight + 1 - NORM_MEMORY,
-                )
+        known = self._clipped.get(member)
+        self._clipped[member] = over.long() if known is None else known + over
         return norm
+
+    def _clip_relative(
+        self, member: str, parameters: Sequence[nn.Parameter]
+    ) -> tuple[Tensor, Tensor]:
+        """Clip to a multiple of the running mean, which takes the norm in; return both."""
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        total_norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
+        running = self._running.get(member)
+        if running is None:
+            running = torch.zeros(2, dtype=torch.float64)
+        total, weight = running.to(norm.device, non_blocking=True)
+        limit = torch.where(weight > 0, self.largest * total / weight, math.inf)
+        if isinstance(total_norm, DTensor):  # shards are scaled by a number alone
+            nn.utils.clip_grads_with_norm_(parameters, float(limit), total_norm)
+        else:
+            share = (norm + 1e-6).reciprocal() * limit.to(norm.dtype)
+            torch._foreach_mul_(gradients, share.clamp(max=1.0))
+        found = norm.double()
+        after = torch.stack(
+            [
+                NORM_MEMORY * total + (1 - NORM_MEMORY) * torch.minimum(found, limit),
+                NORM_MEMORY * weight + 1 - NORM_MEMORY,
+            ]
+        )
+        before = torch.stack([total, weight])
+        self._running[member] = torch.where(torch.isfinite(found), after, before)
+        return norm, limit
+
+    @property
+    def norms(self) -> dict[str, tuple[float, float]]:
+        """By member, the running sum of norms and that of their weights; a restart needs it."""
+        return {name: (float(each[0]), float(each[1])) for name, each in self._running.items()}
+
+    def take_counts(self) -> dict[str, tuple[Tensor, int]]:
+        """Return by member how many steps were clipped, and of how many, since the last call."""
+        found = {name: (self._clipped[name], steps) for name, steps in self._steps.items()}
+        self._steps, self._clipped = {}, {}
+        return found
 
     def shares(self) -> dict[str, float]:
         """Return the share of steps that were clipped, by member, since this was last asked."""
-        found = {name: self._clipped.get(name, 0) / steps for name, steps in self._steps.items()}
-        self._steps, self._clipped = {}, {}
-        return found
+        return {name: float(count) / steps for name, (count, steps) in self.take_counts().items()}
 
 
 def computing_type(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the type that matrix products run in; ``auto`` is bfloat16 on GPUs, else float32.
 
-    On CPUs bfloat16 products are very slow.
+    On CPUs bfloat16 products are very slow. A GPU without bfloat16 (before Ampere) gets float16,
+    whose gradients are scaled.
+
+    Raises:
+        UsageError: bfloat16 is asked for, and the GPU has none.
     """
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if device.type != "cuda":
+        return kinds.get(precision, torch.float32)
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto":
+        return torch.bfloat16 if has_bfloat16 else torch.float16
+    if precision == "bfloat16" and not has_bfloat16:
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} has no bfloat16: use training.precision=auto or "
+            "float16 (whose gradients are scaled), or float32."
+        )
     return kinds[precision]
+
+
+def make_optimiser(
+    groups: list[dict[str, Any]],
+    betas: tuple[float, float],
+    device: torch.device,
+    saved: dict[str, Any] | None = None,
+) -> torch.optim.AdamW:
+    """Make AdamW, fused into one kernel per group on GPUs.
+
+    Args:
+        groups: From :func:`parameter_groups`.
+        betas: Decay of both moments.
+        device: Where the parameters are.
+        saved: State of a checkpoint, whatever device it was written on.
+    """
+    fused = True if device.type == "cuda" else None
+    optimiser = torch.optim.AdamW(groups, lr=1.0, betas=betas, fused=fused)
+    if saved is not None:
+        own = [{**group, "fused": fused} for group in saved["param_groups"]]
+        optimiser.load_state_dict({**saved, "param_groups": own})
+    return optimiser
 
 
 def autocast(device: torch.device, kind: torch.dtype) -> AbstractContextManager[Any]:

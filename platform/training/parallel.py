@@ -34,9 +34,26 @@ def wrap(task: TrainingTask, settings: TrainingSettings, worker: TrainingWorker)
         return task
     if settings.sharding == "full":
         return _shard(task, worker)
-    devices = [worker.device] if worker.device.type == "cuda" else None
+    return _replicate(task, settings, worker)
+
+
+def _replicate(task: TrainingTask, settings: TrainingSettings, worker: TrainingWorker) -> nn.Module:
+    """Keep a copy of the task on each worker.
+
+    Some parameters never get a gradient: an encoder pools its tokens, and no loss of masked image
+    modelling looks at the pooled feature, whose norm (`fc_norm`) is therefore left alone. Which
+    these are does not change from step to step. On GPUs they are found in the first step; to look
+    for them in every step would wait for the device each time. The first step must then be one
+    pass: with a micro-batch, torch would end it after the first part. So there, and on CPUs, where
+    looking costs little and sums keep their order, they are looked for each time.
+    """
+    on_gpu = worker.device.type == "cuda"
+    once = on_gpu and settings.micro_batch is None
     return nn.parallel.DistributedDataParallel(
-        task, device_ids=devices, find_unused_parameters=True
+        task,
+        device_ids=[worker.device] if on_gpu else None,
+        find_unused_parameters=not once,
+        static_graph=once,
     )
 
 
@@ -68,6 +85,7 @@ def whole_state(task: TrainingTask, state: TrainingState) -> dict[str, Any]:
         "history": json.dumps(state.history),
         "norms": dict(state.norms),
         "totals": {name: list(values) for name, values in state.totals.items()},
+        "precisions": [tuple(each) for each in state.precisions],
     }
 
 

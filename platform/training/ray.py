@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from echostill.platform.progress import Progress
 from echostill.platform.ray_errors import cause_of
 from echostill.platform.tables.storage import Storage
 from echostill.platform.training import parallel
-from echostill.platform.training.batches import Waiting
+from echostill.platform.training.batches import Pace
 from echostill.platform.training.checkpoints import (
     FOLDER,
     STATE_FILE,
@@ -44,18 +43,19 @@ from echostill.platform.training.checkpoints import (
 )
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import (
-    NonFiniteLossError,
     Totals,
     TrainingState,
     TrainingTask,
     train,
 )
+from echostill.platform.training.measures import NonFiniteLossError
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages
 from echostill.platform.training.tracking import Logged
 
 BAD_BATCH = "bad-batch"
 RESTARTS = 3
+NOTE_SECONDS = 10.0  # between words about the pace, so that a starved GPU shows in the first minute
 
 
 class TrainingJob(Protocol):
@@ -79,6 +79,10 @@ class TrainingJob(Protocol):
         """Build the task alone, its weights set by the seed."""
         ...
 
+    def task_to_export(self) -> TrainingTask:
+        """Build the task to take trained weights; what is not trained needs none."""
+        ...
+
     def on_checkpoint(self, weights: dict[str, Tensor], state: TrainingState) -> None:
         """Called on the first worker at every checkpoint, for what a job keeps in addition."""
         ...
@@ -90,6 +94,7 @@ class TrainedRun:
 
     weights: dict[str, Any]
     history: list[dict[str, float]]
+    precisions: tuple[tuple[int, str], ...] = ()  # steps before it, type of matrix products
 
 
 def plan(
@@ -165,7 +170,11 @@ def run_training(
         )
     if saved is None:
         raise EchostillError(f"training in '{storage.root}' ended without a checkpoint.")
-    return TrainedRun({**saved["task"], **(saved.get("average") or {})}, saved["history"])
+    return TrainedRun(
+        {**saved["task"], **(saved.get("average") or {})},
+        saved["history"],
+        tuple(map(tuple, saved.get("precisions", ()))),
+    )
 
 
 def _train_here(
@@ -180,10 +189,11 @@ def _train_here(
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     storage, digest = config["storage"], config["digest"]
-    callback = TrackingCallback(logged, bar.here(_name_of(storage)))
+    channel = bar.here(_name_of(storage))
+    callback = TrackingCallback(logged, channel)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={**config, "callback": callback},
+        train_loop_config={**config, "callback": callback, "channel": channel},
         scaling_config=ScalingConfig(num_workers=0),  # Ray's sign for its local mode
         run_config=RunConfig(name=run_name(digest)),
     )
@@ -221,10 +231,11 @@ def _train_on_workers(
     resources = {"CPU": where.cpus_per_worker}
     if where.gpus_per_worker:
         resources["GPU"] = where.gpus_per_worker
+    channel = bar.channel(_name_of(storage))
     with shared_word(storage.at(FOLDER)) as word:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={**config, "word": word},
+            train_loop_config={**config, "channel": channel, "word": word},
             torch_config=TorchConfig(backend="nccl" if where.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=where.workers if settings.workers is None else settings.workers,
@@ -238,7 +249,7 @@ def _train_on_workers(
                 checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
                 # Nodes that are taken away announced do not count as failures, however often.
                 failure_config=FailureConfig(max_failures=RESTARTS, max_preemption_failures=-1),
-                callbacks=[TrackingCallback(logged, bar.channel(_name_of(storage)))],
+                callbacks=[TrackingCallback(logged, channel)],
             ),
         )
         return _read(trainer.fit().checkpoint)
@@ -272,7 +283,9 @@ def _restore(task: TrainingTask, storage: Storage, digest: str) -> TrainingState
         saved["average"],
         saved["scaler"],
         Totals(saved["totals"]),
-        dict(saved.get("norms", {})),  # checkpoints of earlier releases have none
+        # Checkpoints of earlier releases have none of these.
+        dict(saved.get("norms", {})),
+        [(step, kind) for step, kind in saved.get("precisions", ())],
     )
 
 
@@ -295,16 +308,15 @@ def _worker(config: dict[str, Any]) -> None:
     model = parallel.wrap(task, job.settings, worker)
     parallel.shard_state(task, job.settings, state)
     reported = len(state.history)
-    waiting = Waiting()
-    clock = time.perf_counter(), state.step
+    pace = Pace(job.settings, worker.device, state.step)
 
     def usage(step: int) -> dict[str, float]:
-        seconds = max(time.perf_counter() - clock[0], 1e-9)
-        return {
-            **runtime.process_usage(),
-            "images_per_second": (step - clock[1]) * job.settings.batch_size / seconds,
-            "data_wait_share": waiting.seconds / seconds,
-        }
+        return {**runtime.process_usage(), **pace.so_far(step)}
+
+    def on_logged(step: int) -> None:
+        note = pace.note(step, NOTE_SECONDS) if worker.rank == 0 else None
+        if note is not None:
+            config["channel"].send(step, note)
 
     def on_checkpoint(current: TrainingState) -> None:
         nonlocal reported
@@ -335,7 +347,8 @@ def _worker(config: dict[str, Any]) -> None:
             worker,
             on_checkpoint,
             leaving=lambda: ray.train.get_preemption_info() is not None,
-            waiting=waiting,
+            on_logged=on_logged,
+            waiting=pace.waiting,
         )
     except NonFiniteLossError as error:
         # Raised on all workers at the same step. A worker that raises is started again, to the same

@@ -16,11 +16,18 @@ from echostill.platform.tables.fingerprint import Claim, Fingerprint
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import finish_run, read_manifest, save_configuration
 from echostill.platform.training.loop import TrainingTask
-from echostill.platform.training.ray import BAD_BATCH, TrainingJob, plan, run_training
+from echostill.platform.training.ray import (
+    BAD_BATCH,
+    TrainedRun,
+    TrainingJob,
+    plan,
+    run_training,
+)
 from echostill.platform.training.tracking import Logged, RunInput, Tracker
 
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.jsonl"
+PRECISION = "precision.json"  # of matrix products, by step; of a run that is not all in float32
 GROUP = "group.json"  # names of the runs that are trained together with this one
 COMMON = ("step", "learning_rate", "epoch")  # logged for all members of a group alike
 
@@ -150,8 +157,6 @@ def _train(
     config = members[0].config
     place = plan_one_run if at_once == 1 else plan_on_cluster
     where = place(config, lambda nodes: plan(job.settings, nodes, config.compute_on, at_once))
-    if not where.here:
-        job.build()  # stages the images once, before workers ask for them
     for member in members:
         save_configuration(member.storage, _resolved(member.config, where))
         if len(members) > 1:
@@ -183,11 +188,11 @@ def _train(
         for tracker in trackers:
             tracker.finish("FAILED")
         raise
-    task = job.task()
+    task = job.task_to_export()
     task.load_state_dict(run.weights)
     task.eval()
     for member, tracker in zip(open_members, trackers, strict=True):
-        _export(member, tracker, task, run.history, stage)
+        _export(member, tracker, task, run, stage)
     owner.delete("train")  # checkpoints serve resuming alone
 
 
@@ -200,7 +205,16 @@ def _resolved(config: ComputeConfig, where: WorkerPlan) -> ComputeConfig:
     if training is None:  # the proxy's are fixed (ProxySettings.paced)
         return config
     workers = where.workers if training.workers is None else training.workers
-    resolved = training.model_copy(update={"workers": workers, "threads": where.threads})
+    on_device = training.crops_on == "device" or (
+        training.crops_on == "auto" and bool(where.gpus_per_worker)
+    )
+    resolved = training.model_copy(
+        update={
+            "workers": workers,
+            "threads": where.threads,
+            "crops_on": "device" if on_device else "cpu",
+        }
+    )
     return config.model_copy(update={"training": resolved})
 
 
@@ -208,13 +222,16 @@ def _export(
     member: PlannedRun,
     tracker: Tracker,
     task: TrainingTask,
-    history: list[dict[str, float]],
+    run: TrainedRun,
     stage: str,
 ) -> None:
     storage = member.storage
-    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in member.rows(history))
+    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in member.rows(run.history))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / METRICS).write_text(lines)
+        if any(kind != "float32" for _, kind in run.precisions):
+            rows = [{"after_step": step, "type": kind} for step, kind in run.precisions]
+            (Path(folder) / PRECISION).write_text(json.dumps(rows))
         model = member.export(task, Path(folder))
         for path in sorted(Path(folder).iterdir()):
             storage.write(path.name, path.read_bytes())

@@ -80,6 +80,18 @@ class TrainingSettings(Config):
     sharding: Literal["none", "full"] = execution(
         "none", "Full shards weights and optimiser over the workers (FSDP), for large models."
     )
+    crops_on: Literal["auto", "cpu", "device"] = execution(
+        "auto",
+        "Where crops are cut out of the staged images: by threads on the CPU, or on the device "
+        "that trains, which auto does on GPUs. They are equal up to 1e-6.",
+        rounds=True,
+    )
+    loaders: int | None = execution(
+        None,
+        "Threads of a worker that read images ahead; default 1 on CPUs, beside a GPU a thread per "
+        "CPU of the worker, at most 8.",
+        ge=1,
+    )
     threads: int | None = execution(
         None,
         "Threads of a worker; default the CPUs of its node shared out, as kept with the run. The "

@@ -15,12 +15,12 @@ from echostill.platform.training.augment import AugmentSettings, augment, crop_b
 from echostill.platform.training.batches import TrainingBatch, make_batch, prefetch, replay
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import (
-    NonFiniteLossError,
     TrainingSettings,
     TrainingState,
     TrainingTask,
     train,
 )
+from echostill.platform.training.measures import NonFiniteLossError
 from echostill.platform.training.optimisation import parameter_groups
 from echostill.platform.training.staging import StagedImages
 
