@@ -1,14 +1,15 @@
 """Small pictures for the fit of the text finder: tissue, drawn ground, graphics, lettering.
 
 Each crop is ``SIDE`` x ``SIDE`` grey levels with a label for each cell of ``CELL`` pixels: no
-text, text, or not to be judged. Tissue is from real pictures and from noise; what is drawn over it
-without being text (rulers, callipers, traces, bars, walls, single characters) is there to be told
-apart from text.
+text, text, or not to be judged. Tissue is from real pictures, from drawn echoes
+(``fit_echoes.py``) and from noise; what is drawn over it without being text (``fit_graphics.py``)
+is there to be told apart from text.
 """
 
 import io
 
 import numpy as np
+from fit_echoes import draw_echoes
 from fit_graphics import COLOURS, SIDE, curve, draw_graphic
 from lettering import OTHERS, SCRIPTS, blend, font_files, ink_of, random_text
 from PIL import Image
@@ -18,9 +19,10 @@ CELL = 4
 NO_TEXT, TEXT, UNJUDGED = 0, 1, 2
 _SCRIPTS = {**SCRIPTS, **OTHERS}
 _WEIGHTS = {
-    "Latin": 8.0, "Arabic": 4.0, "Persian": 2.0, "Urdu (Naskh)": 2.0, "Urdu (Nastaliq)": 2.0,
+    "Latin": 8.0, "Arabic": 7.0, "Persian": 3.0, "Urdu (Naskh)": 3.0, "Urdu (Nastaliq)": 3.0,
     "Korean": 2.0, "Chinese": 2.0, "Japanese": 2.0,
 }  # fmt: skip
+_JOINED = ("Arabic", "Persian", "Urdu (Naskh)", "Urdu (Nastaliq)")  # short words, few strokes
 _FAINT = 30  # contrast below which a text is not judged
 
 
@@ -36,7 +38,7 @@ class Crops:
         self._pictures = pictures
         names = list(_SCRIPTS)
         weights = np.array([_WEIGHTS.get(name, 1.0 if name in SCRIPTS else 0.5) for name in names])
-        self._scripts = [_SCRIPTS[name] for name in names]
+        self._names = names
         self._chances = weights / weights.sum()
 
     def make(self, number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -65,14 +67,18 @@ class Crops:
 
     def _ground(self, g: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         kind = g.random()
-        if kind < 0.74:
+        if kind < 0.48:
             return self._tissue(g)
+        if kind < 0.80:
+            return draw_echoes(SIDE, g), np.zeros((SIDE, SIDE), dtype=bool)
         if kind < 0.86:
             return _noise(g), np.zeros((SIDE, SIDE), dtype=bool)
         level = 0 if g.random() < 0.6 else int(g.integers(0, 256))
         flat = np.full((SIDE, SIDE), level, dtype=np.float32)
         if g.random() < 0.5:  # the edge of a sector
             tissue, unjudged = self._tissue(g)
+            if g.random() < 0.4:
+                tissue, unjudged = draw_echoes(SIDE, g), np.zeros((SIDE, SIDE), dtype=bool)
             y, x = np.mgrid[:SIDE, :SIDE]
             a, b, c = [*g.normal(size=2).tolist(), g.uniform(-0.3, 0.3) * SIDE]
             side = a * (x - SIDE / 2) + b * (y - SIDE / 2) > c
@@ -111,13 +117,16 @@ class Crops:
     def _lettering(
         self, pixels: np.ndarray, labels: np.ndarray, g: np.random.Generator, coloured: bool
     ) -> np.ndarray:
-        script = self._scripts[g.choice(len(self._scripts), p=self._chances)]
+        name = self._names[g.choice(len(self._names), p=self._chances)]
+        script, joined = _SCRIPTS[name], name in _JOINED
         length = int(g.integers(3, 13)) if g.random() < 0.92 else int(g.integers(1, 3))
+        if joined and g.random() < 0.4:
+            length = int(g.integers(3, 6))
         text = random_text(script, length, g)
         files = font_files(script.known)
         size = int(np.exp(g.uniform(np.log(8), np.log(36))))
         kind, angle, stacked = g.random(), 0.0, False
-        if kind < 0.15:
+        if kind < 0.15 or (joined and g.random() < 0.12):
             angle = float(g.choice([90, 270, 90, 270, 180]))
         elif kind < 0.23:
             angle = float(g.uniform(-20, 20))

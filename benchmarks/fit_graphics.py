@@ -22,7 +22,8 @@ def draw_graphic(pixels: np.ndarray, unjudged: np.ndarray, g: np.random.Generato
     x, y = (int(v) for v in g.integers(0, SIDE, 2))
     thick = int(g.integers(1, 4))
     kinds: list[Any] = [
-        _ruler, _dotted, _cross, _box, _trace, _bar, _arrow, _mark, _wall, _arc, _arc, _polygon,
+        _ruler, _dotted, _dashed, _cross, _calliper, _calliper, _calliper, _box, _trace, _bar,
+        _arrow, _mark, _wall, _arc, _arc, _polygon,
         _comb, _body, _body,
     ]  # fmt: skip
     kind = kinds[g.integers(len(kinds))]
@@ -51,6 +52,42 @@ def _dotted(picture: Image.Image, pen: Any, x: int, y: int, thick: int, g: Any) 
     for number in range(int(g.integers(5, 40))):
         u, v = x + number * step * np.cos(angle), y + number * step * np.sin(angle)
         pen.ellipse((int(u), int(v), int(u) + thick - 1, int(v) + thick - 1), fill=255)
+
+
+def _dashed(picture: Image.Image, pen: Any, x: int, y: int, thick: int, g: Any) -> None:
+    """A line of dashes, upright or nearly level: a guide, the middle of a sector."""
+    angle = (np.pi / 2 if g.random() < 0.7 else 0.0) + g.normal() * 0.08
+    dash, gap = g.uniform(2, 9), g.uniform(1, 9)
+    along, level = np.array([np.cos(angle), np.sin(angle)]), int(g.integers(60, 256))
+    for start in np.arange(-SIDE, SIDE, dash + gap):
+        u, v = (np.array([x, y]) + start * along).tolist()
+        ends = (u, v, u + dash * float(along[0]), v + dash * float(along[1]))
+        pen.line(ends, fill=level, width=min(thick, 2))
+
+
+def _calliper(picture: Image.Image, pen: Any, x: int, y: int, thick: int, g: Any) -> Image.Image:
+    """Crosses with dots between them, and the numbers of what is measured."""
+    arm, wide, step = int(g.integers(3, 9)), int(g.integers(1, 4)), g.uniform(2.5, 7)
+    dot = int(g.integers(1, 3))
+    begin, turn = np.array([x, y], dtype=float), g.uniform(0, np.pi)
+    files = font_files(SCRIPTS["Latin"].known)
+    for number in range(int(g.integers(1, 4))):
+        angle, long = turn + number * np.pi / 2 + g.normal() * 0.2, g.uniform(15, 110)
+        along = np.array([np.cos(angle), np.sin(angle)])
+        end = begin + long * along
+        for u, v in (begin.tolist(), end.tolist()):
+            for a, b in ((arm, 0), (0, arm)):
+                pen.line((u - a, v - b, u + a, v + b), fill=255, width=wide)
+        for place in np.arange(0, long, step):
+            u, v = (begin + place * along).tolist()
+            pen.rectangle((int(u), int(v), int(u) + dot - 1, int(v) + dot - 1), fill=255)
+        if g.random() < 0.6:
+            size = int(g.integers(8, 20))
+            ink = ink_of(str(g.integers(1, 5)), files[g.integers(len(files))], size)[..., 0]
+            u, v = (end + g.uniform(-1.2, 1.2, 2) * (arm + size / 2)).astype(int).tolist()
+            picture.paste(255, (u, v), Image.fromarray(ink))
+        begin = (begin + end) / 2 + g.normal(size=2) * 8 - along * g.uniform(-10, 30)
+    return picture
 
 
 def _cross(picture: Image.Image, pen: Any, x: int, y: int, thick: int, g: Any) -> None:

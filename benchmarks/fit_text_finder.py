@@ -9,10 +9,13 @@ the tissue that crops are cut from (``fit_crops.py``). ``--marked`` names a file
 ``lettered SET/NAME`` (a picture with lettering of its own, left out) and ``alarming SET/NAME`` (one
 that an earlier fit took for lettering though there is none, used more often).
 
-The weights in the package came from two rounds: 8,000 steps on 65,536 crops, then on to 12,000
-steps on 40,960 crops made with ``--marked fit_pictures.txt``, written after a look at what the
-first round found. Training goes on where it was cut off. The last third of the first round's steps,
-and the second, train with weights and activations rounded to the 8 bits in which they are used.
+The weights in the package came from four rounds, each of which went on from the one before: 8,000
+steps on 65,536 crops; to 12,000 on 40,960 made with ``--marked fit_pictures.txt``, written after a
+look at what the first round found; to 16,000 on 40,960, half of them of drawn echoes
+(``fit_echoes.py``), since coarse speckle was taken for letters, with more of the joined scripts; to
+20,000 on 40,960 with more real tissue and callipers again, and 20,480 of the round before.
+Training goes on where it was cut off. The last third of the first round's steps, and all rounds
+after it, train with weights and activations rounded to the 8 bits in which they are used.
 """
 
 import argparse

@@ -48,7 +48,7 @@ class DeidentifySettings(Config):
         0.5, description="Hold back frames whose sector has a lower confidence.", ge=0, le=1
     )
     max_text: float = Field(
-        0.9,
+        0.93,
         description="Hold back (or redact) frames with a higher text score in the sector.",
         ge=0,
         le=1,
