@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ MAX_PARAMETERS = 100  # MLflow's limit per call
 MAX_NAME, MAX_DIGEST = 500, 36  # characters of a dataset's name and digest
 JOB_TAG, PAGE_TAG = "ray.submission_id", "ray.dashboard"  # of a run: the job that writes it
 PARENT_VARIABLE = "ECHOSTILL_MLFLOW_PARENT"  # id of the run that new runs are nested under
+# torch.export keeps the model that it traces in a variable of its module: one at a time.
+_exporting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -214,15 +217,16 @@ class Tracker:
         )
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "model")
-            mlflow.pytorch.save_model(
-                PooledFeatures(encoder),
-                path,
-                signature=signature,
-                # A batch of two: of one, the graph would take its size for fixed.
-                input_example=np.zeros((2, 3, size, size), dtype=np.float32),
-                serialization_format="pt2",
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-            )
+            with _exporting:  # two students may end at the same moment
+                mlflow.pytorch.save_model(
+                    PooledFeatures(encoder),
+                    path,
+                    signature=signature,
+                    # A batch of two: of one, the graph would take its size for fixed.
+                    input_example=np.zeros((2, 3, size, size), dtype=np.float32),
+                    serialization_format="pt2",
+                    pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+                )
             client = mlflow_client(self.uri)
             client.log_artifacts(self.run_id, path, "model")
         registered = f"{EXPERIMENT}-{name}"

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -90,6 +91,38 @@ def test_two_runs_may_record_the_same_dataset_at_once(tmp_path, monkeypatch):
     for one in (first, second):
         (held,) = MlflowClient(one.uri).get_run(one.run_id).inputs.dataset_inputs
         assert held.dataset.name == "coreset half"
+
+
+class StopHere(Exception):
+    """Of a model that is not to be saved."""
+
+
+def test_two_models_are_not_exported_at_once(monkeypatch):
+    """torch.export keeps the model that it traces in a variable of its module."""
+    import mlflow.pytorch
+
+    inside, together = threading.Event(), []
+
+    def save(*arguments, **options):
+        together.append(inside.is_set())
+        inside.set()
+        time.sleep(0.1)  # for another to come in
+        inside.clear()
+        raise StopHere
+
+    monkeypatch.setattr(mlflow.pytorch, "save_model", save)
+    encoder = create_encoder("tinyusfm-micro")
+
+    def record():
+        with pytest.raises(StopHere):
+            Tracker("sqlite://", "a run").model(encoder, "a model")
+
+    threads = [threading.Thread(target=record) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [False] * 3
 
 
 @pytest.mark.slow
