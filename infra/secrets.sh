@@ -16,6 +16,7 @@ keep() {
     fi
 }
 random | keep ray_token
+random | keep service_token
 random | keep postgres_password
 random | keep grafana_password
 key=$(random)

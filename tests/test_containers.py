@@ -1,18 +1,24 @@
 """The image, the compose file, the scripts and the cluster launcher: what needs no container."""
 
+import ast
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+
+from echostill.jobs.pipeline import resolve_stages
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -24,7 +30,7 @@ LAUNCHERS = sorted((INFRA / "cluster-launcher").glob("*.yaml"))
 MEMBERS = {
     "image", "build", "restart", "init", "cap_drop", "security_opt", "environment", "secrets",
     "shm_size", "hostname", "command", "entrypoint", "ports", "depends_on", "deploy", "volumes",
-    "healthcheck", "profiles", "read_only",
+    "healthcheck", "profiles", "read_only", "tmpfs",
 }  # fmt: skip
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
 
@@ -66,7 +72,7 @@ def test_the_image_has_no_root_no_telemetry_and_a_health_check():
 def test_the_image_installs_pinned_releases():
     stages = steps()
     assert list(stages) == ["", "builder", "runtime"]
-    assert ("ARG", "BASE=python:3.11-slim") in stages[""]
+    assert ("ARG", "BASE=docker.io/library/python:3.11-slim") in stages[""]
     assert not re.search(r":latest\b", DOCKERFILE)
     installs = [
         part
@@ -126,7 +132,7 @@ def test_the_health_check_asks_the_server_that_was_started(command, address):
 
 
 def test_the_compose_file_is_one():
-    assert COMPOSE.keys() == {"name", "x-node", "x-ray", "services", "secrets", "volumes"}
+    assert COMPOSE.keys() == {"name", "x-node", "x-ray", "x-s3", "services", "secrets", "volumes"}
     for name, service in SERVICES.items():
         assert service.keys() <= MEMBERS, name
         for other, condition in service.get("depends_on", {}).items():
@@ -149,8 +155,81 @@ def test_images_of_others_are_pinned_and_no_container_gets_more_rights():
         assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", image), image
         assert "privileged" not in service
         assert service.get("network_mode") != "host"
+        assert service["security_opt"] == ["no-new-privileges:true"]
         if name != "postgres":  # its entry point changes the owner of its folder, then its user
             assert service["cap_drop"] == ["ALL"]
+        ours = "echostill:" in resolved(service["image"])
+        if ours and name not in ("head", "worker"):  # Ray's nodes write more than memory holds
+            assert service["read_only"]
+            assert service["tmpfs"] == ["/tmp"]
+            assert service["environment"]["HOME"] == "/tmp"
+
+
+def texts(value):
+    """Every string of a part of the compose file, as it is where no variable is set."""
+    if isinstance(value, dict):
+        return [text for one in value.values() for text in texts(one)]
+    if isinstance(value, list):
+        return [text for one in value for text in texts(one)]
+    return [resolved(value)] if isinstance(value, str) else []
+
+
+def listens(name):
+    """The ports that a service of the compose file is told to listen on, or listens on unasked."""
+    ports = re.findall(r"[-.]port=(\d+)", " ".join(texts(SERVICES[name]["command"])))
+    return set(ports)
+
+
+def test_what_a_container_asks_for_is_there():
+    asked = set()
+    for service in SERVICES.values():
+        for member in ("command", "environment"):
+            for text in texts(service.get(member, {})):
+                asked |= set(re.findall(r"(?:http://|address=|hosts=)([a-z]\w*):(\d+)", text))
+    prometheus = yaml.safe_load((INFRA / "monitoring" / "prometheus.yaml").read_text())
+    for job in prometheus["scrape_configs"]:
+        for found in job.get("dns_sd_configs", ()):
+            asked |= {(name, str(found["port"])) for name in found["names"]}
+        for found in job.get("static_configs", ()):
+            asked |= {tuple(target.split(":")) for target in found["targets"]}
+    assert {name for name, _ in asked} == {"head", "worker", "mlflow", "s3", "service"}
+    for name, port in asked:
+        assert port in listens(name), f"{name}:{port}"
+    for name, service in SERVICES.items():
+        inside = {resolved(port).rpartition(":")[2] for port in service.get("ports", ())}
+        assert not inside or "command" not in service or inside <= listens(name)
+    assert "--allowed-host=service" in " ".join(SERVICES["service"]["command"])
+
+
+def test_every_secret_is_given_to_who_reads_it():
+    given = {
+        name: {one if isinstance(one, str) else one["target"] for one in service["secrets"]}
+        for name, service in SERVICES.items()
+        if "secrets" in service
+    }
+    read = {
+        name: set(re.findall(r"/run/secrets/([\w.]+)", " ".join(texts(service))))
+        for name, service in SERVICES.items()
+    }
+    prometheus = (INFRA / "monitoring" / "prometheus.yaml").read_text()
+    read["prometheus"] = set(re.findall(r"/run/secrets/(\w+)", prometheus))
+    assert {name: found for name, found in read.items() if found} == given
+
+
+def test_grafana_finds_its_dashboard_and_prometheus():
+    volumes = [*SERVICES["grafana"]["volumes"], *SERVICES["prometheus"]["volumes"]]
+    mounted = dict(volume.split(":")[:2] for volume in volumes)
+    monitoring = INFRA / "monitoring"
+    (provider,) = yaml.safe_load((monitoring / "dashboards.yaml").read_text())["providers"]
+    folder, _, _ = mounted["./monitoring/dashboard.json"].rpartition("/")
+    assert provider["options"]["path"] == folder
+    (source,) = yaml.safe_load((monitoring / "datasources.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    panels = json.loads((monitoring / "dashboard.json").read_text())["panels"]
+    assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
+    (rules,) = yaml.safe_load((monitoring / "prometheus.yaml").read_text())["rule_files"]
+    main = mounted["./monitoring/prometheus.yaml"]
+    assert mounted["./monitoring/rules.yaml"] == f"{main.rpartition('/')[0]}/{rules}"
 
 
 def test_ports_are_published_on_loopback_alone():
@@ -221,6 +300,36 @@ def test_a_wrong_launcher_file_is_found():
 def test_scripts_are_sound(path):
     done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
+def test_the_dockerfile_is_sound():
+    done = subprocess.run(
+        [HADOLINT, INFRA / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_trial_is_of_the_quickstart_as_it_is():
+    text = (INFRA / "try.sh").read_text()
+    config = ROOT / "examples" / "quickstart" / "config.yaml"
+    (fewer,) = re.findall(r"set -- (\S.*)", text)
+    resolve_stages(str(config), shlex.split(fewer), from_scratch=False)
+    wanted = yaml.safe_load(config.read_text())
+    runs = {"proxy"} | {
+        f"{student['name']}-{seed}"
+        for student in wanted["distill"]["students"]
+        for seed in wanted["distill"]["seeds"]
+    }
+    (asked,) = re.findall(r"assert (\{.*\}) <= names", text)
+    assert ast.literal_eval(asked) == runs
+    programs = re.findall(r"python - [^\n]*<< (?:'END'|END)\n(.*?)\nEND\n", text, re.DOTALL)
+    assert len(programs) == 4
+    for program in programs:
+        ast.parse(program)
 
 
 def test_the_trial_refuses_what_it_does_not_know():

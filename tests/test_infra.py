@@ -378,6 +378,15 @@ def test_releases_are_those_of_the_project():
         assert cluster_of(manifest)["rayVersion"] == pins["ray"]
 
 
+def test_shared_memory_holds_the_object_store():
+    """Ray takes 30% of a pod's memory unless told, and where that does not fit, the disk."""
+    for cluster in map(cluster_of, of_kind("RayCluster", "RayService")):
+        for group in (cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", ())):
+            volumes = {one["name"]: one for one in group["template"]["spec"]["volumes"]}
+            (size,) = re.fullmatch(r"(\d+)Gi", volumes["shm"]["emptyDir"]["sizeLimit"]).groups()
+            assert int(group["rayStartParams"]["object-store-memory"]) < int(size) * 2**30
+
+
 def test_a_worker_that_ends_says_so_and_has_time_for_it():
     for group in MANIFESTS["spot/RayCluster/echostill"]["spec"]["workerGroupSpecs"]:
         pod = group["template"]["spec"]
