@@ -164,7 +164,7 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> ScoreSetup:
     store = Store(config.store)
     pool = store.open_pool()
     teacher = find_teacher(config)
-    encoder, student = teacher.build(), _proxy_model(config)
+    encoder, student = teacher.outline(), _proxy_model(config)
     proxy = _train_proxy(config, store, pool, overwrite)
     steps = config.proxy.snapshot_steps()
     digest = _proxy_digest(proxy.storage, steps)
@@ -310,7 +310,7 @@ def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
     config = _settled(config, store, overwrite, partial(_dry_plan, config, count))
     replaces = _check_claims(config, store, pool, teacher, overwrite)
     training = config.proxy.paced
-    encoder, student = teacher.build(), _proxy_model(config).encoder
+    encoder, student = teacher.outline(), _proxy_model(config).encoder
     per_row = encoder.feature_dim * 2 + len(config.proxy.snapshot_steps()) * 4 + 48
     out = Plan("score")
     out.add("pool", f"{pool.rows} images in {count} shards, {pool.storage.root}")

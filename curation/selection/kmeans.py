@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from echostill.platform.errors import UsageError
+from echostill.platform.progress import console
 
 
 def train_centroids(
@@ -54,6 +55,48 @@ def train_centroids(
     return faiss.vector_to_array(kmeans.centroids).reshape(clusters, rows.shape[1])
 
 
+def usable_gpus(gpus: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the named GPUs where FAISS can compute on all of them; else none, and say why.
+
+    A small search is tried on each: a package whose CUDA does not fit the driver, or that was not
+    built for the GPU, may count it all the same.
+    """
+    if not gpus:
+        return ()
+    try:
+        reason = _missing(gpus)
+        if not reason:
+            probe = np.eye(4, dtype=np.float32)
+            for gpu in gpus:
+                flat_index(probe, (gpu,)).search(probe, 1)
+    except (RuntimeError, AssertionError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        reason = (
+            f"FAISS cannot compute there ({first[:200]}): its CUDA, the driver and the GPU differ"
+        )
+    if reason:
+        console.print(
+            f"gpus {list(gpus)}: {reason}. Clustering on the CPU, and recorded so (gpus=[]).",
+            markup=False,
+            soft_wrap=True,
+        )
+        return ()
+    return gpus
+
+
+def _missing(gpus: tuple[int, ...]) -> str:
+    """Say why FAISS has not all of these GPUs; empty where it has."""
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources"):
+        return (
+            f"FAISS {faiss.__version__} is built for CPUs; install faiss-gpu in place of faiss-cpu"
+        )
+    found = faiss.get_num_gpus()
+    missing = [gpu for gpu in gpus if gpu >= found]
+    return f"FAISS sees {found} GPU(s) here, and has no GPU {missing[0]}" if missing else ""
+
+
 def flat_index(vectors: np.ndarray, gpus: tuple[int, ...] = ()) -> Any:
     """Build a FAISS index of inner products.
 
@@ -71,13 +114,8 @@ def flat_index(vectors: np.ndarray, gpus: tuple[int, ...] = ()) -> Any:
         index.add(np.ascontiguousarray(vectors))
     if not gpus:
         return index
-    found = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-    missing = [gpu for gpu in gpus if gpu >= found]
-    if missing:
-        raise UsageError(
-            f"gpus {list(gpus)}: FAISS sees {found} GPU(s) here, and has no GPU {missing[0]}. "
-            "Install faiss-gpu in place of faiss-cpu, or leave gpus empty."
-        )
+    if reason := _missing(gpus):
+        raise UsageError(f"gpus {list(gpus)}: {reason}. Or leave gpus empty.")
     # Never gpu=True: FAISS would take all of them.
     resources = [faiss.StandardGpuResources() for _ in gpus]
     options = faiss.GpuMultipleClonerOptions()

@@ -23,6 +23,7 @@ from echostill.curation.selection.growth import (
     distance_from_fresh,
     read_duplicates,
 )
+from echostill.curation.selection.kmeans import usable_gpus
 from echostill.curation.selection.methods import METHODS
 from echostill.curation.selection.pixels import STATISTICS, explained_in_pool
 from echostill.curation.selection.settings import (
@@ -116,8 +117,12 @@ def select(
     members = _members(config, store, budget)
     decided = _decided(config, store, pool, excluded, pinned, members)
     claim = _claim(config, store, scores, pool, decided, members)
+    if config.gpus and not _is_made(claim):
+        # The fingerprint says where the clusters were computed, since a GPU rounds differently.
+        config = config.model_copy(update={"gpus": usable_gpus(config.gpus)})
+        claim = _claim(config, store, scores, pool, decided, members)
     storage, wanted = claim.storage, claim.wanted
-    if storage.exists(MANIFEST) and claimed(storage).digest == wanted.digest:
+    if _is_made(claim):
         made = Table.open(storage, "select")
         sentence = f"already done: {storage.root}{_not_scored(whole, pool)}"
         return _result(config, made, sentence, already_done=True)
@@ -181,6 +186,12 @@ def select(
         f"{budget} of {made.rows} images from {clustering.count} clusters: {storage.root}"
         f"{f'. It has {describe_growth(grown)}' if grown else ''}{_not_scored(whole, pool)}",
     )
+
+
+def _is_made(claim: Claim) -> bool:
+    """Whether the very coreset is there already."""
+    storage = claim.storage
+    return storage.exists(MANIFEST) and claimed(storage).digest == claim.wanted.digest
 
 
 def _members(config: SelectConfig, store: Store, budget: int) -> Members | None:

@@ -80,7 +80,7 @@ def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str])
     if not runs:
         raise UsageError("no student follows a teacher: there is nothing to cache.")
     with torch.device("meta"):
-        encoder = teacher.build()
+        encoder = teacher.outline()
         requests = [_request(run, encoder, config.decoder) for run in runs]
     for run, request in zip(runs, requests, strict=True):
         _check_held(run, request)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from echostill.platform.models.encoder import Encoder, EncoderOutput
     from echostill.platform.models.loading import (
         LoadReport,
+        check_weights,
         load_weights,
         save_weights,
         weights_digest,
@@ -20,6 +21,7 @@ _HOMES = {
     "Encoder": "encoder",
     "EncoderOutput": "encoder",
     "LoadReport": "loading",
+    "check_weights": "loading",
     "create_encoder": "registry",
     "describe_models": "presets",
     "gflops": "complexity",
@@ -35,6 +37,7 @@ __all__ = [
     "Encoder",
     "EncoderOutput",
     "LoadReport",
+    "check_weights",
     "create_encoder",
     "describe_models",
     "gflops",

@@ -79,6 +79,42 @@ def load_weights(
     Raises:
         UsageError: the file is missing, unreadable, or does not fit the encoder exactly.
     """
+    fitting = _fitting(encoder, path, key, resample_positions)
+    tensors, report = fitting.tensors, fitting.report
+    if fitting.source is not None:
+        fitting.source.backbone.load_state_dict(tensors, strict=True)
+        tensors = resample(fitting.source, encoder.image_size)
+    encoder.backbone.load_state_dict(tensors, strict=True)
+    if report.describe():
+        LOGGER.info("%s: %s", path, report.describe())
+    if report.left_out:
+        LOGGER.info("%s: left out %s", path, some(report.left_out))
+    if report.renamed:
+        LOGGER.info("%s: took %s", path, some(f"{old} as {new}" for old, new in report.renamed))
+    return report
+
+
+def check_weights(
+    encoder: Encoder, path: str | Path, *, key: str | None = None, resample_positions: bool = False
+) -> LoadReport:
+    """See that a file fits an encoder, which may be one without storage, and load nothing.
+
+    Arguments, result and errors are those of :func:`load_weights`.
+    """
+    return _fitting(encoder, path, key, resample_positions).report
+
+
+class _Fitting(NamedTuple):
+    """What of a file goes into an encoder."""
+
+    tensors: Mapping[str, Tensor]
+    report: LoadReport
+    source: Encoder | None  # of the input size that the weights were made for, if another one
+
+
+def _fitting(
+    encoder: Encoder, path: str | Path, key: str | None, resample_positions: bool
+) -> _Fitting:
     path = Path(path)
     _require_file(path)
     content = read_file(path)
@@ -88,22 +124,16 @@ def load_weights(
     if content.model and content.model != encoder.name:
         where = f"{name} holds weights of '{content.model}' and does not fit '{encoder.name}'"
     side = _other_size(encoder, chosen) if resample_positions else None
-    source = encoder if side is None else sized_for(encoder, side)
-    fitted = fit(source, chosen.tensors, where)
-    check_values(fitted.tensors, where)
-    tensors: Mapping[str, Tensor] = fitted.tensors
+    source = None
     if side is not None:
-        source.backbone.load_state_dict(tensors, strict=True)
-        tensors = resample(source, encoder.image_size)
-    encoder.backbone.load_state_dict(tensors, strict=True)
-    report = LoadReport(len(tensors), fitted.left_out, fitted.renamed, chosen.name, beside, side)
-    if report.describe():
-        LOGGER.info("%s: %s", path, report.describe())
-    if report.left_out:
-        LOGGER.info("%s: left out %s", path, some(report.left_out))
-    if report.renamed:
-        LOGGER.info("%s: took %s", path, some(f"{old} as {new}" for old, new in report.renamed))
-    return report
+        # Beside an encoder without storage, one of another input size needs none either.
+        with torch.device(next(encoder.parameters()).device):
+            source = sized_for(encoder, side)
+    fitted = fit(source or encoder, chosen.tensors, where)
+    check_values(fitted.tensors, where)
+    count = len(encoder.backbone.state_dict()) if source else len(fitted.tensors)
+    report = LoadReport(count, fitted.left_out, fitted.renamed, chosen.name, beside, side)
+    return _Fitting(fitted.tensors, report, source)
 
 
 def _choose(

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors
+import torch
 
 from echostill.platform.config import ModelsConfig
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.models import (
     Encoder,
-    LoadReport,
+    check_weights,
     create_encoder,
     load_weights,
     weights_digest,
@@ -51,6 +52,11 @@ class Weights:
             self.model, image_size=self.image_size, pooling=self.pooling or "mean"
         )
 
+    def outline(self) -> Encoder:
+        """Build the encoder without storage: its sizes and shapes, for whoever plans."""
+        with torch.device("meta"):
+            return self.build()
+
     def load(self, *, trainable: bool = False) -> Encoder:
         """Build the encoder and load the weights strictly; frozen, in evaluation mode.
 
@@ -58,16 +64,23 @@ class Weights:
             trainable: Leave it as a new encoder is, to be trained on.
         """
         encoder = self.build()
-        self._fill(encoder)
+        path = local_copy(self.path, self.digest)
+        resample = self.image_size is not None
+        load_weights(encoder, path, key=self.key, resample_positions=resample)
         return encoder if trainable else encoder.eval().requires_grad_(False)
 
     def checked(self) -> "Weights":
         """See that the file fits the model, and note which weights of it are taken.
 
+        No model is loaded: the tensors are looked at one after the other, and nothing is kept.
+
         Raises:
             UsageError: It does not.
         """
-        return replace(self, notes=self._fill(self.build()).describe())
+        path = local_copy(self.path, self.digest)
+        resample = self.image_size is not None
+        report = check_weights(self.outline(), path, key=self.key, resample_positions=resample)
+        return replace(self, notes=report.describe())
 
     def describe(self) -> str:
         """Say which model and file it is, and what is set beside."""
@@ -80,11 +93,6 @@ class Weights:
         settings = {"image_size": self.image_size, "pooling": self.pooling, "key": self.key}
         beside = {f"{role}.{name}": str(value) for name, value in settings.items() if value}
         return {role: self.digest, **beside}
-
-    def _fill(self, encoder: Encoder) -> LoadReport:
-        path = local_copy(self.path, self.digest)
-        resample = self.image_size is not None
-        return load_weights(encoder, path, key=self.key, resample_positions=resample)
 
 
 def find_teacher(config: ModelsConfig) -> Weights:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from echostill.platform.cluster.plans import WorkerPlan
-from echostill.platform.progress import Progress
+from echostill.platform.progress import Progress, console
 from echostill.platform.shards.events import StageRun, stage_run
 from echostill.platform.tables.storage import Storage
+
+WAIT = "wait for decoding"  # as a worker's seconds name it
+STARVED = 0.2  # of a worker's time in that wait, from which on the remedy is named
+JUDGED = 2  # shards before that, since the first one also waits for everything to start
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,10 @@ class Accounting:
 class ShardLog:
     """Reports one run of a sharded stage: to the progress bar and to the event log."""
 
-    def __init__(self, events: StageRun, bar: Progress) -> None:
+    def __init__(self, events: StageRun, bar: Progress, plan: WorkerPlan | None = None) -> None:
         """Report to an open progress bar and to the events of the stage's run."""
-        self.events, self.bar = events, bar
+        self.events, self.bar, self.plan = events, bar, plan
+        self._waited: list[tuple[float, float]] = []  # of each shard's seconds of work
         self.resumed = 0
         self._started = time.monotonic()
         self._first: float | None = (
@@ -86,7 +91,7 @@ class ShardLog:
             bar,
             stage_run(events, stage, mode=mode, shards=bar.total, plan=plan.describe()) as run,
         ):
-            yield cls(run, bar)
+            yield cls(run, bar, plan)
 
     def resume(self, records: dict[int, dict[str, Any]], cut: list[int]) -> None:
         """Say what earlier runs finished, and which shards they had begun and did not finish."""
@@ -118,9 +123,9 @@ class ShardLog:
         else:
             self._paced_rows += own.rows_in
             pace = self._paced_rows / max(now - self._first, 1e-9)
-        self.bar.advance(
-            note=f"{so_far.rows_out} rows at {pace:.3g}/s, {so_far.quarantined} quarantined"
-        )
+        waits = self._wait_share(finished["seconds"])
+        note = f"{so_far.rows_out} rows at {pace:.3g}/s, {so_far.quarantined} quarantined"
+        self.bar.advance(note=note if waits is None else f"{note}, waits {waits:.0%}")
         self.events.add(
             "shard",
             shard=finished["record"]["shard"],
@@ -135,7 +140,27 @@ class ShardLog:
             quarantined_so_far=so_far.quarantined,
             rows_per_second=round(pace, 3),
             seconds_left=self.bar.seconds_left(),
+            **({} if waits is None else {"wait_share": round(waits, 3)}),
         )
+
+    def _wait_share(self, seconds: dict[str, float]) -> float | None:
+        """Return the share of the work so far in which workers waited for decoded images.
+
+        None where they decode for themselves. Once it is known to be large, the remedy is said.
+        """
+        if self.plan is None or not self.plan.decoders or WAIT not in seconds:
+            return None
+        self._waited.append((seconds[WAIT], seconds["work"]))
+        counted = self._waited[1:] or self._waited
+        share = sum(wait for wait, _ in counted) / max(sum(work for _, work in counted), 1e-9)
+        if len(self._waited) == JUDGED and share > STARVED:
+            console.print(
+                f"{self.events.stage}: workers wait for decoded images {share:.0%} of their time: "
+                f"give decoding more than {self.plan.decoders} CPU(s), as by nodes without GPUs "
+                f"({self.events.stage}.decoders).",
+                soft_wrap=True,
+            )
+        return share
 
     def finish(self, accounting: Accounting, cut: list[int]) -> None:
         """Say that the run is finished, and which of its attempts were cut and done again."""

@@ -74,7 +74,7 @@ def _words(event: dict[str, Any]) -> str:
         return (
             f"{event['done']}/{event['shards']} shards, {event['rows_out_so_far']} rows at "
             f"{event['rows_per_second']:.3g}/s, {event['quarantined_so_far']} quarantined"
-            f"{_end(event)}"
+            f"{_waits(event)}{_end(event)}"
         )
     if kind == "finished":
         if event.get("already_done"):
@@ -93,6 +93,11 @@ def _words(event: dict[str, Any]) -> str:
 
 def _shards(event: dict[str, Any]) -> str:
     return f"{event['shards']} shard(s), {event['plan']}"
+
+
+def _waits(event: dict[str, Any]) -> str:
+    share = event.get("wait_share")
+    return "" if share is None else f", waits for images {share:.0%} of the time"
 
 
 def _end(event: dict[str, Any]) -> str:

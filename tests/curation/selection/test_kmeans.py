@@ -1,10 +1,12 @@
 """k-means against Lloyd's iterations in double precision, and against FAISS's own habits."""
 
+import sys
+
 import faiss
 import numpy as np
 import pytest
 
-from echostill.curation.selection.kmeans import flat_index, train_centroids
+from echostill.curation.selection.kmeans import flat_index, train_centroids, usable_gpus
 from echostill.platform.errors import UsageError
 
 
@@ -74,8 +76,64 @@ def test_as_many_clusters_as_rows():
     )
 
 
-def test_a_gpu_that_is_not_there_is_named():
-    if faiss.get_num_gpus() > 0:
-        pytest.skip("there is a GPU")
-    with pytest.raises(UsageError, match=r"gpus \[1\]: FAISS sees 0"):
+class FakeFaiss:
+    """FAISS with GPUs, as far as choosing them needs it; computes on the CPU."""
+
+    __version__ = "1.15.1"
+    IndexFlatIP = faiss.IndexFlatIP
+
+    def __init__(self, gpus, broken=()):
+        self.gpus, self.broken, self.asked = gpus, broken, []
+
+    def get_num_gpus(self):
+        return self.gpus
+
+    def StandardGpuResources(self):
+        return object()
+
+    class GpuMultipleClonerOptions:
+        shard = True
+
+    def index_cpu_to_gpu_multiple_py(self, resources, index, options, gpus):
+        assert len(resources) == len(gpus)
+        assert options.shard is False
+        self.asked.append(gpus)
+        if set(gpus) & set(self.broken):
+            raise RuntimeError("Error in StandardGpuResources\nCUDA error 35 driver insufficient")
+        return index
+
+
+def test_all_named_gpus_are_taken_and_no_other(monkeypatch, capsys):
+    fake = FakeFaiss(4)
+    monkeypatch.setitem(sys.modules, "faiss", fake)
+    assert usable_gpus(()) == ()
+    assert fake.asked == []
+    assert usable_gpus((1, 3)) == (1, 3)
+    assert fake.asked == [[1], [3]]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("fake", "words"),
+    [
+        (FakeFaiss(0), "FAISS sees 0 GPU(s) here, and has no GPU 0"),
+        (FakeFaiss(2), "FAISS sees 2 GPU(s) here, and has no GPU 2"),
+        (FakeFaiss(3, broken=[2]), "cannot compute there (CUDA error 35 driver insufficient)"),
+    ],
+)
+def test_gpus_that_do_not_fit_give_one_line_and_the_cpu(fake, words, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", fake)
+    assert usable_gpus((0, 2)) == ()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gpus [0, 2]: ")
+    assert words in line
+    assert "Clustering on the CPU" in line
+
+
+def test_a_package_without_gpus_is_named(capsys):
+    if hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("FAISS is built for GPUs")
+    assert usable_gpus((1,)) == ()
+    assert "is built for CPUs; install faiss-gpu" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"gpus \[1\]: FAISS .* is built for CPUs"):
         flat_index(np.zeros((0, 4), np.float32), (1,))
