@@ -251,6 +251,7 @@ def test_a_name_that_is_defined_twice_is_found(tmp_path, monkeypatch):
 # Test files that are named after what they show, since it takes more than one module.
 ACROSS = {
     "benchmarks/evidence": "a benchmark's rows and comparisons, without training",
+    "benchmarks/gpu_check": "a benchmark, run in miniature",
     "benchmarks/kill_training": "a benchmark, run at its smallest",
     "benchmarks/model_families": "a benchmark, run without numbers",
     "curation/deidentification/planted_identifiers": "planted names, from file to every result",

@@ -185,18 +185,18 @@ class MaskChoice:
     blocks: Tensor  # (B, blocks) bool, True where hidden
     bands: Tensor  # (B, bands) bool, True where stopped
 
-    def rows(self, start: int, end: int) -> "MaskChoice":
-        """Return the choice for a part of the images."""
-        return MaskChoice(self.blocks[start:end], self.bands[start:end])
-
     def to(self, device: torch.device | str) -> "MaskChoice":
         """Return the choice on a device; from pinned memory, without waiting for it."""
         return MaskChoice(
             self.blocks.to(device, non_blocking=True), self.bands.to(device, non_blocking=True)
         )
 
-    def pin_memory(self) -> "MaskChoice":
-        """Return the choice in pinned memory."""
+    def rows(self, start: int, end: int) -> "MaskChoice":
+        """Return the choice for a part of the images."""
+        return MaskChoice(self.blocks[start:end], self.bands[start:end])
+
+    def pinned(self) -> "MaskChoice":
+        """Return the choice in memory that a GPU copies from while it computes."""
         return MaskChoice(self.blocks.pin_memory(), self.bands.pin_memory())
 
     def masks(self, settings: MaskSettings, device: torch.device | str = "cpu") -> Masks:

@@ -38,7 +38,7 @@ class Draws(Protocol):
         """Return it on a device; from pinned memory, without waiting for it."""
         ...
 
-    def pin_memory(self) -> "Draws":
+    def pinned(self) -> "Draws":
         """Return it in pinned memory."""
         ...
 
@@ -70,12 +70,12 @@ class TrainingBatch:
             pixels = cut_out(pixels, crops).expand(-1, 3, -1, -1)
         return replace(self, pixels=pixels, draws=draws, crops=None)
 
-    def pin_memory(self) -> "TrainingBatch":
+    def pinned(self) -> "TrainingBatch":
         """Return the batch in pinned memory, from which a GPU copies while others compute."""
         return replace(
             self,
             pixels=self.pixels.pin_memory(),
-            draws=None if self.draws is None else self.draws.pin_memory(),
+            draws=None if self.draws is None else self.draws.pinned(),
             crops=None if self.crops is None else self.crops.pin_memory(),
         )
 

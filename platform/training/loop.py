@@ -200,7 +200,7 @@ def train(
     def make(step: int) -> TrainingBatch:
         batch = make_batch(images, settings, seed, task.image_size, step, worker)
         batch.draws = task.draw(batch)
-        return batch.pin_memory() if worker.device.type == "cuda" else batch
+        return batch.pinned() if worker.device.type == "cuda" else batch
 
     def read(steps: Sequence[StepMeasures]) -> None:
         nonlocal skipped

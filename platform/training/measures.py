@@ -109,13 +109,12 @@ class StepMeasures:
         """
         self.step = batch.step
         self.logged = logged is not None
-        self._batch = replace(batch, pixels=batch.pixels[:0], draws=None, crops=None)
-        self._names, self._members = (), {}
+        self._batch = replace(batch, pixels=torch.empty(0), draws=None, crops=None)
+        self._members: dict[str, int] = {}
         together = torch.stack([norm.detach() for norm in norms.values()])
         wanted = {"finite": torch.isfinite(together).all()}
         wanted |= {f"loss {part}": loss for part, (_, loss, _) in enumerate(outputs)}
         if logged is not None:
-            self._names = tuple(logged.scalars)
             self._members = {name: steps for name, (_, steps) in logged.clipped.items()}
             wanted |= {f"scalar {name}": value for name, value in logged.scalars.items()}
             wanted |= {f"each {name}": value for name, value in logged.each.items()}

@@ -138,7 +138,7 @@ class GradientClip:
         running = self._running.get(member)
         if running is None:
             running = torch.zeros(2, dtype=torch.float64)
-        total, weight = running.to(norm.device, non_blocking=True)
+        total, weight = running.to(norm.device, non_blocking=True).unbind()
         limit = torch.where(weight > 0, self.largest * total / weight, math.inf)
         if isinstance(total_norm, DTensor):  # shards are scaled by a number alone
             nn.utils.clip_grads_with_norm_(parameters, float(limit), total_norm)

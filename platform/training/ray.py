@@ -173,7 +173,7 @@ def run_training(
     return TrainedRun(
         {**saved["task"], **(saved.get("average") or {})},
         saved["history"],
-        tuple(map(tuple, saved.get("precisions", ()))),
+        tuple((step, kind) for step, kind in saved.get("precisions", ())),
     )
 
 
