@@ -105,7 +105,8 @@ def _without_repeats(listing: Listing) -> Iterator[Source]:
     devices = Spellings()
     contradicting = 0
     for listed in listing.sources:
-        source = replace(listed, device=devices.of(listed.device)) if listed.device else listed
+        device = devices.of(listed.device) if listed.device else ""
+        source = listed if device == listed.device else replace(listed, device=device)
         if source.problem:
             yield source
             continue

@@ -26,6 +26,8 @@ from echostill.platform.errors import UsageError
 from echostill.platform.imaging.containers import IMAGE_SUFFIXES
 from echostill.platform.imaging.files import SourceFile, existing_form
 
+_DRIVE = re.compile(r"[A-Za-z]:/")
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -63,15 +65,26 @@ def list_manifest(location: str, settings: IngestSettings) -> Listed:
             name = portable_name(row.get("file") or f"row {number}")
             sources.append(Source("", name, problem=f"row {number} of {title} {problem}"))
             continue
-        name = os.path.relpath(file, root) if is_inside(file, root) else file[len(base) :]
-        name = portable_name(Path(name).as_posix().lstrip("/"))
-        sources.append(_source(row, file, name))
+        sources.append(_source(row, file, _name(file, root, base)))
     if not sources:
         raise UsageError(f"'{location}' lists no files.")
     if manifest.columns is None:
         return Listed(sources, "", [])
     said = f"{title} {manifest.columns.describe()}"
     return Listed(sources, said, _doubts(title, rows))
+
+
+def _name(file: str, root: str, base: str) -> str:
+    """Return the name of a file, relative to the root or, outside of it, to the common folder."""
+    if not is_inside(file, root):
+        name = file[len(base) :]
+    elif "://" in file:
+        name = os.path.relpath(file, root)
+    else:
+        name = file[len(root.rstrip("/")) + 1 :]
+    if "://" in file:  # local paths are normal already
+        name = Path(name).as_posix()
+    return portable_name((name or ".").lstrip("/"))
 
 
 def _source(row: dict[str, str], file: str, name: str) -> Source:
@@ -124,11 +137,12 @@ def _row_problem(row: dict[str, str], file: str, root: str, settings: IngestSett
         return "names a file with a NUL in its name"
     if "id" in row and not row["id"]:
         return "has no id"
-    if re.match(r"[A-Za-z]:/", row["file"]) and not _is_there(row["file"], root):
+    if _DRIVE.match(row["file"]) and not _is_there(row["file"], root):
         return "names a file on a drive of Windows: give paths relative to 'root'"
-    if leads_out(row["file"], root):
+    inside = is_inside(file, root)
+    if not inside and leads_out(row["file"], root):
         return "names a file outside of its folder: give an absolute path, or set 'root'"
-    if settings.root is not None and not is_inside(file, root):
+    if settings.root is not None and not inside:
         return "names a file outside of 'root'"
     return ""
 

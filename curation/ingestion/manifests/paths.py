@@ -14,7 +14,9 @@ def absolute_path(file: str, root: str) -> str:
         scheme, _, rest = root.partition("://")
         bucket, _, folder = rest.partition("/")
         return f"{scheme}://{bucket}" + posixpath.normpath(posixpath.join("/", folder, file))
-    return os.path.normpath(os.path.join(root, os.path.expanduser(file)))
+    if file[:1] in ("/", "~", ""):
+        return os.path.normpath(os.path.join(root, os.path.expanduser(file)))
+    return os.path.normpath(f"{root.rstrip('/')}/{file}")
 
 
 def leads_out(file: str, root: str) -> bool:
@@ -45,5 +47,7 @@ def common_folder(files: list[str]) -> str:
 
 def portable_name(name: str) -> str:
     """Return a name that is the same on every machine: composed Unicode, only text."""
+    if name.isascii():
+        return name
     text = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return unicodedata.normalize("NFC", text)

@@ -93,12 +93,12 @@ def _separated(location: str, text: str) -> Manifest:
     try:
         names = [name.strip() for name in next(reader, [])]
         columns = manifest_columns(location, names)
-        rows = [_row(names, cells) for cells in reader if cells]
+        rows = [columns.values(_row(names, cells)) for cells in reader if cells]
     except csv.Error as error:
         raise UsageError(
             f"'{location}' is not a readable CSV file: {_CSV_ERRORS.get(str(error), 'damaged')}."
         ) from None
-    return Manifest(columns, [columns.values(row) for row in rows])
+    return Manifest(columns, rows)
 
 
 _CSV_ERRORS = {

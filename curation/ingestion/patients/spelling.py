@@ -8,6 +8,7 @@ group.
 import hashlib
 import hmac
 import re
+from functools import lru_cache
 
 # Without blanks and signs, in lower case.
 _MISSING = re.compile(
@@ -23,12 +24,18 @@ _NOBODY = re.compile(
 )
 
 
+# A table of a million rows has few organs and devices, and a patient's rows follow each other.
+_KEPT = 1024
+
+
+@lru_cache(maxsize=_KEPT)
 def is_missing(value: str) -> bool:
     """Return whether a cell says that there is no value, such as ``N/A``."""
     letters = _letters(value)
     return not letters or _MISSING.fullmatch(letters) is not None
 
 
+@lru_cache(maxsize=_KEPT)
 def is_placeholder(patient: str) -> bool:
     """Return whether a patient's id stands for no patient in particular: ANONYMOUS, 0, XXX."""
     return is_missing(patient) or _NOBODY.fullmatch(_letters(patient)) is not None
@@ -43,16 +50,19 @@ def _whole(value: str) -> str:
     return re.sub(r"^(\d+)\.0+$", r"\1", " ".join(value.split()))
 
 
+@lru_cache(maxsize=_KEPT)
 def same_group(value: str) -> str:
     """Return a group in the one spelling of it, ``""`` where the cell names none."""
     return "" if is_missing(value) else _whole(value)
 
 
+@lru_cache(maxsize=_KEPT)
 def same_organ(value: str) -> str:
     """Return an organ in lower case and single blanks, ``""`` where the cell names none."""
     return "" if is_missing(value) else " ".join(value.casefold().split())
 
 
+@lru_cache(maxsize=_KEPT)
 def same_device(value: str) -> str:
     """Return a device in single blanks, ``""`` where the cell names none."""
     return "" if is_missing(value) else " ".join(value.split())
