@@ -1,0 +1,69 @@
+"""Measure whole commands beside what one would otherwise run for the same answer.
+
+Runs alternate, so that a busy machine slows both. CPU seconds of all processes count, and the
+median of many runs is printed. Run it on a finished store, such as the quickstart's:
+
+    python benchmarks/peers.py --store runs/quickstart --runs 15
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from machine import describe_machine
+
+SQL = "SELECT organ, count(*) AS images FROM {} GROUP BY organ ORDER BY organ"
+DUCKDB = "import duckdb, sys; print(duckdb.sql(sys.argv[1]))"
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Run a command; return the CPU seconds of its processes and the seconds that it took."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    took = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, took
+
+
+def main() -> None:
+    """Print the medians and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--store", required=True, help="a store with a pool")
+    parser.add_argument("--runs", type=int, default=15, help="of each command")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    options = parser.parse_args()
+    echostill = str(Path(sys.executable).with_name("echostill"))
+    parts = os.path.join(options.store, "pool", "part-*.parquet").replace("'", "''")
+    commands = {
+        "duckdb": [sys.executable, "-c", DUCKDB, SQL.format(f"read_parquet('{parts}')")],
+        "query": [echostill, "query", SQL.format("pool"), "--store", options.store],
+        "help": [echostill, "--help"],
+        "models": [echostill, "models"],
+    }
+    for command in commands.values():
+        measured(command)  # derived files, byte code and the page cache
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _ in range(options.runs):
+        for name, command in commands.items():
+            found[name].append(measured(command))
+    print(describe_machine())
+    result: dict[str, object] = {"machine": describe_machine(), "runs": options.runs}
+    for name, runs in found.items():
+        cpu, took = (statistics.median(run[place] for run in runs) for place in (0, 1))
+        result[name] = {"cpu_seconds": round(cpu, 3), "seconds": round(took, 3)}
+        print(f"{name:<8}{cpu:>8.3f} CPU s{took:>8.3f} s")
+    pairs = zip(found["query"], found["duckdb"], strict=True)
+    result["query_by_duckdb"] = round(statistics.median(a[0] / b[0] for a, b in pairs), 2)
+    print(f"query takes {result['query_by_duckdb']} times the CPU of DuckDB from Python")
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
