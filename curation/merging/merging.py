@@ -101,7 +101,7 @@ def merge(config: MergeConfig, *, dry_run: bool = False) -> Merge:
         return _result(target, plan_merge(config, sources, key or b""), config, done=False)
     check_writable(target)
     with lease.hold(target.storage, MERGE, "pool"):
-        done = target.pool().exists(MANIFEST)
+        done = all(folder.exists(MANIFEST) for folder in (target.pool(), target.contributors()))
         plan = plan_merge(config, sources, key or b"")
         if not done:
             Claim(target.contributors(), wanted, MERGE, "a merged pool").take(False)

@@ -49,7 +49,7 @@ class Settling:
 
     def next_store(self) -> None:
         """Begin a store: what came until now is of others."""
-        self._earlier = {**self._own, **self._earlier}
+        self._earlier.update(self._own)  # none of these is there yet: it would be a copy
         self._own = {}
 
     def settle(

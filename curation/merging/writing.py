@@ -84,8 +84,7 @@ def write_merge(
         _passed_over(plan),
     )
     keep_summary(store.sources(), summary)
-    scored = plan.carries_scores
-    if scored:
+    if plan.carries_scores:
         _copy_scores(store, plan, records)
     write_table(
         store.origins(),

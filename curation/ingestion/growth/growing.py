@@ -20,8 +20,15 @@ from echostill.curation.ingestion.growth.known import (
 from echostill.curation.ingestion.settings import Source
 from echostill.platform.config import Config, execution
 from echostill.platform.errors import UsageError
-from echostill.platform.tables.fingerprint import Fingerprint, claimed, code_version, difference
+from echostill.platform.tables.fingerprint import (
+    FINGERPRINT,
+    Fingerprint,
+    claimed,
+    code_version,
+    difference,
+)
 from echostill.platform.tables.store import Store
+from echostill.platform.tables.table import MANIFEST
 from echostill.platform.tables.versions import Growth
 from echostill.platform.withdrawal.tombstones import read_tombstones
 
@@ -146,8 +153,13 @@ def grow(
 
     Raises:
         UsageError: The pool was made under another key or configuration, or files of it have
-            changed or vanished and nothing says what becomes of them.
+            changed or vanished and nothing says what becomes of them, or it is being merged.
     """
+    if store.contributors().exists(FINGERPRINT) and not store.contributors().exists(MANIFEST):
+        raise UsageError(
+            f"a merge into the store '{store.root}' has begun and not ended: run `echostill merge` "
+            "again to finish it."
+        )
     known = KnownFiles.read(store)
     if known is None:
         return None

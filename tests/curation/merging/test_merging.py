@@ -273,6 +273,10 @@ def test_killed_at_any_write_the_same_command_finishes_to_the_byte(merges):
         shutil.rmtree(merges.folder / "merged")
         with pytest.raises(Killed), killed_at(moment):
             merges.merge("north", "south")
+        begun = merges.folder / "merged/records/contributors"
+        if (begun / "fingerprint.json").exists() and not (begun / MANIFEST).exists():
+            with pytest.raises(UsageError, match="has begun and not ended"):
+                merges.run("north files", store="merged")
         assert merges.merge("south", "north").rows == 9
         assert merges.files("merged") == undisturbed, f"killed at {moment} of {steps}"
 
@@ -448,3 +452,21 @@ def test_frames_that_wait_and_decisions_on_them_come_along(tmp_path):
     assert latest(merged).keys() == {"a" * 32, "b" * 32}
     manifest = json.loads(merged.pool().read(MANIFEST))
     assert (manifest["rows_in"], manifest["held_back"]) == (4, 2)
+
+
+@pytest.mark.slow
+def test_stores_in_buckets_merge_too(object_store, monkeypatch, tmp_path):
+    for name, value in object_store.items():
+        monkeypatch.setenv(name, value)
+    rows = [("1" * 32, "1" * 64, "g"), ("2" * 32, "2" * 64, "g")]
+    places = {"one": "s3://hospital/one", "two": str(tmp_path / "two")}
+    for number, place in enumerate(places.values()):
+        write_store(place, [rows[number], ("3" * 32, "3" * 64, "h")])
+    done = merge(MergeConfig(store="s3://hospital/merged", stores=places))
+    assert (done.rows, done.groups) == (3, 2)
+    local = merge(MergeConfig(store=str(tmp_path / "merged"), stores=places))
+    assert verify_store("s3://hospital/merged").sound
+    remote = Store("s3://hospital/merged").open_pool()
+    assert remote.digest == Store(local.store).open_pool().digest
+    with pytest.raises(UsageError, match="one lies in the other"):
+        merge(MergeConfig(store="s3://hospital/one/inside", stores=places))
