@@ -5,14 +5,19 @@ Before and after, every file of the store is searched by code that shares nothin
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from echostill.curation.withdrawal.request import NothingFoundError, WithdrawalRequest
 from echostill.curation.withdrawal.withdrawing import withdraw
+from echostill.jobs.cli.main import app
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
@@ -248,3 +253,46 @@ def test_a_second_withdrawal_of_the_same_finds_nothing(tiny_store):
     withdraw(tiny.root, request, reason=REASON, key=key)
     with pytest.raises(NothingFoundError):
         withdraw(tiny.root, request, reason=REASON, key=key)
+
+
+# Runs the command, and kills itself at the n-th file that it writes or deletes.
+KILLED = """
+import os, signal, sys
+from echostill.jobs.cli.main import app
+from echostill.platform.tables.storage import Storage
+left = int(sys.argv.pop(1))
+def counted(call):
+    def step(storage, name, *rest):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(storage, name, *rest)
+    return step
+Storage.write, Storage.delete = counted(Storage.write), counted(Storage.delete)
+app()
+"""
+
+
+@pytest.mark.slow
+def test_the_command_after_kill_9(tiny_store):
+    """The real command dies of SIGKILL in the middle; typed again, it finishes."""
+    tiny = tiny_store()
+    rows = everything(tiny, "patient", list(tiny.rows_of(1)))
+    needles = tiny.needles(rows, [1])
+    (Path(tiny.root).parent / "key").write_bytes(tiny.key)
+    key_file = str(Path(tiny.root).parent / "key")
+    arguments = ["withdraw", tiny.root, "--patient", tiny.patient(4), "--reason", REASON]
+    arguments += ["--key-file", key_file]
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, "9", *arguments],
+        capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    with pytest.raises(EchostillError, match="has begun and not ended"):
+        verify_store(tiny.root)
+    finished = CliRunner().invoke(app, arguments)
+    assert finished.exit_code == 0, finished.output
+    assert "w-000001: removed" in finished.output
+    assert tiny.search(needles) == {}
+    assert verify_store(tiny.root).sound
