@@ -6,6 +6,7 @@ others on the machine can read the arguments of a process; the service keeps not
 """
 
 import json
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,9 +17,11 @@ from echostill.curation.service.problems import conflict
 from echostill.curation.withdrawal.receipt import Receipt
 from echostill.curation.withdrawal.request import WithdrawalRequest
 from echostill.curation.withdrawal.withdrawing import withdraw
+from echostill.platform.errors import EchostillError
 from echostill.platform.tables.store import Store
 from echostill.platform.withdrawal.state import PENDING, RECEIPTS
 
+LOGGER = logging.getLogger("echostill.service")
 IDLE, RUNNING, INTERRUPTED, DONE, FAILED = "idle", "running", "interrupted", "done", "failed"
 
 
@@ -61,7 +64,8 @@ class Withdrawals:
         """How far the withdrawal at work is, or what became of the last one."""
         progress = self._progress
         if progress.state != RUNNING and self.is_pending:
-            why = progress.message or "it was interrupted, or another process is at work on it"
+            failed = progress.message if progress.state == FAILED else ""
+            why = failed or "it was interrupted, or another process is at work on it"
             return WithdrawalState(
                 INTERRUPTED, message=f"a withdrawal has begun and not ended: {why}"
             )
@@ -99,6 +103,20 @@ class Withdrawals:
         return started
 
     def _run(self, given: dict[str, Any]) -> None:
+        try:
+            ended = self._withdraw(given)
+        except OSError as error:  # no process could be started, or it ended before it was told
+            ended = WithdrawalState(FAILED, message=str(error))
+        self._tell()
+        self._progress = ended
+
+    def _tell(self) -> None:
+        try:
+            self._changed()
+        except (EchostillError, OSError, ValueError) as error:  # it looks again by itself
+            LOGGER.warning("cannot read the store: %s", error)
+
+    def _withdraw(self, given: dict[str, Any]) -> WithdrawalState:
         module = "echostill.curation.service.jobs.withdrawing"
         child = children.start(module, self._store.root, outlives=True)
         assert child.stdin is not None
@@ -109,11 +127,8 @@ class Withdrawals:
             message, error = event.get("done", message), event.get("error", error)
             if "stage" in event:
                 self._progress = WithdrawalState(RUNNING, event["stage"], event["fraction"])
-                self._changed()
+                self._tell()
         if message:
-            ended = WithdrawalState(DONE, "done", 1.0, message)
-        else:
-            why = error or f"the process exited with code {child.returncode}"
-            ended = WithdrawalState(FAILED, message=why)
-        self._changed()
-        self._progress = ended
+            return WithdrawalState(DONE, "done", 1.0, message)
+        why = error or f"the process exited with code {child.returncode}"
+        return WithdrawalState(FAILED, message=why)

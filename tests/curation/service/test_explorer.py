@@ -241,7 +241,7 @@ def test_a_group_is_withdrawn_after_a_look_and_waste_is_deleted(own_cache, visit
     visit.go("withdraw", "form.pick")
     page.locator("input[value=group]").check()
     page.get_by_label("id", exact=True).fill("clip5")
-    page.get_by_label("reason").fill("consent was withdrawn")
+    page.get_by_role("textbox", name="reason", exact=True).fill("consent was withdrawn")
     page.get_by_role("button", name="Show what would go").click()
     page.wait_for_selector(".receipt:has-text('Would go: 6 images')")
     assert "chosen images go" in page.inner_text(".receipt")
