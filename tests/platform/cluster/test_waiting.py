@@ -52,9 +52,9 @@ CLUSTERS = {
     "1": [(3, 1)],
 }
 
-def add(cpus, gpus):
+def add(cpus, gpus, wait=True):
     marks = {f"in-{name}": 1000 for name, sizes in CLUSTERS.items() if (cpus, gpus) in sizes}
-    cluster.add_node(num_cpus=cpus, num_gpus=gpus, resources=marks, **small)
+    cluster.add_node(wait, num_cpus=cpus, num_gpus=gpus, resources=marks, **small)
 
 add(1, 0)
 waiter.join()
@@ -63,8 +63,9 @@ nodes = waiting.cluster_nodes()
 said["nodes"] = sorted([node.cpus, node.gpus] for node in nodes)
 said["training"] = ask(0, partial(plan_replicas, 1, 1, device="cpu"))
 said["gpus"] = ask(0, partial(plan_workers, None, 9, device="auto"))
-add(10, 8)
+add(10, 8, wait=False)
 add(3, 1)
+cluster.wait_for_nodes()
 
 def place(name, cpus, gpus, beside, count):
     bundle = {"CPU": cpus, f"in-{name}": 0.001, **({"GPU": gpus} if gpus else {})}
