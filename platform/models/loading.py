@@ -99,7 +99,8 @@ def check_weights(
 ) -> LoadReport:
     """See that a file fits an encoder, which may be one without storage, and load nothing.
 
-    Arguments, result and errors are those of :func:`load_weights`.
+    Arguments, result and errors are those of :func:`load_weights`, but that an encoder without
+    storage has no table of relative positions to compare: loading compares it.
     """
     return _fitting(encoder, path, key, resample_positions).report
 

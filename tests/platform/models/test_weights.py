@@ -159,3 +159,19 @@ def test_a_run_says_its_own_model_and_size(tmp_path):
     assert (found.model, found.image_size) == ("tinyusfm-micro", 96)
     loaded = found.load()
     assert torch.equal(loaded.backbone.pos_embed, encoder.backbone.pos_embed)
+
+
+@pytest.mark.parametrize("size", [None, 160])
+def test_a_file_is_checked_without_a_model(tmp_path, size, monkeypatch):
+    """The driver plans from shapes alone, and refuses what loading would refuse."""
+    save_weights(seeded("usfm-micro"), tmp_path / "w.safetensors", {})
+    found = find_weights("usfm-micro", str(tmp_path / "w.safetensors"), image_size=size)
+    outline = found.outline()
+    assert all(parameter.is_meta for parameter in outline.parameters())
+    loaded = found.load()
+    assert (outline.image_size, outline.feature_dim) == (loaded.image_size, loaded.feature_dim)
+    monkeypatch.setattr("echostill.platform.models.weights.load_weights", None)
+    assert found.checked().notes == ("positions resampled from 128 pixels" if size else "")
+    other = find_weights("tinyusfm-micro", str(tmp_path / "w.safetensors"))
+    with pytest.raises(UsageError, match="holds weights of 'usfm-micro' and does not fit"):
+        other.checked()
