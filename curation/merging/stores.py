@@ -87,8 +87,8 @@ def open_stores(target: Store, stores: Mapping[str, str], key: bytes | None) -> 
                 )
         places[place] = f"'{name}'"
         found.append(_open(check_name(name), store))
-    for other in found[1:]:
-        _check_alike(found[0], other)
+    for later in found[1:]:
+        _check_alike(found[0], later)
     _check_key(found, key)
     return found
 
