@@ -25,13 +25,15 @@ Writer = AbstractContextManager[Any]
 def _parquet_writer(file: IO[bytes], schema: pa.Schema) -> Writer:
     import pyarrow.parquet as pq
 
-    return pq.ParquetWriter(file, schema, compression="zstd")
+    writer: Writer = pq.ParquetWriter(file, schema, compression="zstd")
+    return writer
 
 
 def _csv_writer(file: IO[bytes], schema: pa.Schema) -> Writer:
     import pyarrow.csv as pa_csv
 
-    return pa_csv.CSVWriter(file, schema)
+    writer: Writer = pa_csv.CSVWriter(file, schema)
+    return writer
 
 
 FORMATS: dict[str, Callable[[IO[bytes], pa.Schema], Writer]] = {

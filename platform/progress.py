@@ -27,9 +27,11 @@ class Messages:
 
         return Console(stderr=True, highlight=False)
 
-    def print(self, text: object, *, markup: bool = True, soft_wrap: bool = False) -> None:
+    def print(
+        self, text: object, *, markup: bool = True, soft_wrap: bool = False, end: str = "\n"
+    ) -> None:
         """Print a message, as rich does."""
-        self.rich.print(text, markup=markup, soft_wrap=soft_wrap)
+        self.rich.print(text, markup=markup, soft_wrap=soft_wrap, end=end)
 
 
 console = Messages()

@@ -46,3 +46,10 @@ def test_nothing_is_printed_where_nobody_asked(clock, lines):
         clock[0] += 100
         bar.advance()
     assert lines == []
+
+
+def test_messages_are_printed_as_the_pipeline_asks_for_them(capsys):
+    messages = progress.Messages()
+    messages.print("[bold]score[/bold]  1.0 s  ", end="")
+    messages.print("[2 rows]", markup=False, soft_wrap=True)
+    assert capsys.readouterr().err == "score  1.0 s  [2 rows]\n"
