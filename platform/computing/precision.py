@@ -5,11 +5,14 @@ keeps 10 of the 23 bits and is switched off. In bfloat16 and float16 the product
 (autocast), while norms, softmax and the sums of losses stay in float32.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from echostill.platform.training.optimisation import Precision
 
+Model = TypeVar("Model", bound=nn.Module)
 _PRODUCTS = (nn.Linear, nn.Conv2d)
 
 
@@ -31,7 +34,7 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def lowered(model: nn.Module, kind: torch.dtype) -> nn.Module:
+def lowered(model: Model, kind: torch.dtype) -> Model:
     """Round the weights of a frozen model's linear and convolution layers to a type, in place.
 
     Under autocast the results stay the same: it rounds these weights itself, in every pass again,

@@ -64,6 +64,6 @@ def fetch(values: Tensor) -> Returning:
     if values.device.type != "cuda":
         return Returning(values.cpu(), None)
     copied = values.to("cpu", non_blocking=True)
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return Returning(copied, arrived)
