@@ -45,7 +45,7 @@ class Copies:
         }
         self._done: torch.cuda.Event | None = None
         if any(value.is_cuda for value in tensors.values()):
-            self._done = torch.cuda.Event()
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
 
     def read(self) -> dict[str, Tensor]:
