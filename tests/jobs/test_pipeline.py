@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,12 @@ def finish(arguments, cwd=ROOT, **options):
     )
 
 
+def finish_all(*commands, **options):
+    """Run commands side by side: each waits for its imports most of the time."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(lambda one: finish(one, **options), commands))
+
+
 def kill_when(arguments, sign, sent, said):
     """Start a command and kill its driver as soon as a file appears that the pattern fits.
 
@@ -142,8 +149,16 @@ def stores(configuration, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("stores")
     calm, rough = folder / "calm", folder / AWFUL
-    done = finish(command(configuration, calm))
+    with ThreadPoolExecutor(1) as beside:  # much of a run is waiting for processes to start
+        left_alone = beside.submit(finish, command(configuration, calm))
+        kill_again_and_again(configuration, rough, folder)
+        done = left_alone.result()
     assert done.returncode == 0, done.stderr
+    return calm, rough
+
+
+def kill_again_and_again(configuration, rough, folder):
+    """Run the pipeline to its end through a kill in each of four stages."""
     for pattern, sent in (
         ("records/pool/done/*.json", signal.SIGKILL),
         ("records/scores/done/*.json", signal.SIGTERM),
@@ -157,7 +172,6 @@ def stores(configuration, tmp_path_factory):
             ended_like_ctrl_c(code, said.read_text())
     done = finish(command(configuration, rough))
     assert done.returncode == 0, done.stderr
-    return calm, rough
 
 
 def test_a_run_that_was_killed_gives_what_an_undisturbed_one_gives(stores):
@@ -195,11 +209,12 @@ def test_the_report_stands_alone(stores):
 
 def test_verify_and_a_second_run(stores, configuration):
     calm = stores[0]
-    assert finish([*CLI, "verify", str(calm)]).returncode == 0
+    other = command(configuration, calm, "seed=1")
+    verified, other = finish_all([*CLI, "verify", str(calm)], other)
+    assert verified.returncode == 0
     again = finish(command(configuration, calm, "ingest.max_error_rate=0.5"))
     assert again.returncode == 0
     assert again.stderr.count("already done") >= 5
-    other = finish(command(configuration, calm, "seed=1"))
     assert other.returncode == 2
     assert "refused: seed 0 -> 1" in other.stderr
     assert "Traceback" not in other.stderr
@@ -399,15 +414,19 @@ def test_a_submitted_stage_runs_there_and_ends_as_it_ends(stores, configuration,
     own = (store / "coresets/default" / name).read_bytes()
     assert (store / "coresets/submitted" / name).read_bytes() == own
 
-    again = finish(first, env=environment, cwd=tmp_path)
+    again, followed, wrong = finish_all(
+        first,
+        [*CLI, "submit", "--follow", "first", *there],
+        [*submit, f"store={store}", "budgt=3"],
+        env=environment,
+        cwd=tmp_path,
+    )
     assert again.returncode == 2
     assert "there is a job 'first' already" in again.stderr
     assert "`echostill submit --follow first" in again.stderr
-    followed = finish([*CLI, "submit", "--follow", "first", *there], env=environment, cwd=tmp_path)
     assert followed.returncode == 0
     assert followed.stdout == done.stdout
 
-    wrong = finish([*submit, f"store={store}", "budgt=3"], env=environment)
     assert wrong.returncode == 2
     assert "Did you mean 'budget'" in wrong.stdout
 
@@ -419,11 +438,10 @@ def test_a_submitted_stage_runs_there_and_ends_as_it_ends(stores, configuration,
     assert f"is in use by `echostill select` on {host_name()}" in second.stdout
     job = [*ray, "--working-dir", str(ROOT), "--", "python"]
     script = ["jobs/select.py", "--config", str(configuration), f"store={store}", "name=plain"]
-    plain = finish([*job, *script], env=environment)
+    code = "import platform; print('platform of Python:', platform.__file__)"
+    plain, inside = finish_all([*job, *script], [*job, "-c", code], env=environment)
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert (store / "coresets/plain" / name).read_bytes() == own
-    code = "import platform; print('platform of Python:', platform.__file__)"
-    inside = finish([*job, "-c", code], env=environment)
     said = [line for line in inside.stdout.splitlines() if line.startswith("platform of Python:")]
     assert len(said) == 1, inside.stdout + inside.stderr
     assert "working_dir_files" not in said[0]
