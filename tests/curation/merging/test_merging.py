@@ -208,7 +208,7 @@ def test_organs_and_devices_get_new_names_and_strange_ones_are_named(merges):
     assert {(row["organ"], row["device"]) for row in rows} == {("liver", "ACME One")}
     assert done.contributors[0]["organs"] == "liver 1"
     other = merges.merge("one", "two", to="other", map={"organ": {"liver": "hepar"}})
-    assert "organs without a new name in the map stay: leber 1" in other.describe()
+    assert "Organs without a new name in the map stay: leber 1." in other.describe()
 
 
 def test_stores_that_cannot_be_one_are_refused_in_words(merges):
