@@ -1,19 +1,25 @@
-"""The documented Python: names that exist, and imports that reach no deeper than a sub-package."""
+"""The documented Python: names that exist, imports no deeper than a sub-package, the notebook."""
 
 import ast
 import importlib
+import os
 import re
 import shlex
+import shutil
+import sys
 import tarfile
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = (
     ROOT / "tests" / "curation" / "store-format-1.tar.xz"
 )  # small, with pool, scores and coresets
+NOTEBOOK = ROOT / "examples" / "coreset.ipynb"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OFFERED = ("curation", "distill", "eval", "jobs", "platform.tables", "platform.training")
 
@@ -84,3 +90,39 @@ def test_the_examples_of_answers_as_files_run(tmp_path, monkeypatch):
         else:
             exec(block, {})
     assert [language for language, _ in blocks] == ["bash", *["python"] * 3]
+
+
+def forms(book):
+    """What each cell gives, without what goes to the error output: the media types."""
+    found = [
+        [output for output in cell.outputs if output.get("name") != "stderr"]
+        for cell in book.cells
+        if cell.cell_type == "code"
+    ]
+    return [[sorted(one.get("data", {one.output_type: 0})) for one in cell] for cell in found]
+
+
+@pytest.mark.ray
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """From a copy of the examples, as the reader's own store is made beside them."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", commands)
+    for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
+    kept, book = (nbformat.read(NOTEBOOK, as_version=4) for _ in range(2))
+    place = {"metadata": {"path": str(tmp_path / "examples")}}
+    NotebookClient(book, timeout=600, kernel_name="python3", resources=place).execute()
+    assert forms(book) == forms(kept)
+
+
+def test_the_notebook_is_kept_small_and_tells_nothing_of_the_machine():
+    text = NOTEBOOK.read_text()
+    book = nbformat.reads(text, as_version=4)
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert len(text) < 500_000
+    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == 3
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert not re.findall(r"/(?:home|root|tmp|Users)/|[A-Z]:\\\\|site-packages", text)
