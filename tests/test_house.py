@@ -259,6 +259,7 @@ ACROSS = {
     "curation/ingestion/buckets": "every kind of source, in a bucket",
     "curation/living_store": "random sequences of everything that changes a store",
     "curation/older_stores": "a store of an earlier release, through what reads and uses it",
+    "curation/pool_page": "the commands of docs/pool.md, in their order",
     "curation/selection/methods/methods": "all methods, each against a brute force",
     "curation/service/client": "client and commands, with a service and without",
     "curation/service/questions": "one protocol, of a store and of a service",
