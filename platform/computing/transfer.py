@@ -51,11 +51,15 @@ class Returning:
     values: Tensor
     arrived: torch.cuda.Event | None
 
-    def numpy(self) -> np.ndarray:
-        """Wait until it is here, and return it."""
+    def tensor(self) -> Tensor:
+        """Wait until it is here, not for what was given to the device since, and return it."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        found: np.ndarray = self.values.numpy()
+        return self.values
+
+    def numpy(self) -> np.ndarray:
+        """Return it as an array, when it is here."""
+        found: np.ndarray = self.tensor().numpy()
         return found
 
 

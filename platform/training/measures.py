@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echostill.platform.computing.transfer import fetch
 from echostill.platform.errors import EchostillError
 from echostill.platform.training.batches import TrainingBatch
 from echostill.platform.training.collective import over_workers
@@ -33,26 +34,6 @@ class NonFiniteLossError(EchostillError):
 
     def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[str, dict[str, Any]]]:
         return NonFiniteLossError, (str(self), self.batch)
-
-
-class Copies:
-    """Tensors on their way from a device to this process, which goes on meanwhile."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Start the copies, into pinned memory where they come from a GPU."""
-        self._values = {
-            name: value.detach().to("cpu", non_blocking=True) for name, value in tensors.items()
-        }
-        self._done: torch.cuda.Event | None = None
-        if any(value.is_cuda for value in tensors.values()):
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._done.record()
-
-    def read(self) -> dict[str, Tensor]:
-        """Wait for the copies and return them: not for what was given to the device since."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._values
 
 
 @dataclass(frozen=True)
@@ -121,15 +102,15 @@ class StepMeasures:
             wanted |= {f"norm {name}": norm for name, norm in norms.items()}
             wanted |= {f"clipped {name}": count for name, (count, _) in logged.clipped.items()}
         self._parts = len(outputs)
-        self._copies = Copies(wanted)
+        self._returning = {name: fetch(value.detach()) for name, value in wanted.items()}
 
     def is_finite(self) -> bool:
         """Return whether the gradient is finite on all workers."""
-        return bool(self._copies.read()["finite"])
+        return bool(self._returning["finite"].tensor())
 
     def values(self) -> ReadValues:
         """Return the values of a logged step."""
-        found = self._copies.read()
+        found = {name: value.tensor() for name, value in self._returning.items()}
 
         def named(kind: str) -> dict[str, Tensor]:
             return {
@@ -147,7 +128,8 @@ class StepMeasures:
 
     def error(self, seed: int, rank: int, size: int) -> NonFiniteLossError:
         """Say which step was not finite, and of what images."""
-        found, batch = self._copies.read(), self._batch
+        found = {name: value.tensor() for name, value in self._returning.items()}
+        batch = self._batch
         losses = [float(found[f"loss {part}"]) for part in range(self._parts)]
         broken = [loss for loss in losses if not math.isfinite(loss)]
         what = f"the loss became {broken[0]}" if broken else "the gradient is not finite"
