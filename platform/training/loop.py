@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from echostill.platform.computing.precision import exact_float32
 from echostill.platform.training.batches import (
     Draws,
     TrainingBatch,
@@ -170,6 +171,8 @@ def train(
     if settings.deterministic:
         deterministic()
     kind = computing_type(settings.precision, worker.device)
+    if kind == torch.float32:
+        exact_float32()
     state.computes_in(str(kind).removeprefix("torch."))
     optimiser = make_optimiser(
         parameter_groups(task, settings.weight_decay, settings.layer_decay),
