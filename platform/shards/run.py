@@ -62,6 +62,8 @@ def stream(
     shards = ray.data.from_items(items, override_num_blocks=len(items))
     device = "gpu" if plan.gpus_per_worker else "cpu"
     at_once = OVERLAPPING if decode is not None else 1
+    # Ray 2.60 has no name of its own for this among the parameters, and 2.64 will take no others.
+    overlapping = {"max_concurrency": at_once} if at_once > 1 else {}
     shards = shards.map_batches(
         ShardActor,
         fn_constructor_args=(stage, make_worker, plan.threads, retry, device, decode),
@@ -69,7 +71,7 @@ def stream(
         compute=_pool(plan, len(items), at_once),
         num_cpus=plan.cpus_per_worker,
         num_gpus=plan.gpus_per_worker or None,
-        max_concurrency=at_once,
+        **overlapping,
     )
     seen: set[str] = set()  # workers
     with worker_errors(stage.name, "Finished shards are kept: the same command continues."):

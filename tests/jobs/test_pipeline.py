@@ -154,6 +154,7 @@ def stores(configuration, tmp_path_factory):
         kill_again_and_again(configuration, rough, folder)
         done = left_alone.result()
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
     return calm, rough
 
 
