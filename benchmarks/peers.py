@@ -4,6 +4,12 @@ Runs alternate, so that a busy machine slows both. CPU seconds of all processes 
 median of many runs is printed. Run it on a finished store, such as the quickstart's:
 
     python benchmarks/peers.py --store runs/quickstart --runs 15
+
+With `--distill FOLDER` a short distillation beside lightly-train's and a plain PyTorch loop's
+instead (see `peers_distill.py`). lightly-train runs in a virtual environment of its own, which is
+made in the folder, or in the one that `--lightly-python` names; its telemetry is off:
+
+    python benchmarks/peers.py --distill /tmp/peers --runs 3
 """
 
 import argparse
@@ -17,6 +23,7 @@ import time
 from pathlib import Path
 
 from machine import describe_machine
+from peers_distill import compare, lightly_python
 
 SQL = "SELECT organ, count(*) AS images FROM {} GROUP BY organ ORDER BY organ"
 DUCKDB = "import duckdb, sys; print(duckdb.sql(sys.argv[1]))"
@@ -32,37 +39,54 @@ def measured(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print the medians and their ratio."""
+    """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--store", required=True, help="a store with a pool")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--store", help="a store with a pool")
+    what.add_argument("--distill", type=Path, help="an empty folder for images, runs and logs")
+    parser.add_argument("--lightly-python", help="a Python that has lightly-train and timm")
+    parser.add_argument("--steps", type=int, default=8, help="of the distillation")
+    parser.add_argument("--batch", type=int, default=8, help="images of a step")
     parser.add_argument("--runs", type=int, default=15, help="of each command")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     options = parser.parse_args()
+    print(describe_machine())
+    if options.distill:
+        lightly = options.lightly_python or lightly_python(options.distill / "lightly")
+        result = compare(
+            options.distill, lightly, options.steps, options.batch, options.runs
+        )  # fmt: skip
+    else:
+        result = queries(options.store, options.runs)
+    if options.json:
+        print(json.dumps({"machine": describe_machine(), **result}))
+
+
+def queries(store: str, runs: int) -> dict[str, object]:
+    """Print the medians of commands that read a store, and their ratio; return them."""
     echostill = str(Path(sys.executable).with_name("echostill"))
-    parts = os.path.join(options.store, "pool", "part-*.parquet").replace("'", "''")
+    parts = os.path.join(store, "pool", "part-*.parquet").replace("'", "''")
     commands = {
         "duckdb": [sys.executable, "-c", DUCKDB, SQL.format(f"read_parquet('{parts}')")],
-        "query": [echostill, "query", SQL.format("pool"), "--store", options.store],
+        "query": [echostill, "query", SQL.format("pool"), "--store", store],
         "help": [echostill, "--help"],
         "models": [echostill, "models"],
     }
     for command in commands.values():
         measured(command)  # derived files, byte code and the page cache
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-    for _ in range(options.runs):
+    for _ in range(runs):
         for name, command in commands.items():
             found[name].append(measured(command))
-    print(describe_machine())
-    result: dict[str, object] = {"machine": describe_machine(), "runs": options.runs}
-    for name, runs in found.items():
-        cpu, took = (statistics.median(run[place] for run in runs) for place in (0, 1))
+    result: dict[str, object] = {"runs": runs}
+    for name, measurements in found.items():
+        cpu, took = (statistics.median(one[place] for one in measurements) for place in (0, 1))
         result[name] = {"cpu_seconds": round(cpu, 3), "seconds": round(took, 3)}
         print(f"{name:<8}{cpu:>8.3f} CPU s{took:>8.3f} s")
     pairs = zip(found["query"], found["duckdb"], strict=True)
     result["query_by_duckdb"] = round(statistics.median(a[0] / b[0] for a, b in pairs), 2)
     print(f"query takes {result['query_by_duckdb']} times the CPU of DuckDB from Python")
-    if options.json:
-        print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":
