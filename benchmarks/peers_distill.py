@@ -211,8 +211,11 @@ def compare(folder: Path, lightly: str, steps: int, batch: int, runs: int) -> di
     for number in range(runs + 1):  # the first fills the page cache and compiles byte code
         for name, costs in found.items():
             own = json.dumps({**job, "out": str(folder / f"{name}-{number}")})
+            store = folder / f"store-{number}"  # a run that is there would not be made again
+            if name == "echostill":
+                shutil.copytree(folder / "store", store)
             command = {
-                "echostill": [echostill, "distill", *configured, "--overwrite"],
+                "echostill": [echostill, "distill", *configured, f"store={store}"],
                 "lightly-train": [lightly, str(here / "peer_lightly.py"), own],
                 "plain": [sys.executable, str(here / "peer_plain.py"), own],
             }[name]
