@@ -29,7 +29,7 @@ from echostill.platform.cluster.plans import (
     plan_workers,
 )
 from echostill.platform.cluster.waiting import describe_plan, dry_nodes, plan_on_cluster
-from echostill.platform.computing.precision import own_precision
+from echostill.platform.computing.precision import Precision, own_precision
 from echostill.platform.config import ModelsConfig, execution
 from echostill.platform.masking.mim import MaskedImageModel
 from echostill.platform.masking.mim_training import MaskedImageJob, snapshot_name
@@ -47,7 +47,6 @@ from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
 from echostill.platform.tables.table import MANIFEST, Table
 from echostill.platform.tables.versions import continued
-from echostill.platform.training.optimisation import Precision
 from echostill.platform.training.ray import plan as plan_training
 from echostill.platform.training.run import RunResult, is_finished, train_run
 

@@ -18,6 +18,7 @@ from echostill.curation.scoring.loading import DecodedAhead, TaskDecoder
 from echostill.curation.scoring.models import ScoringModels
 from echostill.platform.cluster.devices import compute_device
 from echostill.platform.cluster.plans import WorkerPlan
+from echostill.platform.computing.precision import Precision
 from echostill.platform.computing.transfer import Returning, fetch, staged
 from echostill.platform.config import Config
 from echostill.platform.masking.masks import MaskSettings
@@ -28,7 +29,6 @@ from echostill.platform.models.weights import Weights
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.tables.schemas import QUARANTINE_SCHEMA, scores_schema
 from echostill.platform.tables.storage import Storage
-from echostill.platform.training.optimisation import Precision
 from echostill.platform.training.settings import TrainingSettings
 
 LOADED = 2  # batches that are decoded, or in memory that a device copies from, before their turn

@@ -5,13 +5,12 @@ keeps 10 of the 23 bits and is switched off. In bfloat16 and float16 the product
 (autocast), while norms, softmax and the sums of losses stay in float32.
 """
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
-from echostill.platform.training.optimisation import Precision
-
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Model = TypeVar("Model", bound=nn.Module)
 _PRODUCTS = (nn.Linear, nn.Conv2d)
 

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from echostill.platform.computing.precision import Precision, own_precision
 from echostill.platform.errors import UsageError
 from echostill.platform.models import Encoder
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 # Float16 overflows now and then and its scaler skips such steps; so many in a row are no accident.
 SKIPPED_STEPS = 20
 NORM_MEMORY = 0.99  # of the mean gradient norm that clipping is relative to: about 100 steps
@@ -181,18 +181,16 @@ def computing_type(precision: Precision, device: torch.device) -> torch.dtype:
     Raises:
         UsageError: bfloat16 is asked for, and the GPU has none.
     """
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if device.type != "cuda":
-        return kinds.get(precision, torch.float32)
-    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "auto":
-        return torch.bfloat16 if has_bfloat16 else torch.float16
+    on_gpu = device.type == "cuda"
+    has_bfloat16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bfloat16" and not has_bfloat16:
         raise UsageError(
             f"{torch.cuda.get_device_name(device)} has no bfloat16: use training.precision=auto or "
             "float16 (whose gradients are scaled), or float32."
         )
-    return kinds[precision]
+    name = own_precision(on_gpu, has_bfloat16) if precision == "auto" else precision
+    kind: torch.dtype = getattr(torch, name)
+    return kind
 
 
 def make_optimiser(

@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from echostill.platform.computing.precision import Precision
 from echostill.platform.config import Config, added, execution
 from echostill.platform.training.augment import AugmentSettings
-from echostill.platform.training.optimisation import Precision
 
 
 class TrainingSettings(Config):
