@@ -102,6 +102,8 @@ class Evidence:
             return trained_teacher(settings["model"], self.weights[name])
         encoder = create_encoder(settings["model"], image_size=settings["image_size"])
         load_weights(encoder, str(self.weights[name]))
+        # Depthwise convolutions take 0.6 of the time with the channels of a pixel side by side.
+        encoder.to(memory_format=torch.channels_last)
         return encoder.eval().requires_grad_(False)
 
     def teacher_identity(self, name):
