@@ -55,7 +55,8 @@ def trained_teacher(name: str, weights: Path | None):
 
 def shared_pass(settings: ObjectiveSettings) -> object:
     """Return what students must have in common to share a pass of their teacher."""
-    return settings.views, settings.masks and settings.masks.model_dump_json()
+    masks = settings.masks and settings.masks.model_dump_json()
+    return settings.views, settings.whole_image, masks
 
 
 def train_group(

@@ -280,7 +280,7 @@ def components(setting, repeats):
     optimiser = torch.optim.AdamW(parameter_groups(task, 0.05), lr=1e-6)
     objective = task.objective
     (prepared,) = task.prepare([batch])
-    outputs = [objective.ask_teacher(prepared.views)]
+    outputs = [objective.ask_teacher(batch.pixels, prepared.views)]
     trained = [p for p in task.parameters() if p.requires_grad]
     task(batch, prepared)[0].backward()
 
@@ -301,7 +301,7 @@ def components(setting, repeats):
         ),
         "choose masks": lambda: task.draw(batch),
         "corrupt": lambda: objective.views(batch.pixels, batch.draws.masks(task.masks)),
-        "teacher": lambda: objective.ask_teacher(prepared.views),
+        "teacher": lambda: objective.ask_teacher(batch.pixels, prepared.views),
         "weights and targets": lambda: objective.observe(outputs),
         "student forward": student,
         "student forward, losses, backward": backward,

@@ -53,7 +53,8 @@ class StudentRun:
             return None
         masks = self.objective.masks
         patches = input_patches(self.model, self.image_size)
-        return (self.seed, self.objective.views, masks and masks.model_dump_json(), patches)
+        shown = (self.objective.views, self.objective.whole_image)
+        return (self.seed, shown, masks and masks.model_dump_json(), patches)
 
 
 class DistillConfig(ModelsConfig):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from echostill.distill.cache.teacher_cache import CachedTeacher
 from echostill.distill.objective.consistency import weight_statistics
 from echostill.distill.objective.core import DistillationObjective, TeacherSignal
-from echostill.distill.objective.outputs import ViewOutputs, all_needs, ask_teacher
+from echostill.distill.objective.outputs import ViewOutputs, all_needs
 from echostill.distill.objective.views import make_views
 from echostill.platform.masking.masks import MaskChoice, Masks, MaskSettings, choose_masks
 from echostill.platform.models import Encoder
@@ -105,7 +105,7 @@ class DistillationTask(TrainingTask):
         (teacher,) = self._teacher
         if isinstance(teacher, CachedTeacher):
             return teacher.look_up(batch.image_ids, batch.epochs, self.needs, views.device)
-        return ask_teacher(teacher, views, self.needs)
+        return self.objective.ask_teacher(batch.pixels, views, self.needs)
 
     def forward(
         self, batch: TrainingBatch, prepared: PreparedViews | None = None

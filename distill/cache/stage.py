@@ -311,6 +311,11 @@ def _check_held(run: StudentRun, request: TeacherRequest) -> None:
                 f"'{run.student}' has the term '{name}', which needs the teacher's "
                 f"{needs.only(missing)}, and a teacher cache does not hold that: use cache: false."
             )
+    if request.whole_image:
+        raise UsageError(
+            f"'{run.student}' has a teacher that sees the whole image (teacher_sees), and a "
+            "teacher cache holds what it makes of corrupted views: use cache: false."
+        )
     if request.views != CACHED_VIEWS:
         raise UsageError(
             f"'{run.student}' has views '{request.views}' and a teacher cache holds those of "

@@ -1,9 +1,10 @@
 """Consistency-driven dynamic distillation on top of domain-separated masked image modelling.
 
 Student and teacher see the same two corrupted views of an image, one with hidden blocks and one
-with stopped frequencies. Where the teacher's features of the two views agree, the teacher is taken
-to be reliable, and what it gives weighs more. TinyUSFM's formulas are not public beyond its
-abstract and overview figure: what follows is the inferred default, and its choices are settings.
+with stopped frequencies (or the teacher the image itself: ``teacher_sees``). Where the teacher's
+features of the two views agree, the teacher is taken to be reliable, and what it gives weighs more.
+TinyUSFM's formulas are not public beyond its abstract and overview figure: what follows is the
+inferred default, and its choices are settings.
 
 The loss is a table of terms (``terms/``): what the student does by itself, and what it is to match
 of its teacher. Each is built once, says what it needs of both networks, and gives its losses.
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 from echostill.distill.objective.consistency import Consistency, consistency_weight
 from echostill.distill.objective.grids import check_grids, on_grid
 from echostill.distill.objective.outputs import (
+    Needs,
     StudentOutput,
     TeacherRequest,
     ViewOutputs,
     all_needs,
     ask_student,
     ask_teacher,
+    for_each_view,
 )
 from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.distill.objective.terms.term import Term, TermLoss
@@ -126,7 +129,7 @@ class DistillationObjective(nn.Module):
         needs = {term.name: loss.teacher for term, loss in self._terms if term.follows_teacher}
         if self._consistency is not None:
             needs[CONSISTENCY] = self._consistency.needs
-        return TeacherRequest(self.settings.views, needs)
+        return TeacherRequest(self.settings.views, self.settings.whole_image, needs)
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
@@ -141,10 +144,20 @@ class DistillationObjective(nn.Module):
         return make_views(pixels, masks, self.settings.views)
 
     @torch.no_grad()
-    def ask_teacher(self, views: Tensor) -> ViewOutputs:
-        """Run the teacher over views and return what this objective needs of it."""
+    def ask_teacher(self, pixels: Tensor, views: Tensor, needs: Needs | None = None) -> ViewOutputs:
+        """Run the teacher over views, or over what they were made from; return what is needed.
+
+        Args:
+            pixels: (B, 3, S, S) uncorrupted, in [0, 1].
+            views: (V B, 3, S, S) from :meth:`views`.
+            needs: What is needed, of this objective and of others; by default of this one.
+        """
         assert self.teacher is not None
-        return ask_teacher(self.teacher, views, self.request.needs)
+        needs = needs or self.request.needs
+        if not self.settings.whole_image:
+            return ask_teacher(self.teacher, views, needs)
+        outputs = ask_teacher(self.teacher, pixels, needs)
+        return for_each_view(outputs, len(views) // len(pixels))
 
     @torch.no_grad()
     def observe(self, outputs: Sequence[ViewOutputs]) -> list[TeacherSignal]:
@@ -185,7 +198,7 @@ class DistillationObjective(nn.Module):
             signal: From :meth:`observe`; None asks the teacher now, for a batch in one piece.
         """
         if self.teacher is not None and signal is None:
-            (signal,) = self.observe([self.ask_teacher(views)])
+            (signal,) = self.observe([self.ask_teacher(pixels, views)])
         needs = all_needs(loss.student for loss in self.terms.values())
         prediction, outputs = ask_student(self.student, views, needs)
         outputs = on_grid(outputs, self.student.encoder, self.grid)

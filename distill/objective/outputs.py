@@ -80,9 +80,10 @@ def all_needs(many: Iterable[Needs]) -> Needs:
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """What an objective asks of its teacher: which views it is shown, and who needs what of it."""
+    """What an objective asks of its teacher: what it is shown, and who needs what of it."""
 
     views: Views
+    whole_image: bool  # shown the image itself, once for all views
     by_name: Mapping[str, Needs]  # by the name of a term, or 'consistency'
 
     @property
@@ -122,6 +123,25 @@ def ask_teacher(teacher: Encoder, views: Tensor, needs: Needs) -> ViewOutputs:
     with _capture(teacher, needs) as attention:
         encoded = teacher(views, needs.blocks)
     return _outputs(teacher, encoded, attention, needs)
+
+
+def for_each_view(outputs: ViewOutputs, number: int) -> ViewOutputs:
+    """Give each of so many views what was made of the whole images: (B, ...) to (V B, ...)."""
+
+    def repeated(values: Tensor) -> Tensor:
+        return values.repeat(number, *[1] * (values.dim() - 1))
+
+    return ViewOutputs(
+        pooled=None if outputs.pooled is None else repeated(outputs.pooled),
+        tokens=None if outputs.tokens is None else repeated(outputs.tokens),
+        blocks={block: repeated(tokens) for block, tokens in outputs.blocks.items()},
+        attention={
+            block: AttentionParts(
+                repeated(parts.query), repeated(parts.key), repeated(parts.value), parts.bias
+            )
+            for block, parts in outputs.attention.items()
+        },
+    )
 
 
 def ask_student(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from echostill.distill.objective.consistency import ConsistencySettings
 from echostill.distill.objective.terms.table import TERMS, TermSettings
 from echostill.distill.objective.terms.term import Term
-from echostill.distill.objective.views import Views
+from echostill.distill.objective.views import TeacherSees, Views
 from echostill.platform.config import Config, added
 from echostill.platform.masking.masks import MaskSettings
 
@@ -47,6 +47,10 @@ class CommonSettings(Config):
     )
     masks: MaskSettings | None = Field(
         None, description="Masks of this objective; default those of the stage."
+    )
+    teacher_sees: TeacherSees | None = added(
+        "What the teacher is shown: the student's corrupted views (views, the default), or the "
+        "whole image (image), for a teacher that has not learnt from masked pictures."
     )
     distil: bool = Field(True, description="Follow a teacher; without, masked image modelling.")
     beta: float = Field(1.0, ge=0, description="Weight of distillation against reconstruction.")
@@ -86,6 +90,11 @@ class ObjectiveSettings(ConsistencySettings, TermSettings, CommonSettings):
                 f"views '{self.views}' is one view, which has no consistency with another: use "
                 "views 'separated', or weighting 'fixed'"
             )
+        if self.distil and self.teacher_sees == "image" and self.weighting != "fixed":
+            raise ValueError(
+                "a teacher that sees the whole image gives both views the same features, which "
+                "always agree: use weighting 'fixed', or teacher_sees 'views'"
+            )
         following = [term for term in TERMS if term.follows_teacher]
         if self.distil and not any(term.weight(self) for term in following):
             keys = [str(term.weight_key) for term in following]
@@ -98,6 +107,11 @@ class ObjectiveSettings(ConsistencySettings, TermSettings, CommonSettings):
             keys = [f"{term.weight_key} is 0" for term in by_block]
             raise ValueError(f"consistency 'each' weighs matched tokens, and {', '.join(keys)}")
         return self
+
+    @property
+    def whole_image(self) -> bool:
+        """Whether the teacher sees the whole image, once for all views."""
+        return self.teacher_sees == "image"
 
     @property
     def terms(self) -> tuple[Term, ...]:

@@ -1,4 +1,4 @@
-"""The corrupted views of a batch, which student and teacher see alike."""
+"""The corrupted views of a batch, which the student sees, and as a rule the teacher too."""
 
 from typing import Literal
 
@@ -9,6 +9,7 @@ from torch.nn import functional
 from echostill.platform.masking.masks import Masks, apply_both, apply_frequency, apply_spatial
 
 Views = Literal["separated", "spatial", "joint"]
+TeacherSees = Literal["views", "image"]
 
 
 def make_views(pixels: Tensor, masks: Masks, views: Views) -> Tensor:

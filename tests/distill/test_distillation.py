@@ -264,6 +264,7 @@ def test_groups_are_the_students_that_see_the_same_views(tmp_path):
         "b": ObjectiveSettings(preset="fixed-weight"),
         "c": ObjectiveSettings(preset="mim-only"),
         "d": ObjectiveSettings(preset="mae-lite"),
+        "e": ObjectiveSettings(preset="fixed-weight", teacher_sees="image"),
     }
     runs = [
         StudentRun(f"{name}-{seed}", name, "tinyusfm-micro", None, objective, seed)
@@ -274,7 +275,8 @@ def test_groups_are_the_students_that_see_the_same_views(tmp_path):
     def names(**options):
         return [[run.name for run in group] for group in run_groups(runs, store, **options)]
 
-    assert names() == [["a-0", "b-0"], ["a-1", "b-1"], ["c-0"], ["c-1"], ["d-0"], ["d-1"]]
+    alone = [[f"{name}-{seed}"] for name in "cde" for seed in (0, 1)]
+    assert names() == [["a-0", "b-0"], ["a-1", "b-1"], *alone]
     assert names(share=False) == [[run.name] for run in runs]
     # A group that was begun goes on, though one of its members is finished.
     for name in ("a-1", "b-1"):

@@ -331,6 +331,7 @@ def test_what_cannot_be_cached_is_said(store, tmp_path):
         (ObjectiveSettings(relation_weight=1.0), "'relation', which .*attention of block 6"),
         (ObjectiveSettings(views="spatial", weighting="fixed"), "views 'spatial'"),
         (ObjectiveSettings(views="joint", weighting="fixed"), "views 'joint'"),
+        (ObjectiveSettings(teacher_sees="image", weighting="fixed"), "sees the whole image"),
         (ObjectiveSettings(teacher_layers=(1, 2, 7)), "names block 7"),
     ):
         students = (StudentSettings(name="odd", objective=objective),)

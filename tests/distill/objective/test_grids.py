@@ -79,7 +79,7 @@ def test_a_teacher_of_another_grid_is_followed_on_the_students():
     )  # fmt: skip
     pixels, masks = batch_for(objective)
     views = objective.views(pixels, masks)
-    (signal,) = objective.observe([objective.ask_teacher(views)])
+    (signal,) = objective.observe([objective.ask_teacher(pixels, views)])
     teacher = objective.teacher
     shown = functional.interpolate(views, 160, mode="bilinear", antialias=True)
     with torch.no_grad():

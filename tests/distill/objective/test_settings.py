@@ -26,6 +26,7 @@ def test_presets_fill_in_what_is_not_given():
     ("values", "words"),
     [
         ({"views": "joint"}, "no consistency"),
+        ({"teacher_sees": "image"}, "always agree"),
         ({"token_weight": 0.0}, "nothing of the teacher"),
         (
             {"token_weight": 0.0, "attention_weight": 1.0, "consistency": "each"},
