@@ -35,6 +35,7 @@ from echostill.curation.selection.features import TableFeatures
 from echostill.curation.selection.stage import SelectConfig, select
 from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.eval.probes import pooled_features
+from echostill.platform.config import result_relevant
 from echostill.platform.models import create_encoder, load_weights
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, selected_ids
@@ -202,7 +203,7 @@ class Distillation:
                 arm: {
                     **common,
                     "teacher": identity,
-                    "objective": objective.model_dump(mode="json"),
+                    "objective": result_relevant(objective),
                     "own": training,
                 }
                 for arm, (objective, training) in group.items()
