@@ -46,12 +46,12 @@ from gpu_parts import (
 from gpu_training import distillation_rate, models_agree, steps_hold, views_agree
 from machine import describe_machine
 
+from echostill.platform.computing.precision import autocast, computing_type
 from echostill.platform.masking.masks import MaskSettings, draw_masks
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder
 from echostill.platform.training.batches import make_batch
 from echostill.platform.training.collective import TrainingWorker
-from echostill.platform.training.optimisation import autocast, computing_type
 from echostill.platform.training.settings import TrainingSettings
 
 LIMIT = 480.0  # seconds of all parts in full

@@ -23,14 +23,13 @@ import torch
 from echostill.curation.scoring.decoding import ahead
 from echostill.curation.scoring.models import ScoringModels
 from echostill.curation.selection.kmeans import train_centroids
-from echostill.platform.computing.precision import Precision
+from echostill.platform.computing.precision import Precision, computing_type
 from echostill.platform.computing.transfer import fetch, staged
 from echostill.platform.imaging.images import decode_staged, encode_png, to_square
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import MaskedImageModel, ReconstructionSettings
 from echostill.platform.models import create_encoder
 from echostill.platform.models.complexity import gflops
-from echostill.platform.training.optimisation import computing_type
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from gpu_parts import Report, Scale, distillation_work, finish
 from echostill.distill.objective.core import DistillationObjective
 from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.distill.task import DistillationTask
+from echostill.platform.computing.precision import autocast, computing_type
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import create_encoder
@@ -21,7 +22,6 @@ from echostill.platform.training.checkpoints import load_state
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import Totals, TrainingState, train
 from echostill.platform.training.measures import NonFiniteLossError
-from echostill.platform.training.optimisation import autocast, computing_type
 from echostill.platform.training.parallel import whole_state
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages, staged_side

@@ -36,7 +36,14 @@ from echostill.platform.cluster.devices import compute_device
 from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerPlan, plan_workers
 from echostill.platform.cluster.waiting import describe_plan, plan_on_cluster
-from echostill.platform.config import ModelsConfig, execution
+from echostill.platform.computing.precision import Precision
+from echostill.platform.computing.settling import (
+    PrecisionConfig,
+    say_if_slow,
+    settle,
+    with_precision,
+)
+from echostill.platform.config import execution
 from echostill.platform.names import Name
 from echostill.platform.progress import Progress
 from echostill.platform.ray_tasks import TaskPool
@@ -48,7 +55,7 @@ from echostill.platform.tables.table import decode_parquet, encode_parquet, writ
 from echostill.platform.training.tracking import RunInput, Tracker
 
 
-class EvaluateConfig(ModelsConfig):
+class EvaluateConfig(PrecisionConfig):
     """Evaluation on labelled benchmarks."""
 
     name: Name = Field("default", description="Name of the evaluation and its report.")
@@ -110,6 +117,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     pairs = _pairs(config, units)
     sizes, datasets = load_tasks(config.tasks, units)
     protocols = _protocols(config, datasets)
+    config = settle(config, storage, partial(_plan, config, len(units)), overwrite=overwrite)
     claim = _claim(config, storage, units, datasets)
     claim.take(overwrite)
     if storage.exists(RESULT):
@@ -198,6 +206,7 @@ def _claim(
         inputs={f"{name}@{size}": digest_of(data) for (name, size), data in datasets.items()},
         without=("teacher",),
     )
+    wanted = with_precision(wanted, config.precision)
     about = {
         f"inputs.{name}@{size}": f"{len(data)} images" for (name, size), data in datasets.items()
     }
@@ -212,6 +221,8 @@ def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     pairs = _pairs(config, units)
     datasets = load_tasks(config.tasks, units)[1]
     protocols = _protocols(config, datasets)
+    make = partial(_plan, config, len(units))
+    config = settle(config, storage, make, overwrite=overwrite, connect=False)
     replaces = _claim(config, storage, units, datasets).check(overwrite)
     out = Plan("evaluate")
     out.add("candidates", ", ".join(dict.fromkeys([*(u.candidate for u in units), *TRIVIAL])))
@@ -221,6 +232,7 @@ def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     said = [f"{first} - {second} ({method})" for first, second, method in pairs]
     out.add("comparisons", ", ".join(said) or "none")
     out.add("workers", describe_plan(config, partial(_plan, config, len(units))))
+    out.add("precision", config.precision)
     done = 0 if replaces else sum(storage.exists(unit.file) for unit in units)
     out.add("already done", f"{done} of {len(units)} evaluations")
     out.add("result", storage.locate(RESULT))
@@ -242,19 +254,23 @@ def _pairs(config: EvaluateConfig, units: list[Unit]) -> list[Pair]:
 
 
 def evaluate_unit(
-    unit: Unit, dataset: LabelledDataset, protocol: Protocol, settings: FineTuneSettings | None
+    unit: Unit,
+    dataset: LabelledDataset,
+    protocol: Protocol,
+    settings: FineTuneSettings | None,
+    precision: Precision = "float32",
 ) -> pa.Table:
     """Run the probes of one unit, and the fine-tuning if wanted; a row per method and image."""
     device = compute_device()
     encoder = unit.load()
     origin = PredictedBy(unit.candidate, unit.run, unit.training)
-    rows = model_rows(encoder, origin, dataset, protocol, device)
+    rows = model_rows(encoder, origin, dataset, protocol, device, precision)
     if settings is None:
         return rows
     found: dict[int, np.ndarray] = {}
     for number in protocol.folds.tested:
         split = Split(protocol.folds.outside(number), protocol.folds.rows(number))
-        tuned = finetune(encoder, dataset, split, settings, unit.seed, device)
+        tuned = finetune(encoder, dataset, split, settings, unit.seed, device, precision)
         found |= dict(zip(split.test.tolist(), tuned.predictions, strict=True))
     predicted = np.stack([found[row] for row in protocol.tested.tolist()])
     write = class_rows if dataset.labels is not None else mask_rows
@@ -275,6 +291,7 @@ def _run_units(
     protocols: dict[str, Protocol],
 ) -> None:
     where = plan_on_cluster(config, partial(_plan, config, len(todo)))
+    say_if_slow("evaluate", config.precision, where)
     tasks = TaskPool(
         where.workers,
         address=config.address,
@@ -286,7 +303,8 @@ def _run_units(
     def work(unit: Unit) -> pa.Table:
         torch.set_num_threads(where.threads)
         dataset = datasets[unit.task, sizes[unit.of]]
-        return evaluate_unit(unit, dataset, protocols[unit.task], config.finetune)
+        protocol = protocols[unit.task]
+        return evaluate_unit(unit, dataset, protocol, config.finetune, config.precision)
 
     def describe(unit: Unit) -> str:
         return f"evaluating {unit.candidate} on {unit.task}, training {unit.training}"

@@ -30,6 +30,7 @@ from echostill.eval.metrics import (
 from echostill.eval.probes import pooled_features, require_size
 from echostill.eval.probing.masks import best_threshold, cut
 from echostill.eval.splits import Split, group_split
+from echostill.platform.computing.precision import Precision, computing, gradient_scaler
 from echostill.platform.config import Config
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.training.augment import uniforms_per_image
@@ -107,6 +108,7 @@ def finetune(
     settings: FineTuneSettings,
     seed: int,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> FineTuned:
     """Fine-tune a copy of an encoder with a new head on the training side; test on the other.
 
@@ -129,20 +131,30 @@ def finetune(
         with torch.random.fork_rng(enabled=True, devices=None if kind == "cuda" else []):
             torch.manual_seed(seed)
             task = _new_task(encoder, dataset, train, settings).to(device)
-            look = None if inner is None else _Look(task, dataset, train, inner, settings)
+            look = None
+            if inner is not None:
+                look = _Look(task, dataset, train, inner, settings, precision)
             ids = [dataset.files[row] for row in train]
             losses = train_head(
-                task, dataset.pixels[train], targets[train], ids, settings, seed, factor, look
+                task,
+                dataset.pixels[train],
+                targets[train],
+                ids,
+                settings,
+                seed,
+                factor,
+                look,
+                precision,
             )
         if look is None:
-            _set_statistics(task, dataset.pixels[train])
+            _set_statistics(task, dataset.pixels[train], precision)
             best = (0.0, task, losses, HALF)
             break
         if best is None or look.best > best[0]:
             best = (look.best, look.restored(), losses, look.threshold)
     assert best is not None
     _, task, losses, threshold = best
-    predictions = predict(task, dataset.pixels[split.test])
+    predictions = predict(task, dataset.pixels[split.test], precision=precision)
     if dataset.labels is not None:
         metrics = classification_metrics(targets[split.test], predictions)
     else:
@@ -178,13 +190,14 @@ def _new_task(
     return ClassificationTask(own, classes, weights)
 
 
-def _set_statistics(task: ClassificationTask | SegmentationTask, pixels: np.ndarray) -> None:
+def _set_statistics(
+    task: ClassificationTask | SegmentationTask, pixels: np.ndarray, precision: Precision
+) -> None:
     """Give a classification head the statistics of all that it was trained on."""
     if isinstance(task, ClassificationTask):
         device = next(task.head.parameters()).device
-        task.head.set_statistics(
-            torch.from_numpy(pooled_features(task.encoder, pixels, device=device)).to(device)
-        )
+        features = pooled_features(task.encoder, pixels, device=device, precision=precision)
+        task.head.set_statistics(torch.from_numpy(features).to(device))
 
 
 class _Look:
@@ -197,7 +210,9 @@ class _Look:
         train: np.ndarray,
         inner: np.ndarray,
         settings: FineTuneSettings,
+        precision: Precision,
     ) -> None:
+        self.precision = precision
         self.task, self.dataset, self.train, self.inner = task, dataset, train, inner
         self.every, self.patience = settings.check_every, settings.patience
         self.best, self.threshold, self.fruitless = -1.0, HALF, 0
@@ -205,8 +220,9 @@ class _Look:
 
     def __call__(self) -> bool:
         """Look, and return whether to stop."""
-        _set_statistics(self.task, self.dataset.pixels[self.train])
-        predicted = predict(self.task, self.dataset.pixels[self.inner])
+        _set_statistics(self.task, self.dataset.pixels[self.train], self.precision)
+        pixels = self.dataset.pixels[self.inner]
+        predicted = predict(self.task, pixels, precision=self.precision)
         threshold = HALF
         if self.dataset.labels is not None:
             wanted = self.dataset.labels[self.inner]
@@ -236,6 +252,7 @@ def train_head(
     seed: int,
     factor: float = 1.0,
     look: Callable[[], bool] | None = None,
+    precision: Precision = "float32",
 ) -> np.ndarray:
     """Train a task in place.
 
@@ -248,6 +265,7 @@ def train_head(
         seed: Seed of order and augmentation.
         factor: Of both peak rates.
         look: Called every ``check_every`` steps and after the last; True ends the training.
+        precision: Of matrix products.
 
     Returns:
         (steps taken,) float64 training losses.
@@ -267,6 +285,7 @@ def train_head(
             groups += [{**group, "peak": peak * group["scale"]} for group in scaled]
     optimiser = torch.optim.AdamW(groups, lr=1.0, weight_decay=settings.weight_decay)
     trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    scaler = gradient_scaler(precision, device)
     losses = np.empty(settings.steps)
     for step in range(settings.steps):
         picked = draw(seed, len(pixels), step * settings.batch_size, settings.batch_size)
@@ -278,7 +297,8 @@ def train_head(
         images, wanted = augment_pair(images, wanted, uniforms, settings)
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * factor * settings.rate_share(step)
-        loss = task.training_step(images, wanted)
+        with computing(precision, device):
+            loss = task.training_step(images, wanted)
         losses[step] = loss.item()
         if not np.isfinite(losses[step]):
             raise EchostillError(
@@ -286,9 +306,11 @@ def train_head(
                 "head_learning_rate and encoder_learning_rate."
             )
         optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(scaler.scale(loss))
+        scaler.unscale_(optimiser)
         clip_gradients(trained, settings.gradient_clip)
-        optimiser.step()
+        scaler.step(optimiser)
+        scaler.update()
         due = (step + 1) % settings.check_every == 0 or step + 1 == settings.steps
         if look is not None and due:
             if look():
@@ -336,7 +358,10 @@ def augment_pair(
 
 @torch.inference_mode()
 def predict(
-    task: ClassificationTask | SegmentationTask, pixels: np.ndarray, batch_size: int = 32
+    task: ClassificationTask | SegmentationTask,
+    pixels: np.ndarray,
+    batch_size: int = 32,
+    precision: Precision = "float32",
 ) -> np.ndarray:
     """Return a trained task's predictions for pixels (N, 3, S, S) uint8, batch by batch."""
     device = next(task.head.parameters()).device
@@ -344,5 +369,7 @@ def predict(
     parts = []
     for start in range(0, len(pixels), batch_size):
         images = torch.from_numpy(pixels[start : start + batch_size]).to(device).float() / 255
-        parts.append(task.predict(images).cpu().numpy())
+        with computing(precision, device):
+            shares = task.predict(images)
+        parts.append(shares.cpu().numpy())
     return np.concatenate(parts)

@@ -171,14 +171,15 @@ class ClassificationTask(nn.Module):
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return logits (B, classes) of pixels (B, 3, S, S) in [0, 1]."""
-        logits: Tensor = self.head(self.encoder(pixels).pooled)
+        logits: Tensor = self.head(self.encoder(pixels).pooled.float())
         return logits
 
     def training_step(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """Return the mean weighted cross-entropy; ``targets`` are labels (B,) int64."""
         # Divided by the batch size, not by the sum of the weights in the batch; otherwise a batch
         # of a single class would count as much as any other.
-        rows = functional.cross_entropy(self.logits(pixels), targets, reduction="none")
+        logits = self.logits(pixels).float()
+        rows = functional.cross_entropy(logits, targets, reduction="none")
         return (rows * self.class_weights[targets]).mean()
 
     def predict(self, pixels: Tensor) -> Tensor:
@@ -218,7 +219,7 @@ class SegmentationTask(nn.Module):
 
     def training_step(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy and soft Dice loss; ``targets`` are masks (B, S, S) of classes."""
-        logits = self.logits(pixels)
+        logits = self.logits(pixels).float()
         wanted = functional.one_hot(targets.long(), self.classes + 1)[..., 1:]
         wanted = wanted.permute(0, 3, 1, 2).to(logits.dtype)
         if self.classes == 1:

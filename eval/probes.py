@@ -19,6 +19,7 @@ from torch.nn import functional
 from echostill.eval.datasets import LabelledDataset
 from echostill.eval.metrics import classification_metrics, dice, segmentation_metrics
 from echostill.eval.splits import Split, group_split
+from echostill.platform.computing.precision import Precision, computing
 from echostill.platform.errors import UsageError
 from echostill.platform.seeding import stream
 
@@ -73,13 +74,16 @@ def pooled_features(
     *,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> np.ndarray:
     """Extract the model's own pooled features: (N, D) float32 of pixels (N, 3, S, S) uint8."""
     require_size(encoder, pixels)
     encoder = encoder.to(device).eval()
-    parts = [
-        encoder(batch).pooled.float().cpu().numpy() for batch in batches(pixels, batch_size, device)
-    ]
+    with computing(precision, device):
+        parts = [
+            encoder(batch).pooled.float().cpu().numpy()
+            for batch in batches(pixels, batch_size, device)
+        ]
     return np.concatenate(parts)
 
 
@@ -90,6 +94,7 @@ def token_features(
     *,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> np.ndarray:
     """Extract patch tokens after each third of the depth, concatenated.
 
@@ -101,7 +106,8 @@ def token_features(
     layers = encoder.third_layers()
     parts = []
     for batch in batches(pixels, batch_size, device):
-        outputs = encoder(batch, layers).intermediate
+        with computing(precision, device):
+            outputs = encoder(batch, layers).intermediate
         joined = torch.cat([tokens[:, encoder.prefix_tokens :] for tokens in outputs], dim=2)
         parts.append(joined.float().cpu().numpy())
     return np.concatenate(parts)

@@ -14,13 +14,18 @@ from echostill.curation.scoring.gradient import (
     corrupted_views,
     prediction_gradient_norms,
 )
-from echostill.platform.computing.precision import Precision, exact_float32, lowered
+from echostill.platform.computing.precision import (
+    Precision,
+    autocast,
+    computing_type,
+    exact_float32,
+    lowered,
+)
 from echostill.platform.computing.transfer import unit_pixels
 from echostill.platform.masking.masks import Masks, MaskSettings, frequency_mask, spatial_mask
 from echostill.platform.masking.mim import MaskedImageModel, ReconstructionSettings
 from echostill.platform.models import Encoder
 from echostill.platform.seeding import stream
-from echostill.platform.training.optimisation import autocast, computing_type
 
 
 def draws_apart(device: torch.device) -> bool:

@@ -5,8 +5,7 @@ the pool; its weights are stored at several steps. Then every image is decoded o
 teacher's feature and, for each stored proxy, the norm of the last layer's gradient.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,29 +18,31 @@ from echostill.curation.scoring.gradient import GradientLoss
 from echostill.curation.scoring.growth import PROXY, begun_with, describe_growth, history_of
 from echostill.curation.scoring.worker import ProxySettings, ScoreWorker
 from echostill.platform import stages
-from echostill.platform.cluster.devices import gpus_have_bfloat16
 from echostill.platform.cluster.nodes import Nodes, total
 from echostill.platform.cluster.plans import (
-    NodesMissingError,
     WorkerCount,
     WorkerPlan,
     check_workers,
     plan_workers,
 )
 from echostill.platform.cluster.waiting import describe_plan, dry_nodes, plan_on_cluster
-from echostill.platform.computing.precision import Precision, own_precision
-from echostill.platform.config import ModelsConfig, execution
+from echostill.platform.computing.settling import (
+    PrecisionConfig,
+    say_if_slow,
+    settle,
+    with_precision,
+)
+from echostill.platform.config import execution
 from echostill.platform.masking.mim import MaskedImageModel
 from echostill.platform.masking.mim_training import MaskedImageJob, snapshot_name
 from echostill.platform.models import create_encoder
 from echostill.platform.models.complexity import gflops
 from echostill.platform.models.weights import Weights, find_teacher
-from echostill.platform.progress import console
 from echostill.platform.seeding import stream
 from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import FINGERPRINT, Claim, claimed, fingerprint
+from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.schemas import scores_schema
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes, save_configuration
@@ -51,7 +52,7 @@ from echostill.platform.training.ray import plan as plan_training
 from echostill.platform.training.run import RunResult, is_finished, train_run
 
 
-class ScoreConfig(ModelsConfig):
+class ScoreConfig(PrecisionConfig):
     """Scoring of the pool."""
 
     proxy: ProxySettings = ProxySettings()
@@ -60,12 +61,6 @@ class ScoreConfig(ModelsConfig):
     batch_size: int = Field(64, ge=1, description="Images per forward pass.")
     rows_per_shard: int = Field(
         2048, ge=1, description="Images that one part of the scores holds, at most."
-    )
-    precision: Precision = execution(
-        "auto",
-        "Of matrix products. 'auto' is what the scores were begun with; for new ones bfloat16 on "
-        "GPUs (float16 on those without it) and float32 on CPUs. Scores of one table have one.",
-        rounds=True,
     )
     workers: WorkerCount | None = execution(
         None,
@@ -124,7 +119,7 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> StageResult:
     if ready.stage.is_finished():
         return ready.result(ready.stage.accounting(), "already done: ", already_done=True)
     plan = _connected_plan(config, len(ready.shards))
-    _say_if_slow(ready.worker.precision, plan)
+    say_if_slow("score", ready.worker.precision, plan)
     done = ready.stage.run(
         ready.shards,
         ready.worker.loaded,
@@ -168,7 +163,8 @@ def _prepare(config: ScoreConfig, overwrite: bool) -> ScoreSetup:
     steps = config.proxy.snapshot_steps()
     digest = _proxy_digest(proxy.storage, steps)
     count = len(shards(pool, config.rows_per_shard))
-    config = _settled(config, store, overwrite, partial(_connected_plan, config, count))
+    make = partial(_plan, config, count)
+    config = settle(config, store.scores(), make, overwrite=overwrite)
     claim = _claim(config, store, pool, teacher, digest, overwrite)
     claim.take(overwrite)
     wanted = claim.wanted
@@ -208,13 +204,6 @@ def _connected_plan(config: ScoreConfig, count: int) -> WorkerPlan:
     return plan_on_cluster(config, partial(_plan, config, count))
 
 
-def _dry_plan(config: ScoreConfig, count: int) -> WorkerPlan:
-    try:
-        return _plan(config, count, dry_nodes(config))
-    except NodesMissingError as missing:  # of a cluster whose nodes are still to come
-        return WorkerPlan(missing.workers, missing.cpus, config.threads, missing.gpus)
-
-
 def _plan(config: ScoreConfig, count: int, nodes: Nodes) -> WorkerPlan:
     return plan_workers(
         config.workers,
@@ -224,28 +213,6 @@ def _plan(config: ScoreConfig, count: int, nodes: Nodes) -> WorkerPlan:
         threads=config.threads,
         decoders=config.decoders,
     )
-
-
-def _settled(
-    config: ScoreConfig, store: Store, overwrite: bool, plan: Callable[[], WorkerPlan]
-) -> ScoreConfig:
-    """Settle the precision: scores that were begun keep theirs, wherever they are continued."""
-    precision = config.precision
-    if precision == "auto" and not overwrite and store.scores().exists(FINGERPRINT):
-        precision = claimed(store.scores()).configuration.get("precision", "float32")
-    elif precision == "auto":
-        precision = own_precision(bool(plan().gpus_per_worker), gpus_have_bfloat16())
-    return config.model_copy(update={"precision": precision})
-
-
-def _say_if_slow(precision: Precision, plan: WorkerPlan) -> None:
-    """Say so where scores that were begun on GPUs are continued without them."""
-    if precision != "float32" and not plan.gpus_per_worker:
-        console.print(
-            f"score: computes in {precision}, as these scores were begun, on CPUs; most are slow "
-            "in it. precision=float32 and --overwrite begin anew.",
-            soft_wrap=True,
-        )
 
 
 def _claim(
@@ -263,9 +230,7 @@ def _claim(
         inputs={"pool": pool.digest},
         without=("teacher",),
     )
-    if config.precision != "float32":  # of which nothing was said before there were others
-        configuration = {**wanted.configuration, "precision": config.precision}
-        wanted = replace(wanted, configuration=configuration)
+    wanted = with_precision(wanted, config.precision)
     if not overwrite:
         wanted = continued(store.scores(), wanted, "pool", pool)
     about = {
@@ -306,7 +271,8 @@ def plan_score(config: ScoreConfig, *, overwrite: bool = False) -> Plan:
     pool = store.open_pool()
     teacher = find_teacher(config)
     count = len(shards(pool, config.rows_per_shard))
-    config = _settled(config, store, overwrite, partial(_dry_plan, config, count))
+    make = partial(_plan, config, count)
+    config = settle(config, store.scores(), make, overwrite=overwrite, connect=False)
     replaces = _check_claims(config, store, pool, teacher, overwrite)
     training = config.proxy.paced
     encoder, student = teacher.outline(), _proxy_model(config).encoder

@@ -32,6 +32,7 @@ from echostill.eval.probing.masks import (
 )
 from echostill.eval.probing.ridge import classify
 from echostill.eval.splits import Folds, Split
+from echostill.platform.computing.precision import Precision, computing
 from echostill.platform.models import Encoder
 
 SIDE = 8  # of the thumbnail
@@ -70,7 +71,11 @@ class Protocol:
 
 @torch.inference_mode()
 def frozen_features(
-    encoder: Encoder, pixels: np.ndarray, *, device: torch.device | str = "cpu"
+    encoder: Encoder,
+    pixels: np.ndarray,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Extract pooled features, and the patch tokens' means in a grid of 2 x 2 cells.
 
@@ -81,11 +86,12 @@ def frozen_features(
     encoder = encoder.to(device).eval()
     pooled, cells = [], []
     for batch in batches(pixels, device=device):
-        out = encoder(batch)
+        with computing(precision, device):
+            out = encoder(batch)
         pooled.append(out.pooled.float().cpu().numpy())
         if encoder.grid is not None:
-            patches = out.tokens[:, encoder.prefix_tokens :]
-            cells.append(grid_means(patches, encoder.grid).float().cpu().numpy())
+            patches = out.tokens[:, encoder.prefix_tokens :].float()
+            cells.append(grid_means(patches, encoder.grid).cpu().numpy())
     return np.concatenate(pooled), np.concatenate(cells) if cells else None
 
 
@@ -108,14 +114,15 @@ def model_rows(
     dataset: LabelledDataset,
     protocol: Protocol,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> pa.Table:
     """Predict the tested images from a frozen encoder's features, by every probe."""
     if dataset.labels is None:
-        tokens = token_features(encoder, dataset.pixels, device=device)
+        tokens = token_features(encoder, dataset.pixels, device=device, precision=precision)
         shares = _shares(dataset, int(np.sqrt(tokens.shape[1])))
         predictor = token_predictor(tokens, shares, protocol.folds)
         return _masks_of(origin, dataset, protocol, LINEAR, predictor)
-    pooled, cells = frozen_features(encoder, dataset.pixels, device=device)
+    pooled, cells = frozen_features(encoder, dataset.pixels, device=device, precision=precision)
     parts = [
         _neighbours(pooled, origin, dataset, protocol),
         _linear(pooled, origin, dataset, protocol, LINEAR),

@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from echostill.platform.computing.precision import exact_float32
+from echostill.platform.computing.precision import (
+    autocast,
+    computing_type,
+    exact_float32,
+    gradient_scaler,
+)
 from echostill.platform.training.batches import (
     Draws,
     TrainingBatch,
@@ -30,8 +35,6 @@ from echostill.platform.training.optimisation import (
     SKIPPED_STEPS,
     GradientClip,
     MovingAverage,
-    autocast,
-    computing_type,
     deterministic,
     make_optimiser,
     parameter_groups,
@@ -183,7 +186,7 @@ def train(
     average = MovingAverage(task, settings.ema) if settings.ema else None
     if average is not None and state.average is not None:
         average.load(state.average)
-    scaler = torch.amp.GradScaler(worker.device.type, enabled=kind == torch.float16)
+    scaler = gradient_scaler(settings.precision, worker.device)
     if state.scaler is not None:
         scaler.load_state_dict(state.scaler)
     members = {

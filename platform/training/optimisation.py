@@ -1,16 +1,13 @@
-"""What every training loop does to parameters: groups, rates, precision, clipping, averages."""
+"""What every training loop does to parameters: groups, rates, clipping, averages."""
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from echostill.platform.computing.precision import Precision, own_precision
-from echostill.platform.errors import UsageError
 from echostill.platform.models import Encoder
 
 # Float16 overflows now and then and its scaler skips such steps; so many in a row are no accident.
@@ -172,27 +169,6 @@ class GradientClip:
         return {name: float(count) / steps for name, (count, steps) in self.take_counts().items()}
 
 
-def computing_type(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the type that matrix products run in; ``auto`` is bfloat16 on GPUs, else float32.
-
-    On CPUs bfloat16 products are very slow. A GPU without bfloat16 (before Ampere) gets float16,
-    whose gradients are scaled.
-
-    Raises:
-        UsageError: bfloat16 is asked for, and the GPU has none.
-    """
-    on_gpu = device.type == "cuda"
-    has_bfloat16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bfloat16" and not has_bfloat16:
-        raise UsageError(
-            f"{torch.cuda.get_device_name(device)} has no bfloat16: use training.precision=auto or "
-            "float16 (whose gradients are scaled), or float32."
-        )
-    name = own_precision(on_gpu, has_bfloat16) if precision == "auto" else precision
-    kind: torch.dtype = getattr(torch, name)
-    return kind
-
-
 def make_optimiser(
     groups: list[dict[str, Any]],
     betas: tuple[float, float],
@@ -213,13 +189,6 @@ def make_optimiser(
         own = [{**group, "fused": fused} for group in saved["param_groups"]]
         optimiser.load_state_dict({**saved, "param_groups": own})
     return optimiser
-
-
-def autocast(device: torch.device, kind: torch.dtype) -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass computes in ``kind``."""
-    if kind == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, kind)
 
 
 class MovingAverage:

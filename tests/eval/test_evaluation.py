@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ from PIL import Image
 from echostill.eval.evaluation import EvaluateConfig, plan_evaluate
 from echostill.platform.config import load
 from echostill.platform.errors import UsageError
+from echostill.platform.tables.fingerprint import Fingerprint
+from echostill.platform.tables.store import Store
 
 QUICKSTART = "examples/quickstart/config.yaml"
 
@@ -21,7 +24,7 @@ def test_labels_of_trivial_candidates_are_taken():
         load(EvaluateConfig, "evaluate", QUICKSTART, ["candidates=[{label: constant}]"])
 
 
-def planned(folder, rows, kind="classification", **task):
+def planned(folder, rows, kind="classification", precision="auto", **task):
     """Plan an evaluation of the untrained student on a manifest of these rows."""
     for index, row in enumerate(rows):
         pixels = np.random.default_rng(index).integers(0, 255, (8, 8), dtype=np.uint8)
@@ -37,6 +40,7 @@ def planned(folder, rows, kind="classification", **task):
         "student": "tinyusfm-micro",
         "student_image_size": 32,
         "tasks": [task],
+        "precision": precision,
         "candidates": [{"label": "untrained student", "kind": "untrained"}],
     }
     return plan_evaluate(EvaluateConfig.model_validate(values, strict=False))
@@ -70,6 +74,21 @@ def test_a_dry_run_reads_masks(tmp_path):
     Image.fromarray(np.full((9, 8), 255, dtype=np.uint8)).save(tmp_path / "m3.png")
     with pytest.raises(UsageError, match=r"mask 'm3.png' is 8 x 9 pixels, but its image 8 x 8"):
         planned(tmp_path, rows, kind="segmentation")
+
+
+def test_an_evaluation_names_its_precision(tmp_path):
+    rows = classified()
+    for given, expected in (("auto", "float32"), ("bfloat16", "bfloat16")):
+        lines = planned(tmp_path, rows, precision=given).describe().splitlines()
+        assert ["precision", expected] in [line.split() for line in lines]
+    begun = Fingerprint({"precision": "bfloat16"}, "1", {}, {})
+    storage = Store(str(tmp_path / "store")).report("default")
+    storage.write("fingerprint.json", json.dumps({**begun.as_dict(), "stage": "evaluate"}).encode())
+    with pytest.raises(UsageError, match=r"precision bfloat16 -> unset"):
+        planned(tmp_path, rows, precision="float32")
+    with pytest.raises(UsageError) as caught:  # refused for other keys: the precision is kept
+        planned(tmp_path, rows)
+    assert "precision" not in str(caught.value)
 
 
 def test_a_dry_run_reads_the_official_split(tmp_path):

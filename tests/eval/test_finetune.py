@@ -7,7 +7,9 @@ import torch
 
 from echostill.eval.datasets import LabelledDataset
 from echostill.eval.finetune import FineTuneSettings, augment_pair, finetune
+from echostill.eval.heads import ClassificationTask, SegmentationTask
 from echostill.eval.splits import Split
+from echostill.eval.unius.protocols.networks import LinearClassifier
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.models import create_encoder
 
@@ -91,6 +93,33 @@ def test_segmentation_learns(encoder):
     assert result.predictions.shape == (8, 64, 64)
     assert result.metrics["dice"] > 0.75
     assert result.metrics["hd95"] < 20
+
+
+def test_another_precision_learns_as_well(encoder):
+    settings = FineTuneSettings(steps=10, batch_size=8, check_every=5, rates=(1.0,))
+    exact = finetune(encoder, bright_or_dark(), SPLIT, settings, 0)
+    found = finetune(encoder, bright_or_dark(), SPLIT, settings, 0, precision="bfloat16")
+    assert not np.array_equal(exact.losses, found.losses)
+    assert found.losses[0] == pytest.approx(exact.losses[0], rel=1e-2)
+    assert found.predictions.dtype == exact.predictions.dtype == np.float32
+    assert found.metrics["balanced_accuracy"] == exact.metrics["balanced_accuracy"] == 1
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_losses_are_sums_in_float32_whatever_the_products(encoder, classes):
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    masks = (pixels[:, 0] * (classes + 1)).to(torch.uint8)
+    for task, targets in (
+        (SegmentationTask(encoder, classes, 8, 0.5), masks),
+        (ClassificationTask(encoder, 2), torch.tensor([0, 1])),
+        (LinearClassifier(encoder, 2), torch.tensor([0, 1])),
+    ):
+        with torch.no_grad():
+            exact = task.training_step(pixels, targets)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = task.training_step(pixels, targets)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact.item(), rel=2e-2)
 
 
 def test_training_ends_when_the_inner_side_gets_no_better(encoder):

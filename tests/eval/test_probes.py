@@ -7,9 +7,11 @@ from torch import nn
 
 from echostill.eval import probes
 from echostill.eval.datasets import LabelledDataset
+from echostill.eval.probing.candidates import frozen_features
 from echostill.eval.splits import Split
+from echostill.eval.unius.protocols.frozen import grid_features
 from echostill.platform.errors import UsageError
-from echostill.platform.models import EncoderOutput
+from echostill.platform.models import EncoderOutput, create_encoder
 
 
 class ToyEncoder(nn.Module):
@@ -25,6 +27,32 @@ class ToyEncoder(nn.Module):
         pooled = tokens.mean(1)
         tokens = torch.cat([pooled[:, None], tokens], dim=1)
         return EncoderOutput(tokens, pooled, tuple(tokens * layer for layer in layers))
+
+
+def cosines(found, exact):
+    found, exact = (values.reshape(-1, values.shape[-1]) for values in (found, exact))
+    return (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+
+
+def test_features_in_bfloat16_are_near_those_in_float32():
+    torch.manual_seed(0)
+    encoder = create_encoder("usfm-micro", image_size=32)
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 3, 32, 32), np.uint8)
+
+    def features(**options):
+        return [
+            probes.pooled_features(encoder, pixels, batch_size=2, **options),
+            probes.token_features(encoder, pixels, **options),
+            grid_features(encoder, pixels, **options),
+            *frozen_features(encoder, pixels, **options),
+        ]
+
+    default, exact = features(), features(precision="float32")
+    for found, whole, plain in zip(features(precision="bfloat16"), exact, default, strict=True):
+        assert found.dtype == np.float32
+        assert np.array_equal(whole, plain)
+        assert not np.array_equal(found, whole)
+        assert cosines(found, whole).min() >= 0.999
 
 
 def classification(count=60, classes=3, seed=0):

@@ -22,6 +22,7 @@ from echostill.eval.unius.protocols.data import BenchData, limited, nested_share
 from echostill.eval.unius.protocols.frozen import extend, grid_features
 from echostill.eval.unius.protocols.measures import Measured
 from echostill.eval.unius.protocols.settings import ProtocolSettings
+from echostill.platform.computing.precision import Precision
 from echostill.platform.models import Encoder
 
 METHOD = "box head"
@@ -35,13 +36,15 @@ def run_detection(
     settings: ProtocolSettings,
     seed: int,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> list[Measured]:
     """Train the head on frozen tokens, detect on the test side, measure the precision."""
     count, test = len(data.dataset.class_names), data.sides["test"]
     extended = extend(data, test, settings, seed)
     masks = extended.dataset.masks
     assert masks is not None
-    tokens = torch.from_numpy(grid_features(encoder, extended.dataset.pixels, device=device))
+    pixels = extended.dataset.pixels
+    tokens = torch.from_numpy(grid_features(encoder, pixels, device=device, precision=precision))
     whole = limited(data, data.training, settings.frozen.most_training_images, seed)
     measured = []
     for share in settings.shares:

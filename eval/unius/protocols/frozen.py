@@ -35,6 +35,7 @@ from echostill.eval.unius.protocols.measures import (
 )
 from echostill.eval.unius.protocols.robustness import corrupt, corrupt_masks
 from echostill.eval.unius.protocols.settings import ProtocolSettings
+from echostill.platform.computing.precision import Precision, computing
 from echostill.platform.models import Encoder
 from echostill.platform.seeding import stream
 
@@ -193,6 +194,7 @@ def run_frozen(
     settings: ProtocolSettings,
     seed: int,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> list[Measured]:
     """Measure an encoder by its features.
 
@@ -202,11 +204,14 @@ def run_frozen(
         settings: What is measured.
         seed: Of the inner splits, the shares and the draws.
         device: Where the encoder computes.
+        precision: What it computes in.
     """
     rounds = Rounds.of(data, settings, seed)
     if data.task.kind == "classification":
-        return rounds.probed(pooled_features(encoder, rounds.dataset.pixels, device=device))
-    tokens = grid_features(encoder, rounds.dataset.pixels, device=device)
+        return rounds.probed(
+            pooled_features(encoder, rounds.dataset.pixels, device=device, precision=precision)
+        )
+    tokens = grid_features(encoder, rounds.dataset.pixels, device=device, precision=precision)
 
     def predict(split: Split) -> np.ndarray:
         return linear_probe_segmentation(tokens, rounds.dataset, split, seed=seed).predictions
@@ -252,6 +257,7 @@ def grid_features(
     *,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> np.ndarray:
     """Extract tokens of three layers on one grid, concatenated: (N, tokens, channels) float32.
 
@@ -261,17 +267,21 @@ def grid_features(
     layers = encoder.third_layers()
     shapes = [encoder.layer(layer) for layer in layers]
     if len({shape.grid for shape in shapes}) == 1 and shapes[0].grid[0] == shapes[0].grid[1]:
-        return token_features(encoder, pixels, batch_size=batch_size, device=device)
+        return token_features(
+            encoder, pixels, batch_size=batch_size, device=device, precision=precision
+        )
     require_size(encoder, pixels)
     side = max(encoder.image_size // 16, 1)
     encoder = encoder.to(device).eval()
     parts = []
     for batch in batches(pixels, batch_size, device):
+        with computing(precision, device):
+            outputs = encoder(batch, layers).intermediate
         maps = [
-            resampled(tokens[:, encoder.prefix_tokens :], shape.grid, side)
-            for tokens, shape in zip(encoder(batch, layers).intermediate, shapes, strict=True)
+            resampled(tokens[:, encoder.prefix_tokens :].float(), shape.grid, side)
+            for tokens, shape in zip(outputs, shapes, strict=True)
         ]
-        parts.append(torch.cat(maps, dim=2).float().cpu().numpy())
+        parts.append(torch.cat(maps, dim=2).cpu().numpy())
     return np.concatenate(parts)
 
 

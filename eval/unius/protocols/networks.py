@@ -26,7 +26,7 @@ class LinearClassifier(nn.Module):
 
     def training_step(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of pixels (B, 3, S, S) and labels (B,)."""
-        return functional.cross_entropy(self.head(self.encoder(pixels).pooled), targets)
+        return functional.cross_entropy(self.head(self.encoder(pixels).pooled).float(), targets)
 
     def predict(self, pixels: Tensor) -> Tensor:
         """Return class probabilities (B, classes)."""

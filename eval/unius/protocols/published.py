@@ -28,6 +28,7 @@ from echostill.eval.unius.protocols.measures import (
 )
 from echostill.eval.unius.protocols.networks import network_for
 from echostill.eval.unius.protocols.settings import ProtocolSettings, PublishedSettings
+from echostill.platform.computing.precision import Precision, computing, gradient_scaler
 from echostill.platform.errors import EchostillError
 from echostill.platform.models import Encoder
 from echostill.platform.seeding import stream, unit_uniforms
@@ -51,6 +52,7 @@ def run_published(
     settings: ProtocolSettings,
     seed: int,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> list[Measured]:
     """Train a copy of an encoder with a new head (without one, a U-Net), and test it."""
     tested = data.sides["test"]
@@ -58,9 +60,10 @@ def run_published(
     measured = []
     for share in settings.shares:
         rows = nested_share(data, data.sides["train"], share, seed)
-        trained = train(encoder, data, rows, settings.published, seed, device)
+        trained = train(encoder, data, rows, settings.published, seed, device, precision)
         for condition, (own, where) in extended.conditions.items():
-            found = _predict(trained.network, extended.dataset.pixels[where], device)
+            pixels = extended.dataset.pixels[where]
+            found = _predict(trained.network, pixels, device, precision)
             about: dict[str, Any] = {"method": METHOD, "condition": condition, "share": share}
             if data.task.kind == "classification":
                 measured.append(measure_classification(data, own, found, **about))
@@ -78,6 +81,7 @@ def train(
     settings: PublishedSettings,
     seed: int,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
 ) -> Trained:
     """Train on some rows; the side val chooses the epoch, the last one where it has no image.
 
@@ -99,6 +103,7 @@ def train(
         ).to(device)
         network.requires_grad_(True)
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=settings.weight_decay)
+        scaler = gradient_scaler(precision, device)
         losses, scores = [], {}
         best, kept = -np.inf, None
         for epoch in range(epochs):
@@ -106,7 +111,8 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(epoch, epochs, settings)
             for pixels, targets in batches(data, rows, epoch, settings, seed):
-                loss = network.training_step(pixels.to(device), targets.to(device))
+                with computing(precision, device):
+                    loss = network.training_step(pixels.to(device), targets.to(device))
                 losses.append(loss.item())
                 if not np.isfinite(losses[-1]):
                     raise EchostillError(
@@ -114,11 +120,12 @@ def train(
                         "Lower protocol.published.learning_rate."
                     )
                 optimiser.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimiser.step()
+                torch.autograd.backward(scaler.scale(loss))
+                scaler.step(optimiser)
+                scaler.update()
             last = epoch == epochs - 1
             if len(data.sides["val"]) and ((epoch + 1) % settings.validate_every == 0 or last):
-                scores[epoch] = _score(network, data, device)
+                scores[epoch] = _score(network, data, device, precision)
                 if scores[epoch] > best:
                     best, kept = scores[epoch], copy.deepcopy(network.state_dict())
         if kept is not None:
@@ -154,9 +161,11 @@ def batches(
         yield augment_batch(pixels, wanted, uniforms, settings, flips=flips)
 
 
-def _score(network: Any, data: BenchData, device: torch.device | str) -> float:
+def _score(
+    network: Any, data: BenchData, device: torch.device | str, precision: Precision
+) -> float:
     rows = data.sides["val"]
-    found = _predict(network, data.dataset.pixels[rows], device)
+    found = _predict(network, data.dataset.pixels[rows], device, precision)
     if data.dataset.labels is not None:
         return accuracy(data.dataset.labels[rows], found.argmax(1))
     assert data.dataset.masks is not None
@@ -165,13 +174,17 @@ def _score(network: Any, data: BenchData, device: torch.device | str) -> float:
     return float(np.mean([dice(own == k, mask == k) for own, mask in pairs for k in classes]))
 
 
-def _predict(network: Any, pixels: np.ndarray, device: torch.device | str) -> np.ndarray:
+def _predict(
+    network: Any, pixels: np.ndarray, device: torch.device | str, precision: Precision
+) -> np.ndarray:
     """Return probabilities (N, C), or masks (N, S, S) uint8: the class with the largest share."""
     network = network.to(device)
     if not isinstance(network, SegmentationTask):
-        return predict(network, pixels)
+        return predict(network, pixels, precision=precision)
     parts = [  # shares of all images at once would not fit in memory
-        predict(network, pixels[start : start + BATCH]).argmax(1).astype(np.uint8)
+        predict(network, pixels[start : start + BATCH], precision=precision)
+        .argmax(1)
+        .astype(np.uint8)
         for start in range(0, len(pixels), BATCH)
     ]
     return np.concatenate(parts)

@@ -17,6 +17,8 @@ import pyarrow as pa
 from echostill.eval.unius.protocols.measures import Measured, predictions_table
 from echostill.eval.unius.protocols.settings import ProtocolSettings
 from echostill.eval.unius.running.models import BenchUnit
+from echostill.platform.computing.precision import Precision
+from echostill.platform.computing.settling import with_precision
 from echostill.platform.config import result_relevant
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.fingerprint import FINGERPRINT, Claim, Fingerprint, code_version
@@ -29,9 +31,10 @@ COSTS = "costs.json"
 Row = dict[str, Any]
 
 
-def claim(storage: Storage, settings: ProtocolSettings) -> Claim:
+def claim(storage: Storage, settings: ProtocolSettings, precision: Precision = "float32") -> Claim:
     """Return the claim on a folder of results: rows in it were made with the same settings."""
     wanted = Fingerprint({"protocol": result_relevant(settings)}, code_version(), {}, {})
+    wanted = with_precision(wanted, precision)
     return Claim(storage, wanted, STAGE, "results of the benchmark")
 
 

@@ -30,6 +30,7 @@ from echostill.platform.cluster.devices import compute_device
 from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerPlan, plan_workers
 from echostill.platform.cluster.waiting import describe_plan, plan_on_cluster
+from echostill.platform.computing.settling import say_if_slow, settle
 from echostill.platform.progress import Progress
 from echostill.platform.ray_tasks import TaskPool
 from echostill.platform.stage import Plan, Stage, StageResult, logged
@@ -53,7 +54,8 @@ def run_bench(config: BenchConfig, *, overwrite: bool = False) -> StageResult:
     store = Store(config.store)
     storage = store.benchmark(config.name)
     _, units = _units(config, store)
-    rows.claim(storage, config.protocol).take(overwrite)
+    config = settle(config, storage, partial(_plan, config, len(units)), overwrite=overwrite)
+    rows.claim(storage, config.protocol, config.precision).take(overwrite)
     todo = [unit for unit in units if not storage.exists(rows.row_file(unit))]
     if todo:
         save_configuration(storage, config)
@@ -78,7 +80,9 @@ def plan_bench(config: BenchConfig, *, overwrite: bool = False) -> Plan:
     store = Store(config.store)
     storage = store.benchmark(config.name)
     tasks, units = _units(config, store)
-    replaces = rows.claim(storage, config.protocol).check(overwrite)
+    make = partial(_plan, config, len(units))
+    config = settle(config, storage, make, overwrite=overwrite, connect=False)
+    replaces = rows.claim(storage, config.protocol, config.precision).check(overwrite)
     todo = [u for u in units if replaces or not storage.exists(rows.row_file(u))]
     out = Plan("bench")
     out.add("tasks", ", ".join(task.name for task in tasks))
@@ -86,6 +90,7 @@ def plan_bench(config: BenchConfig, *, overwrite: bool = False) -> Plan:
     out.add("seeds", ", ".join(str(seed) for seed in config.seeds))
     out.add("protocols", ", ".join(config.protocols))
     out.add("workers", describe_plan(config, partial(_plan, config, len(units))))
+    out.add("precision", config.precision)
     out.add("already done", f"{len(units) - len(todo)} of {len(units)} results")
     hours = estimate_hours(todo, config)
     out.add("estimate", f"{hours:.2g} hours of one worker of this machine, from a timed step")
@@ -104,14 +109,14 @@ def measure_unit(unit: BenchUnit, config: BenchConfig) -> tuple[rows.Row, bytes]
     encoder = None if unit.model.model == UNET else unit.model.load()
     size = (config.protocol.image_size or IMAGE_SIZE) if encoder is None else encoder.image_size
     data = load_data(unit.task, size)
-    settings, seed = config.protocol, unit.model.seed
+    settings, seed, precision = config.protocol, unit.model.seed, config.precision
     measured: list[Measured]
     if encoder is not None and unit.task.kind == "detection":
-        measured = run_detection(encoder, data, settings, seed, device)
+        measured = run_detection(encoder, data, settings, seed, device, precision)
     elif encoder is not None and unit.protocol == "frozen":
-        measured = run_frozen(encoder, data, settings, seed, device)
+        measured = run_frozen(encoder, data, settings, seed, device, precision)
     else:
-        measured = run_published(encoder, data, settings, seed, device)
+        measured = run_published(encoder, data, settings, seed, device, precision)
     return rows.make_row(unit, size, measured)
 
 
@@ -142,6 +147,7 @@ def _run_units(
     config: BenchConfig, store: Store, storage: Storage, todo: Sequence[BenchUnit]
 ) -> None:
     where = plan_on_cluster(config, partial(_plan, config, len(todo)))
+    say_if_slow("bench", config.precision, where)
     pool = TaskPool(
         where.workers,
         address=config.address,

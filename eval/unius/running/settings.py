@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 
 from echostill.eval.unius.protocols.data import Kind
 from echostill.eval.unius.protocols.settings import Protocol, ProtocolSettings
+from echostill.platform.computing.settling import PrecisionConfig
 from echostill.platform.config import (
-    ModelsConfig,
     apply_overrides,
     execution,
     read_document,
@@ -21,7 +21,7 @@ from echostill.platform.config import (
 from echostill.platform.names import Name
 
 
-class BenchConfig(ModelsConfig):
+class BenchConfig(PrecisionConfig):
     """A run of the benchmark: which models on which prepared sets, and by which protocols."""
 
     name: Name = Field("default", description="Name of the results and of their report.")

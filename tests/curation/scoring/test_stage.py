@@ -1,6 +1,5 @@
 """The score stage on a tiny pool: the same tables whoever computes them, in whatever order."""
 
-import json
 import shutil
 
 import numpy as np
@@ -11,15 +10,13 @@ from PIL import Image
 
 from echostill.curation import IngestConfig, ScoreConfig, SelectConfig, ingest, score, select
 from echostill.curation.scoring.decoding import PartDecoder, shards
-from echostill.curation.scoring.stage import _settled, plan_score, retry_score, sample_ids
+from echostill.curation.scoring.stage import plan_score, retry_score, sample_ids
 from echostill.curation.scoring.worker import ProxySettings, ScoreWorker
-from echostill.platform.cluster.plans import WorkerPlan
 from echostill.platform.config import TeacherSettings, validate
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.models import create_encoder, save_weights
 from echostill.platform.models.weights import find_teacher
 from echostill.platform.shards.events import read_events
-from echostill.platform.tables.fingerprint import Fingerprint
 from echostill.platform.tables.schemas import POOL_SCHEMA, scores_schema
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import Table, encode_parquet, write_table
@@ -304,31 +301,6 @@ def test_the_proxy_sample_is_a_function_of_ids_and_seed(weights):
     assert chosen == sample_ids(ids[::-1], config)
     assert chosen != sample_ids(ids, config.model_copy(update={"seed": 1}))
     assert sample_ids(ids[:12], config) == ids[:12]
-
-
-@pytest.mark.parametrize(
-    ("begun", "given", "gpus", "expected"),
-    [
-        (None, "auto", 0.0, "float32"),
-        (None, "auto", 1.0, "bfloat16"),
-        (None, "float32", 1.0, "float32"),
-        ({}, "auto", 1.0, "float32"),  # begun before there was a choice, or on CPUs
-        ({"precision": "bfloat16"}, "auto", 0.0, "bfloat16"),
-        ({"precision": "bfloat16"}, "float32", 0.0, "float32"),  # which the claim then refuses
-    ],
-)
-def test_scores_that_were_begun_keep_their_precision(
-    begun, given, gpus, expected, weights, tmp_path
-):
-    config = configuration(tmp_path, weights, precision=given)
-    store = Store(config.store)
-    if begun is not None:
-        made_from = Fingerprint(begun, "1", {}, {})
-        store.scores().write("fingerprint.json", json.dumps(made_from.as_dict()).encode())
-    plan = WorkerPlan(1, 1.0, 1, gpus)
-    assert _settled(config, store, False, lambda: plan).precision == expected
-    anew = _settled(config, store, True, lambda: plan).precision
-    assert anew == (given if given != "auto" else "bfloat16" if gpus else "float32")
 
 
 def test_another_precision_is_refused_and_named(scored, weights):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from echostill.platform.computing.precision import computing_type
 from echostill.platform.errors import UsageError
 from echostill.platform.training import optimisation
 from echostill.platform.training.batches import TrainingBatch
 from echostill.platform.training.collective import TrainingWorker
 from echostill.platform.training.loop import TrainingState, TrainingTask, train
 from echostill.platform.training.measures import NonFiniteLossError
-from echostill.platform.training.optimisation import computing_type
 from echostill.platform.training.settings import TrainingSettings
 from echostill.platform.training.staging import StagedImages
 

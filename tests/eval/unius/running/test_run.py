@@ -105,6 +105,8 @@ def test_more_seeds_add_rows_and_other_settings_are_refused(here, untracked, con
     other = config("store", "protocol.frozen.neighbours=3")
     with pytest.raises(UsageError, match=r"neighbours 10 -> 3"):
         run_bench(other)
+    with pytest.raises(UsageError, match=r"precision unset -> bfloat16"):
+        run_bench(config("store", "precision=bfloat16"))
     run_bench(other, overwrite=True)
     assert len(read_rows(Store(other.store).benchmark("default"))) == 1
 
