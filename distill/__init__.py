@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from echostill.platform.lazy import lazy
 
 if TYPE_CHECKING:
-    from echostill.distill.cache.stage import make_cache, verify_cache
+    from echostill.distill.cache.stage import make_cache
+    from echostill.distill.cache.verifying import verify_cache
     from echostill.distill.distillation import distill
     from echostill.distill.exporting.stage import ExportResult, export
     from echostill.distill.pretraining import PretrainConfig, pretrain
@@ -19,7 +20,7 @@ _HOMES = {
     "export": "exporting.stage",
     "make_cache": "cache.stage",
     "pretrain": "pretraining",
-    "verify_cache": "cache.stage",
+    "verify_cache": "cache.verifying",
 }
 
 __all__ = [

@@ -27,6 +27,7 @@ from echostill.platform.cluster.waiting import (
     plan_on_cluster,
     plan_one_run,
 )
+from echostill.platform.computing.settling import with_precision
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder, save_weights
@@ -245,7 +246,8 @@ def plan_distill(config: DistillConfig, *, overwrite: bool = False) -> Plan:
     if teacher is not None:
         out.add("teacher", teacher.describe())
         if isinstance(teacher, CachedWeights):
-            out.add("teacher cache", teacher.folder)
+            computed = "" if teacher.computed_in == "float32" else f", in {teacher.computed_in}"
+            out.add("teacher cache", f"{teacher.folder}{computed}")
     out.add("student", ", ".join(dict.fromkeys(run.model for run in runs)))
     out.add("steps", config.training.describe(len(ids)))
     groups = run_groups(runs, store, share=config.share_teacher)
@@ -338,6 +340,8 @@ class _Stage:
             inputs={name: table.digest for name, table in tables.items()},
             without=("teacher", "coreset"),
         )
+        if run.objective.distil and isinstance(self.teacher, CachedWeights):
+            wanted = with_precision(wanted, self.teacher.computed_in, "cache_computed_in")
         storage = self.store.run(run.name)
         explained = explain_withdrawal(storage, tables)
         return Claim(storage, wanted, "distill", "a run", about=about, explained=explained)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from echostill.distill.cache.teacher_cache import Precision
+from echostill.distill.cache.teacher_cache import TokenPrecision
 from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.platform.config import Config, ModelsConfig, added, execution
 from echostill.platform.masking.masks import MaskSettings
@@ -70,7 +70,7 @@ class DistillConfig(ModelsConfig):
         False, description="Take the teacher's outputs from what `echostill cache` made."
     )
     cache_name: Name = execution("default", "Name of the teacher cache in the store.")
-    cache_precision: Precision = Field("float16", description="How cached tokens are kept.")
+    cache_precision: TokenPrecision = Field("float16", description="How cached tokens are kept.")
     cache_limit_gb: float = execution(50.0, "Largest teacher cache, in GB.", gt=0)
 
     at_once: int | None = execution(None, "Runs side by side; default as many as fit.", ge=1)

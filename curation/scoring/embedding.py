@@ -18,10 +18,16 @@ import pyarrow.parquet as pq
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, Row, read_source
+from echostill.platform.computing.precision import Precision
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.imaging.images import decode_staged, to_square
 from echostill.platform.models import model_names
-from echostill.platform.models.exported import FeatureModel, encoder_compute, open_export
+from echostill.platform.models.exported import (
+    FeatureModel,
+    encoder_compute,
+    open_export,
+    settled_here,
+)
 from echostill.platform.models.registry import TIMM_PREFIX
 from echostill.platform.models.trained import TrainedModel, open_run, open_zoo
 from echostill.platform.progress import Progress
@@ -65,6 +71,7 @@ def find_model(
     image_size: int | None = None,
     pooling: str | None = None,
     key: str | None = None,
+    precision: Precision = "auto",
 ) -> FeatureModel:
     """Find a model by an export's path, a zoo name with weights, or a run's name.
 
@@ -77,10 +84,11 @@ def find_model(
         image_size: Input side of a zoo model, to which positions are resampled.
         pooling: How a zoo model pools, as ``teacher.pooling``.
         key: Which weights of the file, as ``teacher.key``.
+        precision: Of matrix products; ``auto`` is bfloat16 on GPUs, float32 on CPUs.
 
     Raises:
         UsageError: It is none of these, a zoo model without weights, or another model with what
-            only a zoo model has.
+            only a zoo model has, or a precision that it cannot compute in.
     """
     is_zoo = name in model_names() or name.startswith(TIMM_PREFIX)
     if not is_zoo and (image_size or pooling or key):
@@ -91,12 +99,12 @@ def find_model(
         if weights is None:
             raise UsageError(f"'{name}' is a model without weights: give them with --weights FILE.")
         found = open_zoo(name, weights, image_size=image_size, pooling=pooling, key=key)
-        return _from_encoder(found, "zoo")
+        return _from_encoder(found, "zoo", precision)
     path = Path(name).expanduser()
     if path.exists():
-        return open_export(path, form, threads)
+        return open_export(path, form, threads, precision)
     try:
-        return _from_encoder(open_run(Store(store), name), "run")
+        trained = open_run(Store(store), name)
     except UsageError as error:
         if "/" in name or path.suffix:
             folder = path.parent
@@ -105,6 +113,7 @@ def find_model(
         raise UsageError(
             f"no model '{name}': there is no export at that path, and {error}"
         ) from None
+    return _from_encoder(trained, "run", precision)
 
 
 def embed(
@@ -167,14 +176,15 @@ def embed(
     return Embedded(table.num_rows, dim, to, tuple(failures), quarantine)
 
 
-def _from_encoder(trained: TrainedModel, form: str) -> FeatureModel:
-    encoder = trained.encoder
+def _from_encoder(trained: TrainedModel, form: str, precision: Precision) -> FeatureModel:
+    encoder, precision = trained.encoder, settled_here(precision)
     return FeatureModel(
         trained.run or encoder.name,
         form,
         encoder.image_size,
         trained.digest,
-        encoder_compute(encoder),
+        encoder_compute(encoder, precision),
+        precision,
     )
 
 
@@ -231,12 +241,15 @@ def _features(model: FeatureModel, batch: Sequence[Row]) -> pa.Table:
 
 def _metadata(model: FeatureModel) -> dict[str, str]:
     """Identify the model in the file's metadata: files are comparable if this is equal."""
-    return {
+    named = {
         "echostill.model": model.name,
         "echostill.form": model.form,
         "echostill.image_size": str(model.image_size),
         "echostill.weights": model.digest,
     }
+    if model.precision != "float32":  # of which nothing was said before there were others
+        named["echostill.precision"] = model.precision
+    return named
 
 
 def _write_quarantine(to: str, failures: Sequence[Failure]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from echostill.distill.cache.teacher_cache import (
     CACHED_VIEWS,
+    COMPUTED_IN,
     POOLED,
     TOKENS,
     CacheSpec,
@@ -20,6 +21,8 @@ from echostill.distill.cache.teacher_cache import (
 from echostill.distill.objective.outputs import ask_teacher
 from echostill.distill.objective.views import make_views
 from echostill.platform.cluster.devices import compute_device
+from echostill.platform.computing.precision import Precision, computing, computing_type, lowered
+from echostill.platform.computing.settling import with_precision
 from echostill.platform.config import result_relevant
 from echostill.platform.masking.masks import MaskSettings, draw_masks
 from echostill.platform.models import Encoder
@@ -48,6 +51,7 @@ class CacheJob:
     masks: MaskSettings
     image_size: int
     pool_digest: str
+    computed_in: Precision = "float32"  # the teacher; ``spec.precision`` is what tokens are kept in
 
     def fingerprint(self) -> Fingerprint:
         """Everything the cached numbers depend on."""
@@ -63,7 +67,8 @@ class CacheJob:
             "masks": result_relevant(self.masks),
         }
         inputs = {"images": sha256("\n".join(self.image_ids).encode()), "pool": self.pool_digest}
-        return Fingerprint(values, code_version(), self.teacher.identity("teacher"), inputs)
+        whole = Fingerprint(values, code_version(), self.teacher.identity("teacher"), inputs)
+        return with_precision(whole, self.computed_in, COMPUTED_IN)
 
 
 class CacheWorker:
@@ -72,7 +77,8 @@ class CacheWorker:
     def __init__(self, job: CacheJob) -> None:
         self.job = job
         self.device = torch.device(compute_device())
-        self.teacher: Encoder = job.teacher.load().to(self.device)
+        kind = computing_type(job.computed_in, self.device)
+        self.teacher: Encoder = lowered(job.teacher.load(), kind).to(self.device)
         pool = Store(job.store).open_pool()
         self.images: StagedImages = stage_images(pool, job.store, job.image_size, job.image_ids)
 
@@ -117,7 +123,8 @@ class CacheWorker:
         )
         masks = draw_masks(job.masks, job.view_seed, views, batch.image_ids, self.device)
         shown = make_views(batch.pixels, masks, CACHED_VIEWS)
-        outputs = ask_teacher(self.teacher, shown, job.spec.needs)
+        with computing(job.computed_in, self.device):
+            outputs = ask_teacher(self.teacher, shown, job.spec.needs)
         found = {POOLED: outputs.pooled}
         found |= {layer_name(block): tokens for block, tokens in outputs.blocks.items()}
         found[TOKENS] = outputs.tokens

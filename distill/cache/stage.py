@@ -1,23 +1,21 @@
-"""The cache stage: plans a teacher cache, refuses one that is too large, builds and verifies it."""
+"""The cache stage: plans a teacher cache, refuses one that is too large, and builds it."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from echostill.distill.cache.building import CacheJob, CacheWorker
 from echostill.distill.cache.teacher_cache import (
     CACHED_VIEWS,
+    COMPUTED_IN,
     HELD,
-    POOLED,
     SHARD_BYTES,
     CachedWeights,
     CacheSpec,
     TeacherCache,
-    quantisation_error,
-    restore,
     write_manifest,
 )
 from echostill.distill.objective.core import DistillationObjective
@@ -27,7 +25,9 @@ from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerPlan, gpus_for, plan_workers, threads_each
 from echostill.platform.cluster.waiting import cluster_nodes, plan_on_cluster
-from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.computing.precision import Precision
+from echostill.platform.computing.settling import say_if_slow, settled
+from echostill.platform.errors import UsageError
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
 from echostill.platform.models import Encoder, create_encoder
 from echostill.platform.models.registry import input_patches
@@ -35,7 +35,6 @@ from echostill.platform.models.shapes import Layer
 from echostill.platform.models.weights import Weights, find_teacher
 from echostill.platform.progress import Progress
 from echostill.platform.ray_tasks import TaskPool
-from echostill.platform.seeding import stream
 from echostill.platform.shards.records import Record, are_whole, read_records
 from echostill.platform.stage import Plan, Stage, StageResult, logged
 from echostill.platform.tables.fingerprint import Claim, difference
@@ -43,10 +42,6 @@ from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store, describe_bytes, selected_ids
 from echostill.platform.tables.table import MANIFEST
 from echostill.platform.training.staging import stage_images
-
-VERIFIED = 32  # views that --verify recomputes
-# Recomputing a view in another batch moves its numbers by float32 rounding, beyond quantisation.
-ROUNDING = 1e-4
 
 
 def cache_storage(config: DistillConfig) -> Storage:
@@ -64,7 +59,12 @@ def cache_storage(config: DistillConfig) -> Storage:
     return storage
 
 
-def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]) -> CacheJob:
+def cache_job(
+    config: DistillConfig,
+    teacher: Weights,
+    image_ids: Sequence[str],
+    computed_in: Precision = "float32",
+) -> CacheJob:
     """Return what the cache of a configuration holds: what the terms of its students need.
 
     Raises:
@@ -119,6 +119,7 @@ def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str])
         masks=masks.pop().scaled_to(image_size, patch_size),
         image_size=image_size,
         pool_digest=store.open_pool().digest,
+        computed_in=computed_in,
     )
 
 
@@ -131,9 +132,12 @@ def open_cache(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]
         UsageError: There is none, or it was made from another teacher, transform, mask or set of
             images; the message says what differs.
     """
-    job = cache_job(config, teacher, image_ids)
     storage = cache_storage(config)
-    made = TeacherCache(storage.local_path()).manifest["fingerprint"]
+    cache = TeacherCache(storage.local_path())
+    asked_for = config.training.precision
+    computed_in = cache.computed_in if asked_for == "auto" else asked_for
+    job = cache_job(config, teacher, image_ids, computed_in)
+    made = cache.manifest["fingerprint"]
     wanted = job.fingerprint().as_dict()
     for key in ("layers", "tokens"):
         held, asked = made["configuration"][key], wanted["configuration"][key]
@@ -147,7 +151,7 @@ def open_cache(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]
             f"({'; '.join(changes)}). Make it anew with `echostill cache --overwrite`, give it "
             "another name (cache_name), or train without it (cache: false)."
         )
-    return CachedWeights(**vars(teacher), folder=storage.local_path())
+    return CachedWeights(**vars(teacher), folder=storage.local_path(), computed_in=computed_in)
 
 
 @logged(stages.CACHE)
@@ -167,7 +171,8 @@ def make_cache(
     Raises:
         UsageError: It would be too large, or there is another cache already.
     """
-    job, storage = _job(config), cache_storage(config)
+    job, storage = coreset_job(config), cache_storage(config)
+    job = _settled(config, job, storage, overwrite)
     if not force:
         _check_size(job.spec, config.cache_limit_gb)
     wanted = job.fingerprint()
@@ -219,13 +224,15 @@ def _result(
 
 def plan_cache(config: DistillConfig, *, overwrite: bool = False) -> Plan:
     """Describe what :func:`make_cache` would do, and how large the cache would be."""
-    job, storage = _job(config), cache_storage(config)
+    job, storage = coreset_job(config), cache_storage(config)
+    job = _settled(config, job, storage, overwrite, connect=False)
     replaces = Claim(storage, job.fingerprint(), "cache", "a teacher cache").check(overwrite)
     spec = job.spec
     out = Plan("cache")
     out.add("teacher", job.teacher.describe())
     out.add("views", f"{spec.images} images x {spec.views} x 2 (hidden blocks, stopped bands)")
     out.add("kept", f"pooled, {_describe_outputs(spec)} in {spec.precision}")
+    out.add("computed in", job.computed_in)
     limit = config.cache_limit_gb * 1e9
     above = " ABOVE the limit" if spec.bytes > limit else ""
     out.add("size", f"{describe_bytes(spec.bytes)}, limit {describe_bytes(limit)}{above}")
@@ -234,49 +241,6 @@ def plan_cache(config: DistillConfig, *, overwrite: bool = False) -> Plan:
     out.add("already done", f"{done} of {spec.shards}" if done != "yes" else done)
     out.add("result", storage.root)
     return out
-
-
-def verify_cache(config: DistillConfig, views: int = VERIFIED) -> str:
-    """Recompute a sample of views with the live teacher and compare them with the cache.
-
-    Returns:
-        The largest differences, as text.
-
-    Raises:
-        UsageError: The cache is of another teacher, transform, mask or set of images.
-        EchostillError: A cached value differs from the teacher's by more than quantisation can.
-    """
-    job = _job(config)
-    cache = TeacherCache(open_cache(config, job.teacher, job.image_ids).folder)
-    rows = stream(job.view_seed, "verify").choice(
-        job.spec.images * job.spec.views, min(views, job.spec.images * job.spec.views), False
-    )
-    places, numbers = np.divmod(np.sort(rows), job.spec.views)
-    worker = CacheWorker(job)
-    live = worker.outputs(places, numbers)
-    kept = cache.rows([job.image_ids[row] for row in places], numbers.tolist(), job.spec.outputs)
-    worst, largest = 0.0, 0.0
-    for name in (POOLED, *job.spec.outputs):
-        values = torch.from_numpy(live[name])
-        if name == POOLED:
-            difference_, allowed = (kept.pooled - values).abs(), torch.zeros(())
-        else:
-            ranges = kept.ranges[name]
-            difference_ = (restore(kept.tokens[name], ranges) - values).abs()
-            allowed = quantisation_error(values, ranges)
-        slack = ROUNDING * values.abs().amax(dim=-1, keepdim=True)
-        share = float((difference_ / (allowed + slack)).max())
-        worst, largest = max(worst, share), max(largest, float(difference_.max()))
-        if share > 1:
-            raise EchostillError(
-                f"the teacher cache '{cache.folder}' is wrong: {name} differs by up to "
-                f"{float(difference_.max()):.3g}, {share:.1f} times what {job.spec.precision} "
-                "explains. Delete that folder and make it anew with `echostill cache`."
-            )
-    return (
-        f"{len(rows)} views recomputed: largest difference {largest:.3g}, "
-        f"{worst:.0%} of what {job.spec.precision} allows"
-    )
 
 
 def _request(run: StudentRun, teacher: Encoder, decoder: DecoderSettings) -> TeacherRequest:
@@ -323,9 +287,39 @@ def _check_held(run: StudentRun, request: TeacherRequest) -> None:
         )
 
 
-def _job(config: DistillConfig) -> CacheJob:
+def coreset_job(config: DistillConfig) -> CacheJob:
+    """Return what the cache of a configuration holds, for the images of its coreset."""
     ids = selected_ids(Store(config.store).open_coreset(config.coreset))
     return cache_job(config, find_teacher(config), ids)
+
+
+def _settled(
+    config: DistillConfig,
+    job: CacheJob,
+    storage: Storage,
+    overwrite: bool,
+    *,
+    connect: bool = True,
+) -> CacheJob:
+    """Settle what the teacher computes in: as in the training that the cache is for."""
+    computed_in = settled(
+        config.training.precision,
+        storage,
+        config,
+        partial(_plan, config, job.spec.shards),
+        overwrite=overwrite,
+        connect=connect,
+        key=COMPUTED_IN,
+    )
+    return replace(job, computed_in=computed_in)
+
+
+def _plan(config: DistillConfig, shards: int, nodes: Nodes) -> WorkerPlan:
+    device = config.compute_on
+    count = config.training.worker_range[1]
+    if config.training.workers is None:
+        count = gpus_for(1, shards, nodes, device)
+    return plan_workers(count, shards, nodes, device=device)
 
 
 def _build(
@@ -336,15 +330,8 @@ def _build(
         return
     # Staged once, before every worker asks for them.
     stage_images(Store(job.store).open_pool(), job.store, job.image_size, job.image_ids)
-    workers = config.training.worker_range[1]
-
-    def planned(nodes: Nodes) -> WorkerPlan:
-        device = config.compute_on
-        default = config.training.workers is None
-        count = gpus_for(1, len(todo), nodes, device) if default else workers
-        return plan_workers(count, len(todo), nodes, device=device)
-
-    where = plan_on_cluster(config, planned)
+    where = plan_on_cluster(config, partial(_plan, config, len(todo)))
+    say_if_slow("cache", job.computed_in, where)
     threads = config.training.threads or threads_each(cluster_nodes(), where.workers)
     tasks = TaskPool(
         where.workers,

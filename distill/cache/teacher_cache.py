@@ -23,16 +23,20 @@ from torch import Tensor, nn
 
 from echostill.distill.objective.outputs import Needs, ViewOutputs
 from echostill.distill.objective.views import Views
+from echostill.platform.computing.precision import Precision
+from echostill.platform.computing.settling import precision_of
+from echostill.platform.computing.transfer import sent
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.models import Encoder
 from echostill.platform.models.weights import Weights
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.table import MANIFEST
 
-Precision = Literal["float16", "int8"]
+TokenPrecision = Literal["float16", "int8"]
 DOMAINS = 2  # hidden blocks, stopped bands
 SHARD_BYTES = 64 * 10**6
 POOLED, TOKENS = "pooled", "tokens"
+COMPUTED_IN = "computed_in"  # key of the fingerprint; "precision" there is what tokens are kept in
 HELD = frozenset({"pooled", "tokens", "blocks"})  # kinds of needs that a cache can serve
 CACHED_VIEWS: Views = "separated"
 
@@ -44,7 +48,7 @@ class CacheSpec:
     layers: tuple[int, ...]
     tokens: bool  # whether the final tokens are kept too (consistency at token level)
     views: int
-    precision: Precision
+    precision: TokenPrecision
     images: int
     shapes: tuple[tuple[int, int], ...]  # patches and channels of each of the token outputs
     pooled: int  # numbers of a pooled feature
@@ -110,7 +114,7 @@ def shard_name(index: int) -> str:
     return f"part-{index:05d}"
 
 
-def quantise(values: np.ndarray, precision: Precision) -> tuple[np.ndarray, np.ndarray | None]:
+def quantise(values: np.ndarray, precision: TokenPrecision) -> tuple[np.ndarray, np.ndarray | None]:
     """Quantise tokens.
 
     Args:
@@ -188,6 +192,11 @@ class TeacherCache:
     @cached_property
     def _position(self) -> dict[str, int]:
         return {image_id: row for row, image_id in enumerate(self.image_ids)}
+
+    @property
+    def computed_in(self) -> Precision:
+        """The precision that the teacher computed in."""
+        return precision_of(self.manifest["fingerprint"]["configuration"], COMPUTED_IN)
 
     def rows(
         self, image_ids: Sequence[str], views: Sequence[int], outputs: Sequence[str] | None = None
@@ -279,11 +288,11 @@ class CachedTeacher(nn.Module):
 
         def restored(name: str) -> Tensor:
             ranges = rows.ranges[name]
-            moved = None if ranges is None else ranges.to(device)
-            return _join(restore(rows.tokens[name].to(device), moved))
+            moved = None if ranges is None else sent(ranges, device)
+            return _join(restore(sent(rows.tokens[name], device), moved))
 
         return ViewOutputs(
-            pooled=_join(rows.pooled.to(device)) if needs.pooled else None,
+            pooled=_join(sent(rows.pooled, device)) if needs.pooled else None,
             tokens=restored(TOKENS) if needs.tokens else None,
             blocks={block: restored(layer_name(block)) for block in needs.blocks},
             attention={},
@@ -295,6 +304,7 @@ class CachedWeights(Weights):
     """A teacher whose outputs are cached; loaded where it is needed, as its weights would be."""
 
     folder: str = ""
+    computed_in: Precision = "float32"
 
     def load(self, *, trainable: bool = False) -> Encoder:
         """Open the cache in the teacher's place; there is nothing to train in it."""

@@ -136,6 +136,14 @@ def embed_command(
     key: Annotated[
         str | None, typer.Option("--key", help="Which weights of the file, if it holds several.")
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            help="Of matrix products: float32, bfloat16, float16, or auto: bfloat16 on GPUs, "
+            "float32 on CPUs.",
+        ),
+    ] = "auto",
 ) -> None:
     """Write a model's features of images: one Parquet row per image or frame.
 
@@ -145,6 +153,7 @@ def embed_command(
     """
     from echostill.curation.ingestion.settings import IngestSettings
     from echostill.curation.scoring.embedding import embed, find_model
+    from echostill.platform.computing.precision import checked_precision
     from echostill.platform.imaging.frames import FrameSampling
 
     found = find_model(
@@ -156,6 +165,7 @@ def embed_command(
         image_size=image_size,
         pooling=pooling,
         key=key,
+        precision=checked_precision(precision),
     )
     done = embed(
         images,
@@ -181,7 +191,8 @@ def cache_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Cache the teacher's outputs."""
-    from echostill.distill.cache.stage import STAGE, make_cache, verify_cache
+    from echostill.distill.cache.stage import STAGE, make_cache
+    from echostill.distill.cache.verifying import verify_cache
 
     settings = STAGE.load(config, tuple(overrides or ()))
     if dry_run:

@@ -6,16 +6,31 @@ keeps 10 of the 23 bits and is switched off. In bfloat16 and float16 the product
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
-from echostill.platform.errors import UsageError
+from echostill.platform.errors import UsageError, nearest
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Model = TypeVar("Model", bound=nn.Module)
 _PRODUCTS = (nn.Linear, nn.Conv2d)
+
+
+def checked_precision(name: str) -> Precision:
+    """Return a precision by its name.
+
+    Raises:
+        UsageError: There is no such precision.
+    """
+    for known in PRECISIONS:
+        if known == name:
+            return known
+    raise UsageError(
+        f"unknown precision '{name}'.{nearest(name, PRECISIONS)} Known: {', '.join(PRECISIONS)}."
+    )
 
 
 def own_precision(on_gpu: bool, bfloat16: bool = True) -> Precision:

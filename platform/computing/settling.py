@@ -5,8 +5,9 @@ one it follows the workers. Another precision makes another result. A fingerprin
 is float32, of which nothing was said before there were others.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from echostill.platform import runtime
 from echostill.platform.cluster.devices import gpus_have_bfloat16
@@ -79,13 +80,13 @@ def settled(
     if precision != "auto":
         return precision
     if not overwrite and folder.exists(FINGERPRINT):
-        return precision_of(claimed(folder), key)
+        return precision_of(claimed(folder).configuration, key)
     return own_precision(_on_gpus(config, make, connect), gpus_have_bfloat16())
 
 
-def precision_of(made: Fingerprint, key: str = KEY) -> Precision:
-    """Return the precision that a fingerprint names."""
-    named: Precision = made.configuration.get(key, "float32")
+def precision_of(configuration: Mapping[str, Any], key: str = KEY) -> Precision:
+    """Return the precision that a fingerprint's configuration names."""
+    named: Precision = configuration.get(key, "float32")
     return named
 
 

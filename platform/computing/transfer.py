@@ -44,6 +44,14 @@ def unit_pixels(images: Tensor, device: torch.device | str) -> Tensor:
     return (moved.float() / 255).expand(-1, 3, -1, -1).contiguous()
 
 
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to a device; to a GPU from pinned memory, beside its work."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Returning:
     """A result on its way back from a device."""

@@ -15,6 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from echostill.platform.computing.precision import (
+    Precision,
+    checked_precision,
+    computing,
+    computing_type,
+    lowered,
+)
 from echostill.platform.errors import EchostillError, UsageError, nearest
 from echostill.platform.models import Encoder, create_encoder, load_weights, weights_digest
 from echostill.platform.models.encoder import IMAGENET_MEAN, IMAGENET_STD
@@ -34,6 +41,7 @@ FILES: Mapping[Form, str] = {
     "torch-export": "model.pt2",
 }
 TIMM_ARGUMENTS = "timm.json"
+GRAPHS: tuple[Form, ...] = ("onnx", "onnx-int8", "torch-export")
 INPUT, FEATURE, TOKENS = "pixels", "feature", "tokens"
 
 Compute = Callable[[np.ndarray], np.ndarray]
@@ -48,6 +56,8 @@ class FeatureModel:
         form: One of ``FORMS``, ``run`` or ``zoo``.
         image_size: Side of the square input in pixels.
         digest: SHA-256 of the file the weights came from.
+        compute: Features of float32 pixels.
+        precision: Of matrix products; never ``auto``.
     """
 
     name: str
@@ -55,6 +65,7 @@ class FeatureModel:
     image_size: int
     digest: str
     compute: Compute = field(repr=False)
+    precision: Precision = "float32"
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """Pooled features of a batch.
@@ -91,7 +102,10 @@ class FeatureModule(nn.Module):
 
 
 def open_export(
-    path: str | Path, form: str | None = None, threads: int | None = None
+    path: str | Path,
+    form: str | None = None,
+    threads: int | None = None,
+    precision: Precision = "auto",
 ) -> FeatureModel:
     """Open an exported model for features.
 
@@ -99,9 +113,11 @@ def open_export(
         path: An export folder, or one file of it.
         form: Which form of a folder; default the first there is of float32 ONNX, safetensors, ...
         threads: Threads for ONNX Runtime; default its own choice.
+        precision: Of matrix products. A graph (ONNX, torch.export) has the one it was exported in.
 
     Raises:
-        UsageError: There is no export there, not in that form, or it was changed since.
+        UsageError: There is no export there, not in that form, or it was changed since; or the
+            precision is not the form's.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -122,18 +138,29 @@ def open_export(
     about = _about(path, chosen, manifest)
     if manifest is not None:
         _check_digest(path, digest, manifest)
+    if chosen in GRAPHS:
+        if precision not in ("auto", "float32"):
+            raise UsageError(
+                f"'{path}' is a graph ({chosen}), which computes in what it was exported in: leave "
+                f"out the precision {precision}, or take the form safetensors."
+            )
+        precision = "float32"
     if chosen in ("onnx", "onnx-int8"):
         compute = onnx_compute(path, threads)
     elif chosen == "torch-export":
         program: Any = torch.export.load(path).module()
         compute = _torch_compute(lambda pixels: program(pixels)[0])
     elif chosen == "timm":
-        compute = _timm_compute(path, about)
+        precision = settled_here(precision)
+        compute = _timm_compute(path, about, precision)
     else:
         encoder = create_encoder(about["model"], image_size=int(about["image_size"]))
         load_weights(encoder, path)
-        compute = encoder_compute(encoder)
-    return FeatureModel(about["model"], chosen, int(about["image_size"]), digest, compute)
+        precision = settled_here(precision)
+        compute = encoder_compute(encoder, precision)
+    return FeatureModel(
+        about["model"], chosen, int(about["image_size"]), digest, compute, precision
+    )
 
 
 def read_export(folder: str | Path) -> dict[str, Any]:
@@ -151,11 +178,35 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def encoder_compute(encoder: Encoder) -> Compute:
-    """Features from a torch encoder, in evaluation mode, on a GPU where there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = encoder.to(device).eval()
-    return _torch_compute(lambda pixels: encoder(pixels.to(device)).pooled)
+def settled_here(precision: Precision) -> Precision:
+    """Return what a precision stands for on the device of :func:`encoder_compute`.
+
+    Raises:
+        UsageError: The device does not have it.
+    """
+    kind = computing_type(precision, _device())
+    return checked_precision(str(kind).removeprefix("torch."))
+
+
+def encoder_compute(encoder: Encoder, precision: Precision = "float32") -> Compute:
+    """Features from a torch encoder, in evaluation mode, on a GPU where there is one.
+
+    Args:
+        encoder: Its weights are rounded to the precision.
+        precision: Of matrix products.
+    """
+    device = _device()
+    encoder = lowered(encoder.to(device).eval(), computing_type(precision, device))
+
+    def forward(pixels: Tensor) -> Tensor:
+        with computing(precision, device):
+            return encoder(pixels.to(device)).pooled
+
+    return _torch_compute(forward)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def onnx_compute(path: str | Path, threads: int | None = None) -> Compute:
@@ -210,7 +261,7 @@ def _torch_compute(forward: Callable[[Tensor], Tensor]) -> Compute:
     return compute
 
 
-def _timm_compute(path: Path, about: Mapping[str, Any]) -> Compute:
+def _timm_compute(path: Path, about: Mapping[str, Any], precision: Precision) -> Compute:
     """Features as anybody with timm alone would take them: the normalisation in front."""
     import timm
     from safetensors.torch import load_file
@@ -225,10 +276,17 @@ def _timm_compute(path: Path, about: Mapping[str, Any]) -> Compute:
     if not written["pools_itself"]:
         size = int(about["image_size"])
         return encoder_compute(
-            Encoder(model, name=about["model"], image_size=size, mean=mean, std=std)
+            Encoder(model, name=about["model"], image_size=size, mean=mean, std=std), precision
         )
     shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    return _torch_compute(lambda pixels: model((pixels - shift) / scale))
+    lowered(model, computing_type(precision, "cpu"))
+
+    def forward(pixels: Tensor) -> Tensor:
+        with computing(precision, "cpu"):
+            features: Tensor = model((pixels - shift) / scale)
+        return features
+
+    return _torch_compute(forward)
 
 
 def _choose(manifest: Mapping[str, Any], form: str | None, folder: Path) -> Form:

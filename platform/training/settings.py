@@ -37,7 +37,9 @@ class TrainingSettings(Config):
         None, gt=0, lt=1, description="Decay of averaged weights, which are then the result."
     )
     precision: Precision = Field(
-        "auto", description="Of matrix products; automatic is bfloat16 on GPUs, float32 on CPUs."
+        "auto",
+        description="Of matrix products; automatic is bfloat16 on GPUs, float32 on CPUs. The "
+        "teacher of `echostill cache` computes in it too.",
     )
     augment: AugmentSettings = AugmentSettings()
     balance: Literal["none", "organ", "weighted"] = Field(

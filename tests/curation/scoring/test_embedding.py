@@ -121,6 +121,22 @@ def test_a_feature_is_that_of_the_pool_row(folder, store, tmp_path, monkeypatch)
         np.testing.assert_allclose(feature, own, rtol=1e-4, atol=1e-5)
 
 
+def test_features_in_bfloat16_are_near_and_say_so(folder, store, tmp_path):
+    files = {name: tmp_path / f"{name}.parquet" for name in ("auto", "float32", "bfloat16")}
+    ways = ({}, {"weights": weights(store)})
+    for way, name in zip(ways, ("student-0", "tinyusfm-micro"), strict=True):
+        for precision, target in files.items():
+            chosen = model(store, name, precision=precision, **way)
+            embed([str(folder)], chosen, str(target), progress=False)
+        assert files["auto"].read_bytes() == files["float32"].read_bytes()
+        (exact, whole), (rough, half) = read(files["float32"]), read(files["bfloat16"])
+        assert b"echostill.precision" not in exact.schema.metadata
+        assert rough.schema.metadata[b"echostill.precision"] == b"bfloat16"
+        lengths = np.linalg.norm(whole, axis=1) * np.linalg.norm(half, axis=1)
+        assert not np.array_equal(whole, half)
+        assert ((whole * half).sum(axis=1) / lengths).min() >= 0.999
+
+
 def test_run_zoo_model_and_file_give_the_same(folder, store, tmp_path):
     ways = (
         model(store),

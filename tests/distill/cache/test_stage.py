@@ -17,9 +17,9 @@ from echostill.distill.cache.stage import (
     make_cache,
     open_cache,
     plan_cache,
-    verify_cache,
 )
-from echostill.distill.cache.teacher_cache import HELD, write_manifest
+from echostill.distill.cache.teacher_cache import HELD, TeacherCache, write_manifest
+from echostill.distill.cache.verifying import verify_cache
 from echostill.distill.distillation import DistillationJob, distill, plan_distill
 from echostill.distill.objective.outputs import Needs
 from echostill.distill.objective.settings import ObjectiveSettings
@@ -88,7 +88,9 @@ def ids(store):
 
 def build(settings, store):
     """Make a cache in this process, as the actors do."""
-    job = cache_job(settings, find_teacher(settings), ids(store))
+    asked_for = settings.training.precision
+    computed_in = "float32" if asked_for == "auto" else asked_for
+    job = cache_job(settings, find_teacher(settings), ids(store), computed_in)
     storage = cache_storage(settings)
     Claim(storage, job.fingerprint(), "cache", "a teacher cache").take(False)
     worker = CacheWorker(job)
@@ -301,6 +303,39 @@ def test_a_changed_transform_or_mask_is_refused_with_the_difference(store, cache
     assert "made from something else" in str(caught.value)
     with pytest.raises(UsageError, match=words):  # and is not silently overwritten either
         make_cache(config(store, **{**same, **changes, "cache_name": "verified"}))
+
+
+@pytest.mark.slow
+def test_a_cache_in_bfloat16_is_not_taken_for_one_in_float32(store, caches):
+    def settings(name, precision):
+        training = TRAINING.model_copy(update={"precision": precision})
+        return config(store, cache_name=name, cache_precision="float16", training=training)
+
+    def opened(name, precision):
+        asked = settings(name, precision)
+        return open_cache(asked, find_teacher(asked), ids(store))
+
+    halved = build(settings("halved", "bfloat16"), store)
+    assert halved.computed_in == opened("halved", "auto").computed_in == "bfloat16"
+    assert opened("float16", "auto").computed_in == "float32"
+    with pytest.raises(UsageError, match="computed_in bfloat16 -> unset"):
+        opened("halved", "float32")
+    with pytest.raises(UsageError, match="computed_in unset -> bfloat16"):
+        opened("float16", "bfloat16")
+    assert "8 views recomputed" in verify_cache(settings("halved", "auto"), views=8)
+    for name, precision in (("halved", "bfloat16"), ("new", "float32")):
+        said = plan_cache(settings(name, "auto")).describe().splitlines()
+        assert f"computed in {precision}".split() in [line.split() for line in said]
+    assert "halved, in bfloat16" in plan_distill(settings("halved", "auto")).describe()
+    views = [0] * IMAGES
+    exact, rough = (
+        TeacherCache(cache.folder).rows(ids(store), views) for cache in (caches["float16"], halved)
+    )
+    found = [(exact.pooled, rough.pooled)]
+    found += [(exact.tokens[name], tokens) for name, tokens in rough.tokens.items()]
+    for whole, half in found:
+        assert not torch.equal(whole, half)
+        assert torch.cosine_similarity(whole.float(), half.float(), dim=-1).min() >= 0.999
 
 
 @pytest.mark.slow

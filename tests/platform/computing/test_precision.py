@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from echostill.platform.computing.precision import exact_float32, lowered, own_precision
+from echostill.platform.computing.precision import (
+    PRECISIONS,
+    checked_precision,
+    computing,
+    exact_float32,
+    gradient_scaler,
+    lowered,
+    own_precision,
+)
+from echostill.platform.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -18,6 +27,25 @@ from echostill.platform.computing.precision import exact_float32, lowered, own_p
 )
 def test_auto_is_float32_on_cpus_and_half_of_it_on_gpus(on_gpu, bfloat16, expected):
     assert own_precision(on_gpu, bfloat16) == expected
+
+
+def test_a_precision_is_read_by_its_name():
+    assert [checked_precision(name) for name in PRECISIONS] == list(PRECISIONS)
+    with pytest.raises(UsageError, match=r"unknown precision 'bf16'.* Known: auto, float32"):
+        checked_precision("bf16")
+
+
+def test_float32_is_float32_wherever_models_compute():
+    torch.backends.cudnn.allow_tf32 = True
+    with computing("float32", "cpu"):
+        assert not torch.is_autocast_enabled("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+    with computing("bfloat16", "cpu"):
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+        assert torch.is_autocast_enabled("cpu")
+    assert not gradient_scaler("bfloat16", "cpu").is_enabled()
+    assert gradient_scaler("float16", "cpu").is_enabled()
 
 
 def test_weights_rounded_once_give_what_autocast_gives():

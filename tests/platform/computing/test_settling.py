@@ -108,11 +108,11 @@ def test_a_dry_run_plans_for_gpus_that_are_to_come(machine, tmp_path):
 
 def test_a_fingerprint_names_every_precision_but_float32():
     assert with_precision(EMPTY, "float32") is EMPTY
-    assert precision_of(EMPTY) == "float32"
+    assert precision_of(EMPTY.configuration) == "float32"
     for key in ("precision", "computed_in"):
         named = with_precision(EMPTY, "bfloat16", key)
         assert named.configuration == {"a": 1, key: "bfloat16"}
-        assert precision_of(named, key) == "bfloat16"
+        assert precision_of(named.configuration, key) == "bfloat16"
         assert named.digest != EMPTY.digest
 
 

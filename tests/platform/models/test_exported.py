@@ -8,7 +8,7 @@ import torch
 
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.models import create_encoder, save_weights, weights_digest
-from echostill.platform.models.exported import FeatureModel, machine, open_export, require
+from echostill.platform.models.exported import FILES, FeatureModel, machine, open_export, require
 
 
 @pytest.fixture
@@ -80,6 +80,18 @@ def test_a_damaged_onnx_file_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(UsageError, match="cannot be opened by ONNX Runtime"):
         open_export(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch-export"])
+def test_a_graph_has_the_precision_it_was_exported_in(folder, form):
+    (folder / FILES[form]).write_bytes(b"a graph")
+    with pytest.raises(UsageError, match=rf"is a graph \({form}\), which computes in what it was"):
+        open_export(folder / FILES[form], precision="bfloat16")
+
+
+@pytest.mark.parametrize(("given", "named"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_a_model_names_its_precision(folder, given, named):
+    assert open_export(folder, precision=given).precision == named
 
 
 def test_features_must_be_finite():
