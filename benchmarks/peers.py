@@ -10,6 +10,10 @@ instead (see `peers_distill.py`). lightly-train runs in a virtual environment of
 made in the folder, or in the one that `--lightly-python` names; its telemetry is off:
 
     python benchmarks/peers.py --distill /tmp/peers --runs 3
+
+With `--embed FOLDER` the features of images beside timm's with a DataLoader (`peers_embed.py`):
+
+    python benchmarks/peers.py --embed /tmp/features --runs 3
 """
 
 import argparse
@@ -22,6 +26,7 @@ import sys
 import time
 from pathlib import Path
 
+import peers_embed
 from machine import describe_machine
 from peers_distill import compare, lightly_python
 
@@ -44,6 +49,9 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--store", help="a store with a pool")
     what.add_argument("--distill", type=Path, help="an empty folder for images, runs and logs")
+    what.add_argument("--embed", type=Path, help="an empty folder for images and features")
+    parser.add_argument("--images", type=int, default=200, help="of --embed")
+    parser.add_argument("--before", help="the echostill of another version, set beside in --embed")
     parser.add_argument("--lightly-python", help="a Python that has lightly-train and timm")
     parser.add_argument("--steps", type=int, default=8, help="of the distillation")
     parser.add_argument("--batch", type=int, default=8, help="images of a step")
@@ -56,6 +64,11 @@ def main() -> None:
         result = compare(
             options.distill, lightly, options.steps, options.batch, options.runs
         )  # fmt: skip
+    elif options.embed:
+        options.embed.mkdir(parents=True, exist_ok=True)
+        result = peers_embed.compare(
+            options.embed, measured, options.images, options.runs, options.before
+        )
     else:
         result = queries(options.store, options.runs)
     if options.json:

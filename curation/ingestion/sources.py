@@ -6,7 +6,7 @@ nothing else.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ from echostill.platform.imaging.images import (
     DecodeError,
     NoImageError,
     content_hash,
+    decode_staged,
     drop_equal_channels,
     encode,
     resize_longest,
@@ -72,6 +73,9 @@ class Failure:
 
 
 Row = dict[str, Any]
+MakeRow = Callable[
+    [Source, IngestSettings, np.ndarray, DicomHeader | None, str, str, int], Row
+]  # source, settings, pixels, header, id of the image, of its group, number of the frame
 
 
 def read_source(
@@ -80,6 +84,7 @@ def read_source(
     key: bytes | None = None,
     gate: ReviewGate | None = None,
     findings: Findings | None = None,
+    make_row: MakeRow | None = None,
 ) -> list[Row | Failure]:
     """Read one source: its pool rows, and a failure for each frame (or the file) without one.
 
@@ -90,6 +95,7 @@ def read_source(
             patients make no groups, which is for readers that store none of it.
         gate: Knows the frames that have been approved, and keeps pictures for review.
         findings: Is told what is noticed beside the entries.
+        make_row: Makes an entry of a frame's pixels; default a row of the pool.
 
     Returns:
         The entries in the order of the frames; none only where an archive holds nothing but what is
@@ -98,7 +104,7 @@ def read_source(
     Raises:
         UsageError: The key file is missing or empty: that concerns every file.
     """
-    return list(stream_source(source, settings, key, gate, findings))
+    return list(stream_source(source, settings, key, gate, findings, make_row))
 
 
 def stream_source(
@@ -107,11 +113,17 @@ def stream_source(
     key: bytes | None = None,
     gate: ReviewGate | None = None,
     findings: Findings | None = None,
+    make_row: MakeRow | None = None,
 ) -> Iterator[Row | Failure]:
     """Do as :func:`read_source` does, one entry at a time."""
     key = key or read_key(settings)
     reading = _Reading(
-        settings, key, gate or ReviewGate(), settings.hides_names, findings or Findings()
+        settings,
+        key,
+        gate or ReviewGate(),
+        settings.hides_names,
+        findings or Findings(),
+        make_row or _row,
     )
     if source.problem:
         yield Failure(source.name, source.name, "ListingError", source.problem)
@@ -134,6 +146,7 @@ class _Reading:
     gate: ReviewGate
     hides_names: bool
     findings: Findings
+    make_row: MakeRow
     depth: int = 0  # how many archives around
     within: str = ""  # path inside the outermost of them
 
@@ -257,7 +270,9 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
             yield Failure(name, image_id, BLANK, reason)
             continue
         named = replace(source, name=name)
-        row = _row(named, settings, cleaned.pixels, header, image_id, group, frame.index)
+        row = reading.make_row(
+            named, settings, cleaned.pixels, header, image_id, group, frame.index
+        )
         if settings.deidentify.redacts:
             row[REDACTED.name] = cleaned.verdict.redacted
         yield row
@@ -274,6 +289,29 @@ def _without_viewer_pictures(frames: Iterator[Frame], claim: str) -> Iterator[Fr
         yield frame
 
 
+def pixels_row(
+    source: Source,
+    settings: IngestSettings,
+    pixels: np.ndarray,
+    header: DicomHeader | None,
+    image_id: str,
+    group_id: str,
+    frame: int,
+) -> Row:
+    """Make an entry for readers that need a frame's pixels and its name, and measure nothing.
+
+    ``pixels`` are those of a row of the pool, uint8 (H, W) or (H, W, 3), as they are decoded again.
+    """
+    staged = _staged(pixels, settings)
+    if settings.stage_codec != "png":
+        staged = decode_staged(encode(staged, settings.stage_codec, settings.stage_quality))
+    return {"image_id": image_id, "source": source.name, "frame": frame, "pixels": staged}
+
+
+def _staged(pixels: np.ndarray, settings: IngestSettings) -> np.ndarray:
+    return drop_equal_channels(resize_longest(pixels, settings.stage_side))
+
+
 def _row(
     source: Source,
     settings: IngestSettings,
@@ -283,7 +321,7 @@ def _row(
     group_id: str,
     frame: int,
 ) -> Row:
-    staged = drop_equal_channels(resize_longest(pixels, settings.stage_side))
+    staged = _staged(pixels, settings)
     brightness = Brightness(staged)
     return {
         "image_id": image_id,

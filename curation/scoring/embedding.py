@@ -5,8 +5,9 @@ the same as that of the pool row. An image that cannot be read costs only its ow
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ import pyarrow.parquet as pq
 
 from echostill.curation.ingestion.listing import list_sources
 from echostill.curation.ingestion.settings import IngestSettings, Source
-from echostill.curation.ingestion.sources import Failure, Row, read_source
+from echostill.curation.ingestion.sources import Failure, Row, pixels_row, read_source
 from echostill.platform.computing.precision import Precision
 from echostill.platform.errors import EchostillError, UsageError, nearest
-from echostill.platform.imaging.images import decode_staged, to_square
+from echostill.platform.imaging.images import to_square
 from echostill.platform.models import model_names
 from echostill.platform.models.exported import (
     FeatureModel,
@@ -199,11 +200,15 @@ def _read(
     workers = threads or len(os.sched_getaffinity(0))
     ahead = 4 * workers
     with ThreadPoolExecutor(workers, thread_name_prefix="echostill-decode") as pool:
-        waiting = [pool.submit(read_source, source, settings) for source in sources[:ahead]]
+
+        def submit(source: Source) -> Future[list[Row | Failure]]:
+            return pool.submit(read_source, source, settings, make_row=pixels_row)
+
+        waiting = deque(submit(source) for source in sources[:ahead])
         for position in range(len(sources)):
-            items = waiting.pop(0).result()
+            items = waiting.popleft().result()
             if position + ahead < len(sources):
-                waiting.append(pool.submit(read_source, sources[position + ahead], settings))
+                waiting.append(submit(sources[position + ahead]))
             for item in items:
                 if isinstance(item, Failure):
                     failures.append(item)
@@ -224,7 +229,7 @@ def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def _features(model: FeatureModel, batch: Sequence[Row]) -> pa.Table:
-    pixels = np.stack([to_square(decode_staged(row["image"]), model.image_size) for row in batch])
+    pixels = np.stack([to_square(row["pixels"], model.image_size) for row in batch])
     features = model.features(pixels)
     item = pa.field("element", pa.float32())
     return pa.table(
