@@ -15,6 +15,7 @@ import time
 from functools import partial
 from typing import Any
 
+from echostill.platform.computing.memory import use_huge_pages
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.preflight.clusters import check_ray
 from echostill.platform.processes import Process, all_processes, find_process
@@ -34,11 +35,12 @@ LAST_WORDS_SECONDS = 10.0  # for a driver to end by itself once one of them is d
 
 
 def set_environment() -> None:
-    """Set what Ray reads when it is imported; what the user has set stays.
+    """Set what Ray and its workers read when they start; what the user has set stays.
 
     Medical data never phones home: usage statistics are off.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    use_huge_pages()
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # Each report of a worker waits for the controller's next look; its two seconds are long here.

@@ -93,7 +93,7 @@ def prediction_gradient_norms(
     # The caller may be in inference mode, whose tensors autograd rejects; clones leave it.
     with torch.inference_mode(False), torch.enable_grad():
         exact = torch.promote_types(output.prediction.dtype, torch.float32)
-        prediction = output.prediction.to(exact).clone().requires_grad_(True)
+        prediction = _outside(output.prediction.to(exact)).detach().requires_grad_(True)
         target = _outside(pixels.to(exact))
         masks = Masks(_outside(masks.spatial), _outside(masks.frequency))
         if loss == "separated":

@@ -30,6 +30,7 @@ from echostill.jobs.cli.options import (
     with_called,
 )
 from echostill.jobs.cli.withdrawal import add_commands as add_withdrawal_command
+from echostill.platform.computing.memory import use_huge_pages
 from echostill.platform.errors import EchostillError, UsageError
 from echostill.platform.lazy import spare_pandas
 from echostill.platform.progress import console
@@ -358,6 +359,7 @@ def _interrupt(signum: int, frame: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage."""
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` then ends a run like Ctrl-C
+    use_huge_pages()
     code: int | str | None = 0
     try:
         given = list(arguments or sys.argv[1:])

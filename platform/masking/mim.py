@@ -88,6 +88,8 @@ def spatial_reconstruction_loss(
         target = (target - mean) / deviation
     difference = prediction - target
     error = difference.abs() if pixel == "l1" else difference.square()
+    if not mask.stride(0):  # one mask, expanded over the batch
+        mask = mask[:1]
     hidden = patchify(mask[:, None].expand(-1, pixels.shape[1], -1, -1), patch_size)
     total = torch.where(hidden, error, 0).sum(dim=(1, 2))
     return total / hidden.sum(dim=(1, 2)).clamp_min(1)

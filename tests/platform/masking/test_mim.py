@@ -69,6 +69,19 @@ def test_pixel_loss_is_the_mean_over_hidden_pixels(pixel):
         assert got[index].item() == pytest.approx(np.mean(errors) if errors else 0, rel=1e-9)
 
 
+@pytest.mark.parametrize("pixel", ["l1", "mse", "normalised-mse"])
+def test_one_mask_for_the_batch_gives_what_a_mask_for_each_gives(pixel):
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.rand(5, 3, 32, 32, generator=generator)
+    prediction = torch.rand(5, 16, 192, generator=generator, requires_grad=True)
+    one = (torch.rand(1, 32, 32, generator=generator) < 0.4).expand(5, -1, -1)
+    found = []
+    for mask in (one, one.contiguous()):
+        losses = spatial_reconstruction_loss(prediction, pixels, mask, 8, pixel)
+        found.append((losses, *torch.autograd.grad(losses.sum(), prediction)))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_frequency_loss_is_the_mean_over_stopped_frequencies():
     generator = np.random.default_rng(4)
     pixels, image = generator.random((2, 2, 3, 32, 32))
