@@ -200,7 +200,8 @@ def encoder_compute(encoder: Encoder, precision: Precision = "float32") -> Compu
 
     def forward(pixels: Tensor) -> Tensor:
         with computing(precision, device):
-            return encoder(pixels.to(device)).pooled
+            pooled: Tensor = encoder(pixels.to(device)).pooled
+        return pooled
 
     return _torch_compute(forward)
 
@@ -279,11 +280,12 @@ def _timm_compute(path: Path, about: Mapping[str, Any], precision: Precision) ->
             Encoder(model, name=about["model"], image_size=size, mean=mean, std=std), precision
         )
     shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    lowered(model, computing_type(precision, "cpu"))
+    device = _device()
+    lowered(model.to(device), computing_type(precision, device))
 
     def forward(pixels: Tensor) -> Tensor:
-        with computing(precision, "cpu"):
-            features: Tensor = model((pixels - shift) / scale)
+        with computing(precision, device):
+            features: Tensor = model(((pixels - shift) / scale).to(device))
         return features
 
     return _torch_compute(forward)
