@@ -10,23 +10,27 @@ protocol; all metrics are computed at that size.
 
 import csv
 import io
+import posixpath
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field, model_validator
 
 from echostill.eval.remarks import Remark, find_remarks, in_words, joined_groups
 from echostill.platform.config import Config
 from echostill.platform.errors import UsageError, nearest
+from echostill.platform.imaging.images import DecodeError, damage_in_words, decode_image
 from echostill.platform.tables.storage import Storage, file_in
 
 SPLITS = ("train", "test")
 PARQUET = ".parquet"
 BINARY_THRESHOLD = 127  # grey / 255 > 0.5, as published
+MISSING = ("nan", "<na>", "null")  # what programs write where there is no value
+COLOUR = 48  # levels between channels of a mask beyond what JPEG makes of grey
 
 Row = dict[str, str]
 
@@ -99,8 +103,9 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
         image_size: Side S of the images in pixels.
 
     Raises:
-        UsageError: A file, column or label is missing, an image cannot be read, a mask and its
-            image have different sizes, or a class has too few groups for both sides of a split.
+        UsageError: A file, column or label is missing, an image is listed twice or cannot be read,
+            a mask is coloured or of another size than its image, or a class has too few groups for
+            both sides of a split.
     """
     folder, rows = read_manifest(task)
     official = _official_split(task, rows)
@@ -120,10 +125,10 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
     raw_values: set[int] = set()
     for index, row in enumerate(rows):
         image = _decode(folder, row["file"], task)
-        resized = image.convert("RGB").resize((image_size,) * 2, Image.Resampling.BILINEAR)
+        resized = image.resize((image_size,) * 2, Image.Resampling.BILINEAR)
         pixels[index] = np.asarray(resized).transpose(2, 0, 1)
         if masks is not None:
-            mask = _decode(folder, row["mask"], task)
+            mask = _decode_mask(folder, row["mask"], task)
             if mask.size != image.size:
                 raise UsageError(
                     f"task '{task.name}': mask '{row['mask']}' is {mask.size[0]} x {mask.size[1]} "
@@ -174,6 +179,7 @@ def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
         names = [entry for entry in folder.list() if entry.endswith((".csv", PARQUET))]
         raise UsageError(f"task '{task.name}': no manifest '{path}'.{nearest(name, names)}")
     columns, found = _read_rows(task, folder.read(name))
+    separators = [mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]]
     needed = ["file", task.group_column, "label" if task.kind == "classification" else "mask"]
     if task.kind == "segmentation" and (task.classes or task.exclude_labels):
         needed.append("label")
@@ -181,15 +187,32 @@ def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
         if column not in columns:
             raise UsageError(
                 f"task '{task.name}': manifest '{path}' has no column '{column}'."
-                f"{nearest(column, columns)} It has: {', '.join(columns)}."
+                f"{nearest(column, columns)} It has: {', '.join(columns) or 'no column at all'}."
+                + "".join(f" Separate them by commas, not by {mark!r}." for mark in separators)
             )
-    rows = []
+    rows, lines = [], {}
     for line, row in enumerate(found, start=2):
+        where = f"task '{task.name}': '{path}' row {line}"
         if None in row:
-            raise UsageError(f"task '{task.name}': '{path}' row {line} has too many values.")
+            raise UsageError(f"{where} has too many values.")
+        # A space more would make another class of a label, and another patient of a group.
+        row |= {c: row[c].strip() for c in (task.group_column, "label", "split") if c in row}
         for column in ("file", task.group_column):
-            if not row[column]:
-                raise UsageError(f"task '{task.name}': '{path}' row {line} has no '{column}'.")
+            if not row[column] or (column != "file" and row[column].lower() in MISSING):
+                raise UsageError(f"{where} has no '{column}'.")
+        first = lines.setdefault(posixpath.normpath(row["file"]), line)
+        if first != line:
+            raise UsageError(
+                f"{where} names '{row['file']}' again, which row {first} has: an image counts "
+                "once. Remove one of the rows."
+            )
+        label, meant = row.get("label", ""), (*task.classes, *task.exclude_labels)
+        if task.kind == "classification" and label.lower() in MISSING and label not in meant:
+            raise UsageError(
+                f"{where} has the label '{label}', as programs write for a missing value. Leave "
+                "the cell empty to leave the row out, or name the label under classes or "
+                "exclude_labels."
+            )
         rows.append(row)
     return folder, rows
 
@@ -203,14 +226,21 @@ def _read_rows(task: TaskSettings, data: bytes) -> tuple[list[str], list[Any]]:
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"task '{task.name}': '{path}' is not Parquet: {error}") from None
         rows = table.to_pylist()
-        texts = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+        texts = [{k: "" if v is None or v != v else str(v) for k, v in row.items()} for row in rows]
         return table.column_names, texts
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"task '{task.name}': '{path}' is not UTF-8 text.") from None
+        raise UsageError(
+            f"task '{task.name}': '{path}' is not UTF-8 text: save it as CSV UTF-8."
+        ) from None
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    return list(reader.fieldnames or []), list(reader)
+    try:
+        return list(reader.fieldnames or []), list(reader)
+    except csv.Error as error:  # such as a quotation mark that is never closed
+        raise UsageError(
+            f"task '{task.name}': '{path}' is not CSV after line {reader.line_num}: {error}."
+        ) from None
 
 
 def _official_split(task: TaskSettings, rows: list[Row]) -> bool:
@@ -241,6 +271,14 @@ def _chosen_rows(task: TaskSettings, rows: list[Row]) -> tuple[list[Row], list[s
         if (not task.classes or row["label"] in task.classes)
         and (not task.exclude_labels or row["label"] not in task.exclude_labels)
     ]
+    spelled: dict[str, str] = {}
+    for label in sorted({row["label"] for row in kept} if task.kind == "classification" else ()):
+        other = spelled.setdefault(label.lower(), label)
+        if other != label and not task.classes:
+            raise UsageError(
+                f"task '{task.name}': the labels '{other}' and '{label}' differ only in upper and "
+                "lower case. Write them alike, or list both under classes if they are two."
+            )
     notes = []
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept)} rows left out by their label")
@@ -310,7 +348,38 @@ def grey_values(mask: Image.Image) -> np.ndarray:
 
 
 def _decode(folder: Storage, file: str, task: TaskSettings) -> Image.Image:
-    """Read an image; the only place that knows how images are decoded."""
+    """Read an image as RGB, in the way that images enter a pool."""
+    data = _read(folder, file, task)
+    try:
+        return Image.fromarray(decode_image(data)).convert("RGB")
+    except DecodeError as error:
+        raise UsageError(
+            f"task '{task.name}': '{file}' is not a readable image: it {error}."
+        ) from None
+
+
+def _decode_mask(folder: Storage, file: str, task: TaskSettings) -> Image.Image:
+    """Read a mask with its values as they are."""
+    data = _read(folder, file, task)
+    try:
+        with damage_in_words():
+            mask = Image.open(io.BytesIO(data))
+            mask.load()
+    except DecodeError as error:
+        raise UsageError(
+            f"task '{task.name}': '{file}' is not a readable mask: it {error}."
+        ) from None
+    if mask.mode not in ("1", "L", "LA", "P") and not mask.mode.startswith("I"):
+        channels = np.asarray(mask.convert("RGB"), dtype=np.int16)
+        if int(np.ptp(channels, axis=2).max()) > COLOUR:
+            raise UsageError(
+                f"task '{task.name}': mask '{file}' is coloured. Masks are grey, or have a "
+                "palette: give each class a grey value (mask_classes)."
+            )
+    return mask
+
+
+def _read(folder: Storage, file: str, task: TaskSettings) -> bytes:
     place, name = folder, file
     if file.startswith("/") or "://" in file:
         place, name = file_in(file)
@@ -318,9 +387,4 @@ def _decode(folder: Storage, file: str, task: TaskSettings) -> Image.Image:
         parent, _, last = name.rpartition("/")
         hint = nearest(last, [entry.rpartition("/")[2] for entry in place.list(parent)])
         raise UsageError(f"task '{task.name}': '{file}' of '{task.manifest}' is missing.{hint}")
-    try:
-        image = Image.open(io.BytesIO(place.read(name)))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"task '{task.name}': '{file}' is not a readable image: {error}") from None
-    return image
+    return place.read(name)

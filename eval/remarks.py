@@ -1,4 +1,4 @@
-"""What is odd about a labelled set: identical pictures in several groups, black frames."""
+"""What is odd about a labelled set: pictures with several groups or labels, black frames."""
 
 import hashlib
 from collections import defaultdict
@@ -13,7 +13,7 @@ BLACK_GREY, BLACK_SHARE = 10, 0.01  # at most this share of a black frame is bri
 class Remark(NamedTuple):
     """Images to look at, and why."""
 
-    kind: str  # 'identical', in different groups, or 'black'
+    kind: str  # 'identical', in different groups or with different labels, or 'black'
     files: tuple[str, ...]
     groups: tuple[str, ...]
     labels: tuple[str, ...]  # of the files; empty texts in a segmentation
@@ -37,7 +37,7 @@ class Remark(NamedTuple):
 def find_remarks(
     pixels: np.ndarray, files: Sequence[str], groups: Sequence[str], labels: Sequence[str]
 ) -> list[Remark]:
-    """Find pictures that are in several groups, and frames that are black.
+    """Find pictures that are in several groups or have several labels, and frames that are black.
 
     Args:
         pixels: (N, 3, S, S) uint8.
@@ -59,7 +59,7 @@ def find_remarks(
     found = [
         remark("identical", rows)
         for rows in same.values()
-        if len({groups[row] for row in rows}) > 1
+        if len({groups[row] for row in rows}) > 1 or len({labels[row] for row in rows}) > 1
     ]
     return found + [remark("black", [int(row)]) for row in np.flatnonzero(bright <= BLACK_SHARE)]
 
@@ -84,8 +84,9 @@ def in_words(remarks: Sequence[Remark], joined: bool) -> list[str]:
     """Say what was found, in a sentence per kind; ``joined`` groups are kept together."""
     said = []
     same = [remark for remark in remarks if remark.kind == "identical"]
-    if same:
-        count = sum(len(remark.files) for remark in same)
+    apart = [remark for remark in same if len(set(remark.groups)) > 1]
+    if apart:
+        count = sum(len(remark.files) for remark in apart)
         kept = "; such groups are kept together" if joined else ""
         said.append(f"{count} images are identical to one of another group{kept}")
     wrong = [remark for remark in same if remark.contradicts]

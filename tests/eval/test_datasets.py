@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from echostill.eval.datasets import TaskSettings, load_dataset
 from echostill.eval.remarks import find_remarks, in_words, joined_groups
 from echostill.platform.errors import UsageError
+from echostill.platform.imaging.images import decode_image
 
 
 def write(folder, rows, columns=None):
@@ -179,6 +180,20 @@ def test_identical_images_in_two_groups_are_noted(tmp_path):
     }
 
 
+def test_one_group_with_two_labels_of_one_picture_is_noted(tmp_path):
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    rows[4]["group"] = rows[0]["group"]
+    write(tmp_path, [*rows, {**rows[4], "file": "images/6.png", "group": "06"}])
+    picture(tmp_path, "images/6.png", value=6)
+    (tmp_path / "images/4.png").write_bytes((tmp_path / "images/0.png").read_bytes())
+    data = load_dataset(task, 8)
+    assert data.notes == (
+        "identical pictures with different labels: images/0.png (a), images/4.png (c)",
+    )
+    assert data.groups.tolist() == ["00", "01", "02", "03", "00", "05", "06"]
+
+
 def test_chains_of_identical_images_are_one_group():
     pixels = np.array([1, 2, 1, 2, 3, 0], dtype=np.uint8)[:, None, None, None] * np.full(
         (3, 8, 8), 50, dtype=np.uint8
@@ -205,6 +220,83 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     (tmp_path / "task.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match="is not Parquet"):
         load_dataset(other, 8)
+
+
+@pytest.mark.parametrize("file", ["images/0.png", "./images/0.png"])
+def test_an_image_that_is_listed_twice_is_refused(tmp_path, file):
+    task = classification(tmp_path)
+    write(tmp_path, [*read(tmp_path), {"file": file, "label": "b", "group": "09"}])
+    with pytest.raises(UsageError, match=r"row 8 names .* again, which row 2 has"):
+        load_dataset(task, 8)
+
+
+def test_spaces_and_missing_values_make_no_classes_and_groups(tmp_path):
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    rows[1] |= {"label": " a ", "group": "00 "}
+    rows[0]["group"] = "00"
+    picture(tmp_path, "images/6.png", value=6)
+    write(tmp_path, [*rows, {"file": "images/6.png", "label": "a", "group": "06"}])
+    data = load_dataset(task, 8)
+    assert data.class_names == ("a", "b", "c")
+    assert data.groups.tolist()[:2] == ["00", "00"]
+    for column, value, message in (
+        ("label", "NaN", r"row 4 has the label 'NaN', as programs write for a missing value"),
+        ("group", "nan", r"row 4 has no 'group'"),
+        ("label", "A", r"labels 'A' and 'a' differ only in upper and lower case"),
+    ):
+        write(tmp_path, [*rows[:2], {**rows[2], column: value}, *rows[3:]])
+        with pytest.raises(UsageError, match=message):
+            load_dataset(task, 8)
+    rows[1]["group"] = "01"
+    named = task.model_copy(update={"exclude_labels": ("nan",)})
+    write(tmp_path, [{**row, "label": "nan"} if k == 5 else row for k, row in enumerate(rows)])
+    with pytest.raises(UsageError, match="class 'c' has 1 group"):  # and not the label
+        load_dataset(named, 8)
+    table = pa.table({name: [row[name] for row in rows] for name in ("file", "group")})
+    numbers = pa.array([0.0, 0.0, 1.0, 1.0, 1.0, float("nan")])
+    pq.write_table(table.append_column("label", numbers), tmp_path / "task.parquet")
+    other = task.model_copy(update={"manifest": str(tmp_path / "task.parquet")})
+    data = load_dataset(other, 8)
+    assert (data.class_names, data.notes) == (("0.0", "1.0"), ("1 rows left out: no label",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "It has: no column at all"),
+        ("file;label;group\n", "Separate them by commas, not by ';'"),
+        ("file,label,group\n", "no row of .* is left with a label"),
+        ("file,label,group\n" + '"' + "x" * 140_000, "is not CSV after line 1: field larger"),
+        ("file,label,group\ny.png,caf\xe9,g\n", "is not UTF-8 text: save it as CSV UTF-8"),
+    ],
+)
+def test_odd_texts_are_refused(tmp_path, text, message):
+    task = classification(tmp_path)
+    (tmp_path / "task.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=message):
+        load_dataset(task, 8)
+
+
+def test_deep_pictures_are_scaled_as_in_a_pool(tmp_path):
+    task = classification(tmp_path)
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 63  # 12 bits, as scanners write them
+    Image.fromarray(deep).save(tmp_path / "images/3.png")
+    pixels = load_dataset(task, 8).pixels[3]
+    wanted = decode_image((tmp_path / "images/3.png").read_bytes())
+    assert np.array_equal(pixels, np.stack([wanted] * 3))
+    assert len(np.unique(pixels)) > 50  # and not white from the 256th level on
+
+
+def test_coloured_masks_are_refused(tmp_path):
+    task = segmentation(tmp_path, [halves(255)] * 4)
+    red = np.zeros((8, 8, 3), dtype=np.uint8)
+    red[:4] = (255, 0, 0)
+    Image.fromarray(red).save(tmp_path / "2_mask.png")
+    with pytest.raises(UsageError, match=r"mask .2_mask.png. is coloured"):
+        load_dataset(task, 8)
+    Image.fromarray(np.repeat(halves(255)[..., None], 3, axis=2)).save(tmp_path / "2_mask.png")
+    assert load_dataset(task, 8).masks[2].any()
 
 
 def test_missing_things_name_the_nearest(tmp_path):
