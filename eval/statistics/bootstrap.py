@@ -11,12 +11,21 @@ tested on patients of its own.
 
 A metric is a mean over classes of a mean over rows: balanced accuracy is the mean recall over the
 classes, Dice the mean over foreground classes of the mean over images.
+
+The interval supposes that a mean over groups is nearly normal. With few groups, or where both
+candidates say the same of nearly all of them, it is not, and too small p-values would come out. So
+a difference has to pass a second test, which supposes nothing of the kind: if two candidates are
+equal, each group could as well have been answered the other way round, so that its part of the
+difference could have had the other sign (randomisation test: Fisher, "The design of experiments",
+1935). What is compared between patterns of signs is the difference over its standard error, as in
+Janssen, "Studentized permutation tests for non-i.i.d. hypotheses", 1997: the difference alone would
+find nothing where candidates lean to different classes, which swapping turns round too.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import optimize, special
@@ -25,6 +34,8 @@ from echostill.platform.errors import UsageError
 from echostill.platform.seeding import stream
 
 DRAWS = 2000
+FLIPS = 10_000  # drawn patterns of signs, where there are too many to try them all
+ALL_SIGNS = 13  # groups up to which all patterns of signs are tried
 SMALLEST = 1e-9  # p-values below it are not told apart
 ROUNDING = 1e-24  # a variance below it is the rounding of equal values
 
@@ -113,12 +124,15 @@ class Resampled:
         groups: Groups that stand behind it (of the class that has the fewest).
         trainings: Value of each training; where two candidates were not trained in pairs, the
             values of either. An empty tuple where there is one training, whose spread is unknown.
+        flipped: (F, 2) differences and their variances where each group's part was given a sign,
+            first as it was seen; None where the value is no difference.
     """
 
     value: float
     draws: np.ndarray
     groups: int
     trainings: tuple[tuple[float, ...], ...] = ()
+    flipped: np.ndarray | None = None
 
     @property
     def error(self) -> float:
@@ -139,8 +153,14 @@ class Resampled:
         return parts
 
     def interval(self, level: float = 0.05) -> tuple[float, float]:
-        """Return the interval that misses the true value with probability ``level``."""
+        """Return the interval that misses the true value with probability ``level``.
+
+        It reaches 0 where the test by signs does not tell the difference from 0 at that level, and
+        has no ends where one group stands behind the value.
+        """
         reach = self._reach(level)
+        if self.flipped is not None and self._p_by_signs > level:
+            reach = max(reach, abs(self.value))
         return self.value - reach, self.value + reach
 
     def _reach(self, level: float) -> float:
@@ -150,6 +170,8 @@ class Resampled:
         (Cochran and Cox, "Experimental designs", 1950). Satterthwaite's degrees of freedom would
         claim too much where few trainings happen to agree.
         """
+        if self.groups < 2:
+            return math.inf  # how much groups differ cannot be known
         total = self._variance()
         if total == 0:
             return 0.0
@@ -159,16 +181,27 @@ class Resampled:
 
     @property
     def p_value(self) -> float:
-        """Two-sided: the level at which the interval just reaches 0.
+        """Two-sided: the level at which the interval just reaches 0."""
+        return max(self._p_by_interval(), self._p_by_signs)
 
-        It is never below that of a sign test in which every group says the same.
-        """
-        away, least = abs(self.value), max(SMALLEST, 2.0 ** (1 - self.groups))
+    @cached_property
+    def _p_by_signs(self) -> float:
+        """Share of the patterns of signs that give at least this difference."""
+        if self.flipped is None:  # at best all groups say the same
+            return min(2.0 ** (1 - self.groups), 1.0)
+        values, variances = self.flipped.T
+        with np.errstate(divide="ignore", invalid="ignore"):  # no variance: as far from 0 as can be
+            squared = np.where(values**2 > ROUNDING, values**2 / variances, 0.0)
+        least = squared[0] * (1 - 1e-6)  # equal patterns differ in their rounding
+        return float(np.mean(squared >= least))
+
+    def _p_by_interval(self) -> float:
+        away = abs(self.value)
         if away == 0 or self._reach(1.0) >= away:
             return 1.0
-        if self._reach(least) <= away:
-            return min(least, 1.0)
-        lowest = math.log(least)
+        if self._reach(SMALLEST) <= away:
+            return SMALLEST
+        lowest = math.log(SMALLEST)
         found = optimize.brentq(lambda log: self._reach(math.exp(log)) - away, lowest, 0.0)
         return math.exp(float(found))
 
@@ -216,7 +249,48 @@ def difference(
     drawn = first.values(weights).mean(0) - second.values(weights).mean(0)
     each = [own - other] if len(own) == len(other) else [own, other]
     several = tuple(tuple(values.tolist()) for values in each if len(values) > 1)
-    return Resampled(float(own.mean() - other.mean()), drawn, first.smallest(), several)
+    value = float(own.mean() - other.mean())
+    apart = first.sums.mean(0) - second.sums.mean(0)
+    flipped = flip_signs(apart, first.counts, seed, of)
+    return Resampled(value, drawn, first.smallest(), several, flipped)
+
+
+def flip_signs(apart: np.ndarray, counts: np.ndarray, seed: int, of: str = "") -> np.ndarray:
+    """Return a difference and its variance (F, 2) under patterns of signs of the groups.
+
+    Of up to ``ALL_SIGNS`` groups that differ at all, every pattern; of more, ``FLIPS`` drawn ones
+    after the one that was seen. The variance is that of the delta method: the sum over groups of
+    the squared mean over classes of (d - r n) / N, with d and n the group's difference and rows of
+    a class, N the class's rows and r its difference by row.
+
+    Args:
+        apart: (G, C) sums of the first candidate minus those of the second.
+        counts: (G, C) rows.
+        seed: Seed of the patterns.
+        of: Name of the set.
+    """
+    rows = counts.sum(0)
+    part, weight = apart / (rows * len(rows)), counts / (rows * len(rows))
+    own = part.sum(1)
+    differ = np.abs(part).sum(1) > ROUNDING
+    count = int(differ.sum())
+
+    def under(signs: np.ndarray) -> np.ndarray:
+        by_class = signs @ part[differ]  # (F, C)
+        rate = by_class * len(rows)
+        mixed = signs @ (own[:, None] * weight)[differ]
+        variance = (own**2).sum() - 2 * (rate * mixed).sum(1)
+        variance += (rate @ (weight.T @ weight) * rate).sum(1)
+        return np.stack([by_class.sum(1), np.where(variance > ROUNDING, variance, 0.0)], axis=1)
+
+    if count <= ALL_SIGNS:
+        patterns = np.arange(1 << count)[:, None] >> np.arange(count) & 1
+        return under(1.0 - 2.0 * patterns)
+    random = stream(seed, "signs of groups", count, of)
+    drawn = [under(np.ones((1, count)))]
+    for _ in range(10):  # in parts, for memory
+        drawn.append(under(2.0 * random.integers(0, 2, (FLIPS // 10, count), dtype=np.int8) - 1.0))
+    return np.concatenate(drawn)
 
 
 def mean_of(estimates: Sequence[Resampled]) -> Resampled:
@@ -236,4 +310,17 @@ def mean_of(estimates: Sequence[Resampled]) -> Resampled:
         np.mean([e.draws for e in estimates], axis=0),
         min(e.groups for e in estimates),
         tuple(tuple(np.mean(values, axis=0).tolist()) for values in pieces),
+        _mean_of_flipped([e.flipped for e in estimates]),
     )
+
+
+def _mean_of_flipped(flipped: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Combine independent sets: the seen patterns with each other, all others in random pairs."""
+    known = [values for values in flipped if values is not None]
+    if len(known) < len(flipped):
+        return None
+    rows = [stream(place, "signs of sets", FLIPS).integers(0, len(values), FLIPS)
+            for place, values in enumerate(known)]  # fmt: skip
+    picked = [values[np.append(0, r)] for values, r in zip(known, rows, strict=True)]
+    value, variance = np.sum(picked, axis=0).T
+    return np.stack([value / len(known), variance / len(known) ** 2], axis=1)

@@ -5,6 +5,7 @@ have to do with each other, the probability that any of those with a true differ
 different is at most the level.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -73,6 +74,15 @@ def conclude(differences: Sequence[Resampled], level: float = LEVEL) -> list[Con
             Conclusion(item.value, low, high, left, right, p_value, float(own), word)
         )
     return conclusions
+
+
+def groups_needed(comparisons: int, level: float = LEVEL) -> int:
+    """Return the fewest groups with which any of so many comparisons can get a word.
+
+    The p-value is smallest where all groups say the same, 2 ** (1 - groups), and Holm's procedure
+    tests the smallest at ``level / comparisons``.
+    """
+    return math.ceil(1 + math.log2(max(comparisons, 1) / level))
 
 
 def step_levels(p_values: Sequence[float], level: float = LEVEL) -> np.ndarray:

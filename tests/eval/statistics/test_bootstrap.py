@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -113,6 +115,72 @@ def test_equal_candidates_and_a_difference_in_every_group():
     ones = mean_sums(np.ones((1, 6, 1)), np.array(list("aabbcc")))
     zeros = mean_sums(np.zeros((1, 6, 1)), np.array(list("aabbcc")))
     assert difference(ones, zeros).p_value == 0.25  # a sign test of three groups
+
+
+def standardised(labels, groups, one, other):
+    """A difference over its standard error, group by group and class by class."""
+    value, influence = 0.0, dict.fromkeys(groups, 0.0)
+    classes = np.unique(labels)
+    for c in classes:
+        apart = np.mean([(a[labels == c] == c) * 1.0 - (b[labels == c] == c) * 1.0
+                         for a, b in zip(one, other, strict=True)], axis=0)  # fmt: skip
+        value += apart.mean() / len(classes)
+        for group, d in zip(groups[labels == c], apart, strict=True):
+            influence[group] += (d - apart.mean()) / len(apart) / len(classes)
+    return abs(value) / np.sqrt(sum(part**2 for part in influence.values()))
+
+
+def test_signs_are_those_of_every_pattern(monkeypatch):
+    """The share of patterns by brute force, in which each group's answers may be swapped."""
+    groups, labels, predictions = sample(7, groups=9, trainings=2, classes=2)
+    other = np.roll(predictions, 3, axis=1)
+    first, second = (recall_sums(labels, p, groups, 2) for p in (predictions, other))
+    found = difference(first, second)
+    seen = standardised(labels, groups, predictions, other)
+    names = np.unique(groups)
+    reached = []
+    for swapped in product([False, True], repeat=len(names)):
+        rows = np.isin(groups, names[list(swapped)])
+        one, two = np.where(rows, other, predictions), np.where(rows, predictions, other)
+        reached.append(standardised(labels, groups, one, two))
+    share = np.mean(np.array(reached) >= seen * (1 - 1e-9))
+    assert 0 < share < 1
+    signs = Resampled(found.value, found.value + np.zeros(3), 9, (), found.flipped)
+    assert signs.p_value == pytest.approx(share)
+    monkeypatch.setattr("echostill.eval.statistics.bootstrap.ALL_SIGNS", 2)
+    drawn = difference(first, second)
+    assert len(drawn.flipped) == 10_001
+    signs = Resampled(found.value, found.value + np.zeros(3), 9, (), drawn.flipped)
+    assert signs.p_value == pytest.approx(share, abs=0.02)
+
+
+def test_candidates_that_lean_to_different_classes_can_be_told_apart():
+    """A constant answer is always right on one class; its group's parts differ in sign by class."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 60)
+    groups = np.array([f"g{k:03d}" for k in range(120)])
+    model = np.where(random.random(120) < 0.72, labels, 1 - labels)[None]
+    constant = np.zeros((1, 120), dtype=int)
+    found = difference(*(recall_sums(labels, p, groups, 2) for p in (model, constant)))
+    by_interval = 2 * stats.norm.sf(found.value / found.error)
+    assert by_interval < 0.01
+    assert found.p_value == pytest.approx(by_interval, rel=1)
+
+
+def test_an_interval_reaches_zero_where_signs_do_not_tell():
+    names = np.array([f"g{k}" for k in range(5)])
+    found = difference(*(mean_sums(np.full((1, 5, 1), v), names) for v in (0.75, 0.5)))
+    assert found.p_value == pytest.approx(2 / 32)
+    assert found.interval(0.05) == (0.0, 0.5)
+    assert found.interval(0.1) == (0.25, 0.25)
+
+
+def test_one_group_has_an_interval_without_ends():
+    ones = mean_sums(np.ones((1, 4, 1)), np.array(list("aaaa")))
+    zeros = mean_sums(np.zeros((1, 4, 1)), np.array(list("aaaa")))
+    assert estimate(ones).interval() == (-np.inf, np.inf)
+    assert difference(ones, zeros).interval() == (-np.inf, np.inf)
+    assert difference(ones, zeros).p_value == 1
 
 
 def test_mean_over_tasks_keeps_the_trainings_together():
