@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from echostill.eval.names import (
     DISTILLED,
     LINEAR,
+    METHODS,
     MIM_ONLY,
     ROLES,
     TEACHER,
@@ -29,7 +30,19 @@ class ComparisonSettings(Config):
         "thumbnail, constant."
     )
     second: str = Field(description="As `first`.")
-    method: str = Field(LINEAR, description="Method of both; the constant has one of its own.")
+    method: str = Field(
+        LINEAR,
+        description="Method of both: k-NN, linear probe, grid probe, fine-tuned. The constant has "
+        "one of its own, and the thumbnail its linear probe where it has no other.",
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _method_exists(cls, method: str) -> str:
+        if method not in METHODS:
+            known = ", ".join(METHODS)
+            raise ValueError(f"no method '{method}'.{nearest(method, METHODS)} There are: {known}")
+        return method
 
 
 DEFAULT = tuple(
@@ -75,10 +88,25 @@ def resolve(comparisons: Sequence[ComparisonSettings], roles: dict[str, str]) ->
     return list(dict.fromkeys(pairs))
 
 
+def without_candidate(
+    comparisons: Sequence[ComparisonSettings], roles: dict[str, str]
+) -> list[ComparisonSettings]:
+    """Return the comparisons that name a role which no candidate has."""
+    known = {*roles, *roles.values(), *TRIVIAL}
+    return [item for item in comparisons if not {item.first, item.second} <= known]
+
+
+def within(interval: tuple[float, float], least: float, most: float = 1.0) -> tuple[float, float]:
+    """Cut an interval to the values that there can be; with few groups it is far wider."""
+    low, high = interval
+    return max(low, least), min(high, most)
+
+
 def judge(
     pairs: Iterable[tuple[str, str, str, str]],
     compared: Callable[[str, str, str, str], Resampled | None],
     near_chance: Callable[[str, str, str], bool],
+    several_trainings: Callable[[str, str, str, str], bool],
 ) -> list[dict[str, Any]]:
     """Compare pairs as one family.
 
@@ -87,6 +115,8 @@ def judge(
         compared: The difference of a pair; None where one of them has no predictions.
         near_chance: Whether a candidate, on a task and by a method, is not ahead of a constant
             answer: then nothing is called ahead or behind because of it.
+        several_trainings: Whether both of a pair were trained more than once, where they are
+            models.
     """
     listed = [(pair, found) for pair in pairs if (found := compared(*pair)) is not None]
     rows = []
@@ -95,6 +125,8 @@ def judge(
         better = first if said.value > 0 else second
         chance = near_chance(better, task, method)
         word = "not distinguished" if chance else said.word
+        low, high = within((said.low, said.high), -1.0)
+        corrected = within((said.corrected_low, said.corrected_high), -1.0)
         rows.append(
             {
                 "task": task,
@@ -102,14 +134,14 @@ def judge(
                 "second": second,
                 "method": method,
                 "value": said.value,
-                "low": said.low,
-                "high": said.high,
-                "corrected_low": said.corrected_low,
-                "corrected_high": said.corrected_high,
+                "low": low,
+                "high": high,
+                "corrected_low": corrected[0],
+                "corrected_high": corrected[1],
                 "p_value": said.p_value,
                 "adjusted": said.adjusted,
                 "groups": found.groups,
-                "several_trainings": bool(found.trainings),
+                "several_trainings": several_trainings(task, first, second, method),
                 "near_chance": chance,
                 "word": word,
             }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from echostill.eval.candidates import (
     Candidate,
@@ -21,7 +21,13 @@ from echostill.eval.candidates import (
     find_units,
     weights_identity,
 )
-from echostill.eval.comparisons import DEFAULT, ComparisonSettings, Pair, resolve
+from echostill.eval.comparisons import (
+    DEFAULT,
+    ComparisonSettings,
+    Pair,
+    resolve,
+    without_candidate,
+)
 from echostill.eval.datasets import LabelledDataset, TaskSettings
 from echostill.eval.efficiency import efficiency
 from echostill.eval.finetune import FineTuneSettings, finetune
@@ -94,6 +100,14 @@ class EvaluateConfig(PrecisionConfig):
             raise ValueError("a seed is listed more than once: list each seed once")
         return seeds
 
+    @model_validator(mode="after")
+    def _compared_is_done(self) -> "EvaluateConfig":
+        if self.finetune is None and any(c.method == FINE_TUNED for c in self.comparisons):
+            raise ValueError(
+                f"comparisons: the method '{FINE_TUNED}' needs finetune; set finetune: {{}}"
+            )
+        return self
+
     @field_validator("candidates")
     @classmethod
     def _labels_are_free(cls, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
@@ -137,7 +151,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
         stage="evaluate",
         fingerprint=claim.wanted.as_dict(),
     )
-    described = [describe_task(datasets, protocols, task.name) for task in config.tasks]
+    described = _described(config, datasets, protocols, pairs)
     evaluation = {
         "format": FORMAT,
         "tasks": described,
@@ -152,8 +166,29 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     _track(config, storage, evaluation, datasets)
     storage.write(RESULT, json.dumps(evaluation, indent=1).encode())
     sentence = f"{len(units)} evaluations on {len(config.tasks)} tasks: {storage.locate(RESULT)}"
-    remarks = [f"{task['name']}: {note}" for task in described for note in task["notes"]]
+    remarks = _lacking(config, units)
+    for task in described:
+        remarks += [f"warning: {task['name']}: {text}" for text in task["warnings"]]
+        remarks += [f"{task['name']}: {note}" for note in task["notes"]]
     return _result(config, storage, len(units), ". ".join([sentence, *remarks]))
+
+
+def _described(
+    config: EvaluateConfig, datasets: Tasks, protocols: dict[str, Protocol], pairs: list[Pair]
+) -> list[dict[str, Any]]:
+    count = len(pairs) * len(config.tasks)
+    return [describe_task(datasets, protocols, task.name, count) for task in config.tasks]
+
+
+def _lacking(config: EvaluateConfig, units: list[Unit]) -> list[str]:
+    """Name the comparisons that were asked for and cannot be made."""
+    if "comparisons" not in config.model_fields_set:  # the usual ones are for what there is
+        return []
+    roles = {unit.candidate: unit.role for unit in units}
+    return [
+        f"not compared, since one has no candidate: {item.first} and {item.second}"
+        for item in without_candidate(config.comparisons, roles)
+    ]
 
 
 def _result(
@@ -227,10 +262,12 @@ def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     out = Plan("evaluate")
     out.add("candidates", ", ".join(dict.fromkeys([*(u.candidate for u in units), *TRIVIAL])))
     out.add("tasks", ", ".join(f"{task.name} ({task.kind})" for task in config.tasks))
-    for task in config.tasks:
-        out.add(f"  {task.name}", _in_words(describe_task(datasets, protocols, task.name)))
+    for task in _described(config, datasets, protocols, pairs):
+        out.add(f"  {task['name']}", _in_words(task))
+        for text in task["warnings"]:
+            out.add("  warning", f"{task['name']}: {text}")
     said = [f"{first} - {second} ({method})" for first, second, method in pairs]
-    out.add("comparisons", ", ".join(said) or "none")
+    out.add("comparisons", "; ".join([", ".join(said) or "none", *_lacking(config, units)]))
     out.add("workers", describe_plan(config, partial(_plan, config, len(units))))
     out.add("precision", config.precision)
     done = 0 if replaces else sum(storage.exists(unit.file) for unit in units)

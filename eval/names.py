@@ -15,3 +15,4 @@ KNN, LINEAR, GRID, FINE_TUNED, FEW_SHOT = (
     "fine-tuned",
     "few-shot",
 )
+METHODS = (KNN, LINEAR, GRID, FINE_TUNED)  # of which a candidate's whole set is predicted

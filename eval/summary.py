@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from echostill.eval.comparisons import Pair, judge
+from echostill.eval.comparisons import Pair, judge, within
 from echostill.eval.metrics import classification_metrics
 from echostill.eval.names import CONSTANT, LINEAR, TRIVIAL
 from echostill.eval.statistics.bootstrap import (
@@ -162,7 +162,7 @@ class Numbers:
                 continue
             found = self._estimate(task, candidate, method)
             assert found is not None
-            low, high = found.interval()
+            low, high = within(found.interval(), 0.0)
             rows.append(
                 {
                     "task": task,
@@ -180,8 +180,16 @@ class Numbers:
 
     def comparisons(self, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         """The planned comparisons on every task, as one family."""
-        planned = [(task, *pair) for task in self.tasks for pair in pairs]
-        return judge(planned, self.difference, self._near_chance)
+        return judge(
+            self._planned(pairs), self.difference, self._near_chance, self._several_trainings
+        )
+
+    def not_made(self, pairs: Sequence[Pair]) -> list[list[str]]:
+        """The planned comparisons that lack predictions: task, both candidates, method."""
+        return [list(planned) for planned in self._planned(pairs) if not self._both(*planned)]
+
+    def _planned(self, pairs: Sequence[Pair]) -> list[tuple[str, str, str, str]]:
+        return [(task, *pair) for task in self.tasks for pair in pairs]
 
     def flags(self) -> list[dict[str, Any]]:
         """Every model and method against the better of the trivial candidates.
@@ -204,7 +212,7 @@ class Numbers:
             found = self.difference(task, candidate, against, method)
             if found is None:
                 continue
-            low, high = found.interval()
+            low, high = within(found.interval(), -1.0)
             rows.append(
                 {
                     "task": task,
@@ -221,10 +229,22 @@ class Numbers:
 
     def difference(self, task: str, first: str, second: str, method: str) -> Resampled | None:
         """Return the paired difference of two candidates; None where one has no predictions."""
+        both = self._both(task, first, second, method)
+        if both is None:
+            return None
+        return difference(both[0].sums, both[1].sums, seed=self.seed, of=task)
+
+    def _both(
+        self, task: str, first: str, second: str, method: str
+    ) -> tuple[Predicted, Predicted] | None:
         own, other = self._of(task, first, method), self._of(task, second, method)
         if own is None or other is None or own.images != other.images:
             return None
-        return difference(own.sums, other.sums, seed=self.seed, of=task)
+        return own, other
+
+    def _several_trainings(self, task: str, first: str, second: str, method: str) -> bool:
+        models = [self._of(task, name, method) for name in (first, second) if name not in TRIVIAL]
+        return all(own is not None and len(own.runs) > 1 for own in models)
 
     def _of(self, task: str, candidate: str, method: str) -> Predicted | None:
         """A candidate's predictions; the trivial ones have methods of their own."""
@@ -253,6 +273,7 @@ def summarise(
         "results": summary.results(),
         "estimates": summary.estimates(),
         "comparisons": summary.comparisons(pairs),
+        "not_made": summary.not_made(pairs),
         "flags": summary.flags(),
         "chance": {task.name: summary.chance(task.name) for task in tasks},
     }

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from echostill.eval.reporting.page import Html, heading, paragraph, table
 from echostill.platform.tables.ids import rows_of_ids
 from echostill.platform.tables.store import Store
-from echostill.platform.tables.table import MANIFEST, Table
+from echostill.platform.tables.table import MANIFEST, Table, decode_parquet
 
 NEAR_COPY = 0.98  # cosine of centred features above which two images are near copies
 ALL_PAIRS = 20_000  # chosen images up to which all pairs are compared, else those of a cluster
@@ -24,7 +24,7 @@ class CopyCounts:
     Attributes:
         duplicates: Copies in the pool that are not kept, by kind.
         leaks: Pool images that are in a benchmark, by benchmark.
-        waiting: Frames that wait for a review.
+        waiting: Frames that were held back and that nobody approved or rejected yet.
         near_copies: Chosen images that are a near copy of another chosen one.
     """
 
@@ -44,8 +44,24 @@ def count_copies(store: Store, scores: Table, coreset: pa.Table) -> CopyCounts:
         rows = Table.open(store.leaks(), "leakcheck").read(["benchmark"])
         leaks = dict(Counter(rows["benchmark"].to_pylist()))
     if store.table("review").exists(MANIFEST):
-        waiting = Table.open(store.table("review"), "ingest").rows
+        waiting = frames_that_wait(store)
     return CopyCounts(duplicates, leaks, waiting, _near_copies(scores, coreset))
+
+
+def frames_that_wait(store: Store) -> int:
+    """Count the frames of the review table that nobody approved or rejected.
+
+    Decisions are files beside the table, named by their time: the latest on a frame counts, if it
+    was made on the pixels that the table has now.
+    """
+    decided: dict[str, str | None] = {}
+    folder = store.storage.at("review").at("approvals")
+    for name in folder.list():
+        for row in decode_parquet(folder.read(name)).to_pylist():
+            taken_back = row.get("decision") == "undo"
+            decided[row["image_id"]] = None if taken_back else row["cleaned"]
+    held = Table.open(store.table("review"), "ingest").read(["image_id", "cleaned"]).to_pylist()
+    return sum(decided.get(row["image_id"]) != row["cleaned"] for row in held)
 
 
 def _near_copies(scores: Table, coreset: pa.Table) -> int:
@@ -97,11 +113,13 @@ def copies(counts: CopyCounts, chosen: int) -> list[Html]:
         (
             "Frames that wait for a review",
             "–" if counts.waiting is None else f"{counts.waiting:,}",
-            "nothing was held back" if not counts.waiting else "echostill review",
+            "none" if not counts.waiting else "echostill review",
         ),
     ]
     if counts.near_copies is not None:
         share = f"{counts.near_copies / max(chosen, 1):.1%} of the {chosen:,} chosen"
+        if chosen > ALL_PAIRS:
+            share += ", compared with those of their cluster"
         rows.append(
             ("Chosen images that are near copies of another chosen one",
              f"{counts.near_copies:,}", f"{share}; cosine of centred features above {NEAR_COPY}")

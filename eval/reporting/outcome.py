@@ -58,6 +58,7 @@ def _task(results: Results, task: dict[str, Any], name: str) -> list[Html]:
         summary += f" Chance level: {metrics[0].in_text} {chance:.3f}, which {what}."
         summary = summary.replace("which the constant mask's", "which is the constant mask's")
     content = [heading(f"{task['name']}: {task['kind']}"), paragraph(summary)]
+    content += [note(text, warning=True) for text in task.get("warnings", [])]
     content += [note(without_paths(remark)) for remark in _remarks(task)]
     drawn = _dots(results, task["name"], metrics[0], name, chance)
     content += [grid([drawn])] if drawn is not None else []
@@ -128,7 +129,7 @@ def _result_table(results: Results, task: dict[str, Any], metrics: tuple[Metric,
     caption = (
         f"{name}: ↑ higher is better, ↓ lower is better; means over trainings, the first with its "
         f"95% interval.{level} A flag says that the paired interval against the better trivial "
-        "candidate is not above 0."
+        "candidate (the thumbnail by its linear probe where it has no other) is not above 0."
     )
     return table(headings, rows, caption, words=frozenset({0, 1, len(headings) - 1}))
 
@@ -155,8 +156,14 @@ def _few_shot_table(results: Results, task: dict[str, Any], metric: Metric) -> H
 
 def _comparisons(results: Results) -> list[Html]:
     compared = results.comparisons
+    lacking = [f"{task}: {first} − {second}, {method}"
+               for task, first, second, method in results.not_made]  # fmt: skip
+    not_made = [
+        note(f"Planned, and not made, since one of the pair has no predictions by this method: "
+             f"{'; '.join(lacking)}.")
+    ] if lacking else []  # fmt: skip
     if not compared:
-        return [paragraph("None could be made: one of each pair was not evaluated.")]
+        return [paragraph("None could be made: one of each pair was not evaluated."), *not_made]
     groups: dict[str, list[draw.DotRow]] = {}
     for row in compared:
         label = f"{row['first']} − {row['second']}"
@@ -202,4 +209,5 @@ def _comparisons(results: Results) -> list[Html]:
             "Accent: ahead or behind.",
         ),
         table(headings, rows, caption, words=frozenset({0, 1, 2, 7})),
+        *not_made,
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from echostill.eval.names import DISTILLED, FEW_SHOT, FINE_TUNED, GRID, KNN, LINEAR, ROLES, TRIVIAL
+from echostill.eval.names import DISTILLED, FEW_SHOT, FINE_TUNED, LINEAR, METHODS, ROLES, TRIVIAL
 from echostill.eval.reporting.page import signed
 
 
@@ -47,7 +47,6 @@ METRICS = {
         Metric("hd95", "HD95, pixels", False, 1),
     ),
 }
-METHODS = (KNN, LINEAR, GRID, FINE_TUNED)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class Results:
     def __init__(self, evaluation: dict[str, Any]) -> None:
         self.tasks: list[dict[str, Any]] = evaluation["tasks"]
         self.comparisons: list[dict[str, Any]] = evaluation["comparisons"]
+        self.not_made: list[list[str]] = evaluation.get("not_made", [])
         self.chance: dict[str, float | None] = evaluation["chance"]
         self.costs: list[dict[str, Any]] = sorted(
             evaluation["candidates"], key=lambda cost: ROLES.index(cost["role"])
@@ -154,7 +154,18 @@ class Results:
             )
         intervals = " (corrected intervals in brackets)" if told else ""
         number = f"Of {count} planned comparison{'s' if count > 1 else ''}"
-        sentences = [f"{number} on frozen features{intervals}: {'; '.join(listed)}."]
+        frozen = (
+            "" if any(row["method"] == FINE_TUNED for row in compared) else " on frozen features"
+        )
+        sentences = [f"{number}{frozen}{intervals}: {'; '.join(listed)}."]
+        few = [task["name"] for task in self.tasks if task.get("warnings")]
+        if few:
+            sentences.append(
+                f"On {in_words(few)} too few groups are tested for any difference to be told from "
+                "chance."
+            )
+        if self.not_made:
+            sentences.append(f"{len(self.not_made)} more that were planned could not be made.")
         near = list(dict.fromkeys(row["task"] for row in compared if row["near_chance"]))
         if near:
             sentences.append(
@@ -181,7 +192,12 @@ class Results:
             if (row["first"], row["word"], row["second"]) == (first, word, second):
                 metric = METRICS[self._kind(row["task"])][0]
                 interval = f"{signed(row['corrected_low'], 3)}, {signed(row['corrected_high'], 3)}"
-                value = f"{metric.in_text} {signed(row['value'], 3)} [{interval}]"
+                by = (
+                    f" by {row['method']}"
+                    if len({r["method"] for r in self.comparisons}) > 1
+                    else ""
+                )
+                value = f"{metric.in_text}{by} {signed(row['value'], 3)} [{interval}]"
                 listed.append(f"{row['task']} ({value})")
         of = " of" if word == "ahead" else ""
         return f"the {first} is {word}{of} the {second} on {in_words(listed)}"

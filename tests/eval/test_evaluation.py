@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from echostill.eval.evaluation import EvaluateConfig, plan_evaluate
 from echostill.platform.config import load
@@ -24,7 +25,7 @@ def test_labels_of_trivial_candidates_are_taken():
         load(EvaluateConfig, "evaluate", QUICKSTART, ["candidates=[{label: constant}]"])
 
 
-def planned(folder, rows, kind="classification", precision="auto", **task):
+def planned(folder, rows, kind="classification", config=None, **task):
     """Plan an evaluation of the untrained student on a manifest of these rows."""
     for index, row in enumerate(rows):
         pixels = np.random.default_rng(index).integers(0, 255, (8, 8), dtype=np.uint8)
@@ -40,8 +41,9 @@ def planned(folder, rows, kind="classification", precision="auto", **task):
         "student": "tinyusfm-micro",
         "student_image_size": 32,
         "tasks": [task],
-        "precision": precision,
         "candidates": [{"label": "untrained student", "kind": "untrained"}],
+        "comparisons": [{"first": "untrained", "second": "thumbnail"}],
+        **(config or {}),
     }
     return plan_evaluate(EvaluateConfig.model_validate(values, strict=False))
 
@@ -55,7 +57,8 @@ def classified(labels="aabb", groups=None):
     ("rows", "message"),
     [
         ([{"label": "a", "patient": "g"}], "no column 'group'"),
-        ([{**row, "file": "gone.png"} for row in classified()], "'gone.png' .* is missing"),
+        ([{**classified()[0], "file": "gone.png"}, *classified()[1:]], "'gone.png' .* is missing"),
+        ([{**row, "file": "0.png"} for row in classified()], "row 3 names '0.png' again"),
         (classified("aaaa"), "only the class 'a'"),
         (classified("aab"), r"class 'b' has 1 group"),
         (classified("aabb", list("xyzz")), r"class 'b' has 1 group"),
@@ -79,13 +82,13 @@ def test_a_dry_run_reads_masks(tmp_path):
 def test_an_evaluation_names_its_precision(tmp_path):
     rows = classified()
     for given, expected in (("auto", "float32"), ("bfloat16", "bfloat16")):
-        lines = planned(tmp_path, rows, precision=given).describe().splitlines()
+        lines = planned(tmp_path, rows, config={"precision": given}).describe().splitlines()
         assert ["precision", expected] in [line.split() for line in lines]
     begun = Fingerprint({"precision": "bfloat16"}, "1", {}, {})
     storage = Store(str(tmp_path / "store")).report("default")
     storage.write("fingerprint.json", json.dumps({**begun.as_dict(), "stage": "evaluate"}).encode())
     with pytest.raises(UsageError, match=r"precision bfloat16 -> unset"):
-        planned(tmp_path, rows, precision="float32")
+        planned(tmp_path, rows, config={"precision": "float32"})
     with pytest.raises(UsageError) as caught:  # refused for other keys: the precision is kept
         planned(tmp_path, rows)
     assert "precision" not in str(caught.value)
@@ -96,3 +99,26 @@ def test_a_dry_run_reads_the_official_split(tmp_path):
     rows = [{**row, "split": side} for row, side in zip(classified("aabbab"), sides, strict=True)]
     with pytest.raises(UsageError, match="the test side has no image of class 'a'"):
         planned(tmp_path, rows)
+
+
+def test_a_dry_run_warns_of_sets_with_few_groups(tmp_path):
+    few = classified("aaaabbbb", list("pqrsxxyy"))
+    told = planned(tmp_path, few).describe()
+    assert (
+        "toy: only 2 groups of class 'b' are tested: its intervals are very wide, and no "
+        "difference can be told from chance, which takes at least 6 groups with the planned "
+        "comparison."
+    ) in " ".join(told.split())
+    enough = planned(tmp_path, classified("ab" * 6)).describe()
+    assert "warning" not in enough
+
+
+def test_comparisons_that_cannot_be_made_are_told(tmp_path):
+    pair = {"first": "untrained", "second": "thumbnail"}
+    named = [pair, {"first": "distilled", "second": "constant"}]
+    told = planned(tmp_path, classified("ab" * 6), config={"comparisons": named}).describe()
+    assert "not compared, since one has no candidate: distilled and constant" in told
+    for method, message in (("lineer probe", "Did you mean 'linear probe'"), ("fine-tuned", "{}")):
+        wrong = {"comparisons": [{**pair, "method": method}]}
+        with pytest.raises(ValidationError, match=message):
+            planned(tmp_path, classified("ab" * 6), config=wrong)

@@ -125,6 +125,41 @@ def test_a_difference_near_chance_gets_no_word():
     assert judged(0.1, level=0.1)[1]["against"] == "thumbnail"
 
 
+def test_one_training_is_known_by_the_candidate_not_by_the_pair():
+    """The untrained student has a training per seed; what it is compared with may have one."""
+    random = np.random.default_rng(0)
+    parts = [
+        *(classified("distilled", "linear probe", random, training) for training in range(1)),
+        *(classified("untrained", "linear probe", random, training) for training in range(3)),
+        *(classified("MIM-only", "linear probe", random, training) for training in range(2)),
+        classified("thumbnail", "linear probe", random),
+    ]
+    pairs = [
+        ("distilled", "untrained", "linear probe"), ("MIM-only", "untrained", "linear probe"),
+        ("distilled", "thumbnail", "linear probe"), ("untrained", "thumbnail", "linear probe"),
+        ("untrained", "thumbnail", "k-NN"), ("untrained", "teacher", "linear probe"),
+    ]  # fmt: skip
+    found = summarise(table(*parts), [LIVER], pairs, 0)
+    assert [row["several_trainings"] for row in found["comparisons"]] == [False, True, False, True]
+    assert found["not_made"] == [["liver", *pair] for pair in pairs[4:]]
+
+
+def test_one_group_and_few_groups_have_intervals_inside_the_metric():
+    rows = outlined("first", "linear probe", np.full((4, 2), 0.75))
+    other = outlined("constant", "constant", np.full((4, 2), 0.25))
+    for groups, low, high in (("aaaa", 0.0, 1.0), ("aabb", 0.75, 0.75)):
+        for row, group in zip([*rows, *other], groups * 2, strict=True):
+            row["group_id"] = group
+        pairs = [("first", "constant", "linear probe")]
+        found = summarise(table(rows, other), [LESION], pairs, 0)
+        estimate = next(e for e in found["estimates"] if e["candidate"] == "first")
+        assert (estimate["low"], estimate["high"]) == (low, high)
+        row = found["comparisons"][0]
+        assert row["word"] == "not distinguished"
+        assert row["corrected_low"] <= 0 < row["value"] <= row["corrected_high"] <= 1
+        assert not found["flags"][0]["ahead"]
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_the_order_of_the_table_has_no_say(seed):

@@ -18,6 +18,7 @@ from echostill.eval.reporting.copies import CopyCounts, copies, near_copies
 from echostill.eval.reporting.data import Material, StageCounts, gather, without_paths
 from echostill.eval.reporting.gallery import Rows, clusters_of, galleries
 from echostill.eval.reporting.labels import DEFAULTS, labelled_values
+from echostill.eval.reporting.outcome import outcome
 from echostill.eval.reporting.pool import accounts, contributors, quality_flags, quarantined
 from echostill.eval.reporting.results import Results
 from echostill.eval.reporting.stage import ReportConfig, plan_report, recipe_of, render, report
@@ -435,6 +436,28 @@ def test_headline_says_what_the_numbers_say(material):
     alike = [{**row, "word": "not distinguished"} for row in results.comparisons]
     told = Results({**material.evaluation, "comparisons": alike}).headline()
     assert "frozen features: none shows a difference that can be told from chance." in told
+
+
+def test_headline_names_what_limits_it(material):
+    evaluation = json.loads(json.dumps(material.evaluation))
+    row = next(r for r in evaluation["comparisons"] if r["word"] == "ahead")
+    evaluation["comparisons"] = [
+        {**row, "several_trainings": True},
+        {**row, "several_trainings": True, "method": "fine-tuned"},
+    ]
+    evaluation["tasks"][1]["warnings"] = ["only 2 groups are tested"]
+    evaluation["not_made"] = [["head", "teacher", "thumbnail", "k-NN"]]
+    results = Results(evaluation)
+    told = results.headline()
+    assert "frozen" not in told
+    assert "balanced accuracy by linear probe +" in told
+    assert "balanced accuracy by fine-tuned +" in told
+    assert "On head too few groups are tested for any difference to be told from chance." in told
+    assert "1 more that were planned could not be made." in told
+    assert "trained once" not in told
+    page = outcome(dataclasses.replace(material, evaluation=evaluation), results).content.markup
+    assert "<strong>Warning:</strong> only 2 groups are tested" in page
+    assert "head: teacher − thumbnail, k-NN." in page
 
 
 def test_first_paragraph_is_the_headline(material, page):
