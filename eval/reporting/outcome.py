@@ -169,7 +169,7 @@ def _comparisons(results: Results) -> list[Html]:
         label = f"{row['first']} − {row['second']}"
         told = row["word"] != "not distinguished"
         interval = (row["corrected_low"], row["corrected_high"])
-        groups.setdefault(row["task"], []).append(
+        groups.setdefault(f"{row['task']}, {_level(results, row['task'])}", []).append(
             draw.DotRow(label, (row["value"],), told, interval)
         )
     drawn = draw.dots(list(groups.items()), "Paired differences", "first minus second", 0.0)
@@ -182,17 +182,18 @@ def _comparisons(results: Results) -> list[Html]:
             f"[{signed(row['low'], 3)}, {signed(row['high'], 3)}]",
             f"[{signed(row['corrected_low'], 3)}, {signed(row['corrected_high'], 3)}]",
             f"{row['adjusted']:.3f}",
+            _level(results, row["task"]).removeprefix("chance level "),
             row["word"] + (", near chance" if row["near_chance"] else ""),
         )
         for row in compared
     ]
     headings = [
         "Task", "Pair", "Method", "Difference", "95% interval", "Corrected interval",
-        "Holm's p", "The first is",
+        "Holm's p", "Chance level", "The first is",
     ]  # fmt: skip
     caption = (
         f"All {len(compared)} comparisons that the configuration names, by each task's first "
-        "metric. Chance level: on a task where the better of a pair is not ahead of a constant "
+        "metric. On a task where the better of a pair is not ahead of a constant "
         "answer, nothing is called ahead or behind."
     )
     return [
@@ -208,6 +209,11 @@ def _comparisons(results: Results) -> list[Html]:
             "Paired differences with their corrected intervals; the dashed line is no difference. "
             "Accent: ahead or behind.",
         ),
-        table(headings, rows, caption, words=frozenset({0, 1, 2, 7})),
+        table(headings, rows, caption, words=frozenset({0, 1, 2, 8})),
         *not_made,
     ]
+
+
+def _level(results: Results, task: str) -> str:
+    chance = results.chance.get(task)
+    return "chance level –" if chance is None else f"chance level {chance:.3f}"

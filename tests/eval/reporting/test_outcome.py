@@ -372,7 +372,8 @@ def test_numbers_on_the_page_are_those_of_the_evaluation(made):
             [wanted[key] for key in
              ("value", "low", "high", "corrected_low", "corrected_high", "adjusted")], abs=5.1e-4
         )  # fmt: skip
-        assert row[7].split(",")[0] == wanted["word"]
+        assert numbers_in(row[7]) == pytest.approx([evaluation["chance"][row[0]]], abs=5.1e-4)
+        assert row[8].split(",")[0] == wanted["word"]
         shown += 1
     assert shown > 40
 
