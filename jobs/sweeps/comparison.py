@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from echostill.eval.names import CONSTANT, LINEAR, TRIVIAL
 from echostill.eval.reporting import figures as draw
 from echostill.eval.reporting.page import (
     Content,
@@ -22,6 +23,7 @@ from echostill.eval.reporting.page import (
 )
 from echostill.jobs.sweeps.grid import Trial
 from echostill.jobs.sweeps.settings import SweepConfig
+from echostill.jobs.sweeps.trivial import Trivial
 
 LOSS = "final loss"
 METRICS = {"classification": "balanced accuracy", "segmentation": "Dice"}
@@ -33,8 +35,9 @@ def compare(
     rows: Mapping[str, dict[str, Any]],
     failures: Mapping[str, str],
     config: SweepConfig,
+    trivial: Trivial | None = None,
 ) -> dict[str, Any]:
-    """Put trials and the rows of their runs together.
+    """Put trials, the rows of their runs, and what needs no model together.
 
     Trials are ranked by the mean over runs and probe seeds of the first probe's metric (the
     largest first), or by the final loss where nothing was probed (the smallest first). A loss is
@@ -77,6 +80,10 @@ def compare(
         "ranked_by": ranked_by,
         "best": None if best is None else {"trial": best[1]["trial"], "value": best[0]},
         "methods": methods,
+        "trivial": {
+            candidate: {method: _summary(values) for method, values in own.items()}
+            for candidate, own in (trivial or {}).items()
+        },
         "trials": [line for _, line in scored]
         + [line for line in lines if _score(line, ranked_by) is None],
         "rows": [rows[run.name] for trial in trials for run in trial.runs if run.name in rows],
@@ -90,6 +97,10 @@ def render(compared: Mapping[str, Any], version: str) -> str:
         (t for t in trials if compared["best"] and t["trial"] == compared["best"]["trial"]), None
     )
     said = f"Best by {compared['ranked_by']}: {best['label']}." if best else "No run finished."
+    for name in TRIVIAL if best else ():
+        value = _trivial(compared, name, compared["ranked_by"])
+        if value is not None and compared["best"]["value"] <= value["mean"]:
+            said += f" It is not ahead of the {name} ({value['mean']:.3f})."
     runs = sum(len(trial["runs"]) for trial in trials)
     failed = sum(len(trial["failed"]) for trial in trials)
     numbers = [
@@ -121,9 +132,15 @@ def _comparison(compared: Mapping[str, Any]) -> Html:
             [trial["trial"], *settings, *measured, _written(trial["loss"]),
              _written(trial["weight_spread"])]
         )  # fmt: skip
+    for name in compared.get("trivial", {}):
+        measured = [_written(_trivial(compared, name, m), percent=True) for m in methods]
+        lines.append([name, *["–"] * len(keys), *measured, "–", "–"])
     spread = "mean ± standard deviation over runs and seeds"
     if compared["metric"]:
-        spread = f"probes in percent of {compared['metric']}, {spread}"
+        spread = (
+            f"probes in percent of {compared['metric']}, {spread}. The constant gives every image "
+            "the same answer, which is the chance level; the thumbnail knows 8 x 8 grey levels"
+        )
     pieces = [
         table(
             ["Trial", *keys, *methods, "Final loss", "Weight spread"],
@@ -154,16 +171,30 @@ def _probes(compared: Mapping[str, Any]) -> Html:
                 )
                 for trial in compared["trials"]
                 if method in trial["probes"]
+            ]
+            + [
+                draw.DotRow(name, tuple(own["values"]), False)
+                for name in compared.get("trivial", {})
+                if name != CONSTANT and (own := _trivial(compared, name, method))
             ],
         )
         for method in compared["methods"]
     ]
-    drawn = draw.dots(groups, f"Frozen probes: {compared['task']}", compared["metric"])
+    chance = _trivial(compared, CONSTANT, LINEAR)
+    title = f"Frozen probes: {compared['task']}"
+    drawn = draw.dots(groups, title, compared["metric"], chance["mean"] if chance else None)
     caption = (
         f"{compared['metric'].capitalize()} of each trial: a dot per run and seed of the split, "
-        "and mean with spread."
+        "and mean with spread; the dashed line is the chance level."
     )
     return figure(drawn, "probes", caption)
+
+
+def _trivial(compared: Mapping[str, Any], name: str, method: str) -> Mapping[str, Any] | None:
+    """A trivial candidate's values by a method, or by the one that it has."""
+    own = compared.get("trivial", {}).get(name, {})
+    found: Mapping[str, Any] | None = own.get(method, own.get(CONSTANT))
+    return found
 
 
 def _losses(compared: Mapping[str, Any]) -> Html:

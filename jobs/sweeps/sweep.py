@@ -30,6 +30,7 @@ from echostill.eval.splits import split_dataset
 from echostill.jobs.sweeps.comparison import compare, render
 from echostill.jobs.sweeps.grid import Trial, TrialRun, expand
 from echostill.jobs.sweeps.settings import SweepConfig
+from echostill.jobs.sweeps.trivial import Trivial, trivial_probes
 from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.waiting import cluster_nodes, dry_nodes, plan_on_cluster
@@ -91,7 +92,7 @@ def sweep(config: SweepConfig, *, overwrite: bool = False) -> StageResult:
         for run in runs:
             if run.name not in failures:  # finished before, or by now: checked, and probed if not
                 rows[run.name] = finish_row(config, storage, run, overwrite=overwrite)
-    table = compare(trials, rows, failures, config)
+    table = compare(trials, rows, failures, config, _without_models(config, store, list(rows)))
     _write(storage, config, trials, table, store, tracker, failed=bool(failures))
     where = storage.locate(PAGE)
     earlier = f" ({finished} finished earlier)" if finished else ""
@@ -115,6 +116,8 @@ def plan_sweep(config: SweepConfig, *, overwrite: bool = False) -> Plan:
     """Say what :func:`sweep` would do."""
     store = Store(config.store)
     trials = trials_of(config)
+    if config.task is not None:
+        load_dataset(config.task, 32)  # refuses what the run would
     out = Plan("sweep")
     for trial in trials:
         done = sum(is_finished(store.run(run.name)) for run in trial.runs)
@@ -212,6 +215,14 @@ def _probe(config: SweepConfig, store: Store, run: str) -> dict[str, list[float]
         for method, value in _probe_once(config, dataset, features, seed).items():
             found.setdefault(method, []).append(value)
     return found
+
+
+def _without_models(config: SweepConfig, store: Store, runs: list[str]) -> Trivial | None:
+    """Test the trivial candidates on the images as the first student sees them."""
+    if config.task is None or not runs:
+        return None
+    side = open_run(store, runs[0]).encoder.image_size
+    return trivial_probes(config, load_dataset(config.task, side))
 
 
 def _probe_once(

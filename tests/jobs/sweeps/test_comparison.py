@@ -68,6 +68,26 @@ def test_a_failed_run_is_named_and_the_page_needs_nothing_else(config):
     assert trials[0].digest in page
 
 
+def test_what_needs_no_model_stands_beside_the_trials(config):
+    trials = expand("s", {}, config.grid)
+    probes = [{"k-NN": [0.5], "linear probe": [0.7]}] * 3
+    trivial = {
+        "constant": {"constant": [0.5, 0.5]},
+        "thumbnail": {"k-NN": [0.6, 0.7], "linear probe": [0.4, 0.2]},
+    }
+    table = compare(trials, results(trials, probes, (1.0, 2.0, 3.0)), {}, config, trivial)
+    page = render(table, "1.0")
+    assert (
+        "It is not ahead of the constant (0.500). It is not ahead of the thumbnail (0.650)." in page
+    )
+    rows = {row.split("<")[0]: row for row in page.split('<th scope="row">')[1:]}
+    assert re.findall(r"\d+\.\d ± \d+\.\d", rows["constant"]) == ["50.0 ± 0.0"] * 2
+    assert re.findall(r"\d+\.\d ± \d+\.\d", rows["thumbnail"]) == ["65.0 ± 7.1", "30.0 ± 14.1"]
+    assert "the dashed line is the chance level" in page
+    better = compare(trials, results(trials, [{"k-NN": [0.9]}] * 3, (1, 2, 3)), {}, config, trivial)
+    assert "not ahead" not in render(better, "1.0")
+
+
 def test_nothing_finished_still_gives_a_page(config):
     trials = expand("s", {}, config.grid)
     failures = {trial.runs[0].name: "no reason" for trial in trials}
