@@ -190,7 +190,8 @@ def read_manifest(task: TaskSettings) -> tuple[Storage, list[Row]]:
                 f"{nearest(column, columns)} It has: {', '.join(columns) or 'no column at all'}."
                 + "".join(f" Separate them by commas, not by {mark!r}." for mark in separators)
             )
-    rows, lines = [], {}
+    rows: list[Row] = []
+    lines: dict[str, int] = {}
     for line, row in enumerate(found, start=2):
         where = f"task '{task.name}': '{path}' row {line}"
         if None in row:
