@@ -3,13 +3,14 @@
 A model that was trained several times, with a seed each, is one candidate with several trainings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
+from echostill.eval.efficiency import efficiency
 from echostill.eval.names import DISTILLED, MIM_ONLY, TEACHER, UNTRAINED
 from echostill.platform.config import Config, ModelsConfig
 from echostill.platform.errors import UsageError, nearest
@@ -174,3 +175,28 @@ def weights_identity(units: Sequence[Unit]) -> dict[str, str]:
         elif unit.weights is not None:
             found |= unit.weights.identity(role)
     return found
+
+
+def candidates_with_costs(
+    units: Sequence[Unit], sizes: Mapping[Model, int]
+) -> list[dict[str, Any]]:
+    """Describe each candidate and its cost; each model is timed once, for all weights."""
+    costs: dict[tuple[str, int], dict[str, Any]] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for unit in units:
+        key = (unit.model, sizes[unit.of])
+        if key not in costs:
+            costs[key] = efficiency(unit.build())
+        entry = described.setdefault(
+            unit.candidate,
+            {
+                "label": unit.candidate,
+                "role": unit.role,
+                "model": unit.model,
+                "runs": [],
+                **costs[key],
+            },
+        )
+        if unit.run and unit.run not in entry["runs"]:
+            entry["runs"].append(unit.run)
+    return list(described.values())

@@ -18,6 +18,7 @@ from echostill.eval.candidates import (
     Candidate,
     Model,
     Unit,
+    candidates_with_costs,
     find_units,
     weights_identity,
 )
@@ -29,7 +30,6 @@ from echostill.eval.comparisons import (
     without_candidate,
 )
 from echostill.eval.datasets import LabelledDataset, TaskSettings
-from echostill.eval.efficiency import efficiency
 from echostill.eval.finetune import FineTuneSettings, finetune
 from echostill.eval.names import FINE_TUNED, FORMAT, RESULT, TRIVIAL
 from echostill.eval.predictions import PredictedBy, class_rows, mask_rows
@@ -160,7 +160,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
         "seeds": list(config.seeds),
         "finetuned": config.finetune is not None,
         "planned": [list(pair) for pair in pairs],
-        "candidates": _candidates_with_costs(units, sizes),
+        "candidates": candidates_with_costs(units, sizes),
         **summarise(predictions, task_infos(described), pairs, config.seed),
     }
     _track(config, storage, evaluation, datasets)
@@ -351,29 +351,6 @@ def _run_units(
             unit = todo[number]
             storage.write(unit.file, encode_parquet(rows))
             bar.advance(note=f"{unit.candidate}, {unit.task}")
-
-
-def _candidates_with_costs(units: list[Unit], sizes: dict[Model, int]) -> list[dict[str, Any]]:
-    """Describe each candidate and its cost; each model is timed once, for all weights."""
-    costs: dict[tuple[str, int], dict[str, Any]] = {}
-    described: dict[str, dict[str, Any]] = {}
-    for unit in units:
-        key = (unit.model, sizes[unit.of])
-        if key not in costs:
-            costs[key] = efficiency(unit.build())
-        entry = described.setdefault(
-            unit.candidate,
-            {
-                "label": unit.candidate,
-                "role": unit.role,
-                "model": unit.model,
-                "runs": [],
-                **costs[key],
-            },
-        )
-        if unit.run and unit.run not in entry["runs"]:
-            entry["runs"].append(unit.run)
-    return list(described.values())
 
 
 def _track(
