@@ -72,8 +72,12 @@ class DistillationJob:
     def build(self) -> tuple[TrainingTask, StagedImages]:
         """Build the task and open the staged coreset."""
         task = self.task()
+        return task, self.images(task)
+
+    def images(self, task: TrainingTask) -> StagedImages:
+        """Open the staged coreset, at the input size of a task."""
         pool = Store(self.store).open_pool()
-        return task, stage_images(pool, self.store, task.image_size, self.image_ids)
+        return stage_images(pool, self.store, task.image_size, self.image_ids)
 
     def task(self) -> DistillationTask:
         """Build the task. A student's initial weights depend on the seed, not on its objective."""
@@ -81,9 +85,7 @@ class DistillationJob:
 
     def task_to_export(self) -> DistillationTask:
         """Build the task to take trained weights: the teacher is there by its shape alone."""
-        with torch.device("meta"):
-            teacher = None if self._follows is None else self._follows.build()
-        return self._task(teacher)
+        return self._task(None if self._follows is None else self._follows.outline())
 
     @property
     def _follows(self) -> Weights | None:
@@ -210,8 +212,7 @@ def _prepare(config: DistillConfig) -> "_Stage":
         console.print(said, markup=False, soft_wrap=True)
     distils = any(run.objective.distil for run in config.runs())
     teacher = find_teacher(config) if distils else None
-    with torch.device("meta"):
-        check_students(config, teacher.build() if teacher is not None else None)
+    check_students(config, teacher.outline() if teacher is not None else None)
     if teacher is not None and config.cache:
         teacher = open_cache(config, teacher, ids)
     return _Stage(config, store, coreset, ids, teacher)
@@ -353,8 +354,8 @@ def _export(job: DistillationJob, index: int, task: TrainingTask, folder: Path) 
     objective = task.each(index)
     encoder = objective.student.encoder
     save_weights(encoder, str(folder / WEIGHTS), {"objective": objective.settings.preset})
-    images = job.build()[1]
-    draw_reconstructions(objective, task.masks, task.seed, images, folder / "reconstructions.png")
+    picture = folder / "reconstructions.png"
+    draw_reconstructions(objective, task.masks, task.seed, job.images(task), picture)
     return encoder
 
 

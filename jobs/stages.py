@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from echostill.platform.errors import UsageError, nearest
+from echostill.platform.lazy import loading
 from echostill.platform.stage import Stage, StageResult
 from echostill.platform.stages import BESIDE, STAGES
 
@@ -33,7 +34,8 @@ def find_stage(name: str) -> Stage[Any]:
     known = [*STAGES, *BESIDE]
     if name not in known:
         raise UsageError(f"no stage '{name}'.{nearest(name, known)}")
-    stage: Stage[Any] = import_module(HOMES[name]).STAGE
+    with loading():
+        stage: Stage[Any] = import_module(HOMES[name]).STAGE
     return stage
 
 

@@ -4,10 +4,14 @@ Scoring and training need torch and timm, which take seconds to load; a question
 ``--help``, needs neither.
 """
 
+import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+
+MANY = 100  # modules of a library that is worth the trouble
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -24,6 +28,25 @@ def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return find
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Load libraries without looking for garbage, nor ever again among what they made.
+
+    torch, Ray and MLflow leave two million objects that stay until the process ends. Python's
+    collector would look at each of them twice or more, which is a second of a training's start.
+    Where everything is loaded already, nothing happens.
+    """
+    enabled, known = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) - known > MANY:
+            gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 class _NoPandas:

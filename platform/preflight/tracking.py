@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from echostill.platform.errors import UsageError
+from echostill.platform.lazy import loading
 from echostill.platform.preflight.answers import SECONDS, NoAnswerError, ask, within
 from echostill.platform.preflight.folders import unwritable
 
@@ -23,11 +24,12 @@ def mlflow_client(uri: str) -> Any:
     """Return MLflow's client for a tracking URI, without telemetry and set-up messages."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    from mlflow.tracking import MlflowClient
+    with loading():
+        from mlflow.tracking import MlflowClient
 
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)
+        for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        return MlflowClient(tracking_uri=uri)  # which imports what speaks to a server of that kind
 
 
 def check_tracking(uri: str | None, store: str) -> None:

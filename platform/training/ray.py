@@ -28,6 +28,7 @@ from echostill.platform.cluster.plans import (
 )
 from echostill.platform.cluster.sight import SharedWord, shared_word
 from echostill.platform.errors import EchostillError, UsageError
+from echostill.platform.lazy import loading
 from echostill.platform.progress import Progress
 from echostill.platform.ray_errors import cause_of
 from echostill.platform.tables.storage import Storage
@@ -182,10 +183,11 @@ def _train_here(
 ) -> dict[str, Any] | None:
     """Train in this process; return the last checkpoint."""
     runtime.set_environment()
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    with loading():
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
 
-    from echostill.platform.training.callback import TrackingCallback
+        from echostill.platform.training.callback import TrackingCallback
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     storage, digest = config["storage"], config["digest"]

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from echostill.platform import runtime
+from echostill.platform.lazy import loading
 from echostill.platform.models import Encoder
 from echostill.platform.preflight.tracking import EXPERIMENT, mlflow_client, needs_server
 from echostill.platform.processes import submission
@@ -203,12 +204,13 @@ class Tracker:
         It is kept as an exported graph (``torch.export``): loading it runs no pickled code and
         needs none of ours. A server without a model registry keeps the model with the run alone.
         """
-        import mlflow.pytorch
-        import numpy as np
-        import torch
-        from mlflow.exceptions import MlflowException
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+        with loading():
+            import mlflow.pytorch
+            import numpy as np
+            import torch
+            from mlflow.exceptions import MlflowException
+            from mlflow.models import ModelSignature
+            from mlflow.types import Schema, TensorSpec
 
         size, single = encoder.image_size, np.dtype("float32")
         signature = ModelSignature(

@@ -19,7 +19,7 @@ from echostill.platform.errors import UsageError
 from echostill.platform.masking.masks import MaskSettings
 from echostill.platform.masking.mim import DecoderSettings
 from echostill.platform.models import create_encoder, load_weights, save_weights
-from echostill.platform.models.weights import find_weights
+from echostill.platform.models.weights import Weights, find_weights
 from echostill.platform.tables.schemas import CORESET_SCHEMA, POOL_SCHEMA
 from echostill.platform.tables.store import Store, selected_ids
 from echostill.platform.tables.table import write_table
@@ -427,6 +427,20 @@ def test_the_plan_lists_every_run(teacher, tmp_path):
     assert said.count("to do") == 4
     assert "teacher" not in plan_distill(config(store, students=(alone,))).describe()
     assert selected_ids(store.open_coreset("default")) == tuple(f"{k:032x}" for k in (0, 2, 4))
+
+
+def test_the_teacher_is_loaded_by_those_who_train_alone(teacher, images, tmp_path, monkeypatch):
+    """Neither the checks before a run nor the export after it need its weights."""
+    store = filled(tmp_path)
+    monkeypatch.setattr(Weights, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(DistillationJob, "images", lambda *_: images)
+    named = TeacherSettings(model="usfm-micro", weights=teacher.path)
+    assert "to do" in plan_distill(config(store, teacher=named)).describe()
+    trained = job(teacher)
+    distillation._export(trained, 0, trained.task_to_export(), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size
+    with pytest.raises(pytest.fail.Exception, match="it was loaded"):
+        trained.task()
 
 
 @pytest.mark.parametrize(
