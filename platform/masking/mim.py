@@ -92,7 +92,9 @@ def spatial_reconstruction_loss(
         mask = mask[:1]
     hidden = patchify(mask[:, None].expand(-1, pixels.shape[1], -1, -1), patch_size)
     total = torch.where(hidden, error, 0).sum(dim=(1, 2))
-    return total / hidden.sum(dim=(1, 2)).clamp_min(1)
+    # To count truth values torch first makes whole numbers of them: once, not for each channel.
+    count = mask.sum(dim=(1, 2)) * pixels.shape[1]
+    return total / count.clamp_min(1)
 
 
 def frequency_reconstruction_loss(reconstruction: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def token_distance(student: Tensor, target: Tensor, distance: Distance = "mse") 
     """
     if distance == "cosine":
         return 1 - functional.cosine_similarity(student, target, dim=-1)
-    return (student - target).square().mean(dim=-1)
+    return functional.mse_loss(student, target, reduction="none").mean(dim=-1)
 
 
 class TokenMatching(TermLoss):
