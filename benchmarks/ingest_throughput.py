@@ -14,6 +14,10 @@ The sample images were shrunk to 224 pixels to be shipped. Scanners save 640 to 
 are first made anew with --longest pixels, as JPEG in colour, as scanners save grey ones too. What
 ingest adds to an image does not grow with it, so the ratio is lower on smaller files: --longest 0
 takes them as they are.
+
+``--dicom`` compares CPU seconds of reading DICOM, with and without de-identification, with a plain
+loop of pydicom and Pillow instead (``ingest_dicom.py``): of stills and cines made from the sample
+images, or of a folder's files.
 """
 
 import argparse
@@ -26,6 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from ingest_dicom import compare, make_dicom
 from machine import describe_machine
 from PIL import Image
 from steady import Pace, run_stage, tile_files
@@ -83,8 +88,34 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--longest", type=int, default=800, help="pixels of the files; 0: as is")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--dicom", nargs="?", const="", metavar="FOLDER", help="DICOM, made or of a folder"
+    )
+    parser.add_argument("--frames", type=int, default=12, help="of a cine that --dicom makes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    result = of_dicom(options) if options.dicom is not None else of_images(options)
+    for name, value in result.items():
+        print(f"{name:<34}{value}")
+    if options.json:
+        print(json.dumps(result))
+
+
+def of_dicom(options: argparse.Namespace) -> dict[str, object]:
+    """Compare the reading of DICOM files."""
+    with tempfile.TemporaryDirectory(prefix="echostill-dicom-") as folder:
+        if options.dicom:
+            found = Path(options.dicom).rglob("*")
+            files = sorted(str(path) for path in found if path.is_file())
+        else:
+            pictures = tile_files(options.source, Path(folder) / "files", options.images, SUFFIXES)
+            longest = options.longest or 800
+            files = make_dicom(pictures, Path(folder) / "dicom", longest, options.frames)
+        return {"machine": describe_machine(), **compare(files, options.side, options.rounds)}
+
+
+def of_images(options: argparse.Namespace) -> dict[str, object]:
+    """Compare the ingest of image files, as a user runs it."""
     cores = len(os.sched_getaffinity(0))
     paces, bare_paces = [], []
     with tempfile.TemporaryDirectory(prefix="echostill-ingest-") as folder:
@@ -107,7 +138,7 @@ def main() -> None:
     alone = statistics.median(pace for pace, _ in bare_paces)
     processor = statistics.median(pace.processor_seconds for pace in paces)
     processor_alone = statistics.median(seconds for _, seconds in bare_paces)
-    result = {
+    return {
         "machine": describe_machine(),
         "images": options.images,
         "longest_side": options.longest or "as it is",
@@ -118,10 +149,6 @@ def main() -> None:
         "processor_ratio": round(processor_alone / processor, 4),
         "startup_seconds": round(statistics.median(p.startup_seconds for p in paces), 1),
     }
-    for name, value in result.items():
-        print(f"{name:<26}{value}")
-    if options.json:
-        print(json.dumps(result))
 
 
 if __name__ == "__main__":
