@@ -26,7 +26,7 @@ _SHORTEST_PART = 3  # characters; shorter parts of a name do not identify and oc
 def keyed_hash(key: bytes, kind: str, text: str) -> str:
     """Return 128 bits of HMAC-SHA-256 in hexadecimal, different for each kind of identifier."""
     named = f"{kind}\0{text}".encode(errors="surrogatepass")  # some names of files are no text
-    return hmac.new(key, named, hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(key, named, "sha256").hex()[:32]
 
 
 def check_key(key: bytes) -> None:

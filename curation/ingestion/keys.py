@@ -119,6 +119,8 @@ def under_key(source: Source, key: bytes) -> Source:
 
     Where the user gives the group, a study says nothing.
     """
+    if not source.patient and not source.study:
+        return source
     return replace(
         source,
         group=source.group or patient_group(source.patient, key),

@@ -2,9 +2,10 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -81,7 +82,7 @@ class IngestSettings(Config):
         return chosen == "hashed" or (chosen == "auto" and read_key(self) is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One file to read: where it is, and what the user said about it."""
 
@@ -98,6 +99,14 @@ class Source:
     skip: tuple[str, ...] = ()  # members of an archive that are left out
     study: str = field(default="", repr=False)  # the group, where nobody names a patient
     viewer: str = ""  # why it may be a picture of a viewer or web page, see ``Viewers.claim``
+
+    def values(self) -> dict[str, Any]:
+        """Return the attributes as plain values."""
+        return dict(zip(_ATTRIBUTES, _values(self), strict=True))
+
+
+_ATTRIBUTES = tuple(each.name for each in fields(Source))
+_values = attrgetter(*_ATTRIBUTES)  # many times as quick as `asdict`, for millions of files
 
 
 def read_key(settings: IngestSettings) -> bytes | None:

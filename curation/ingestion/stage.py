@@ -1,8 +1,7 @@
 """The ingest stage: files into the pool, each decoded once; bad rows go to quarantine."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,7 +23,6 @@ from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.growth.changes import (
     ListedFile,
     describe_changes,
-    entries,
     keep,
     listing,
     shard_name,
@@ -55,8 +53,7 @@ from echostill.platform.shards.log import Accounting
 from echostill.platform.shards.records import Record
 from echostill.platform.shards.stage import ShardedStage
 from echostill.platform.stage import Plan, Stage, StageResult, logged
-from echostill.platform.tables.fingerprint import Claim, Fingerprint, fingerprint
-from echostill.platform.tables.storage import sha256
+from echostill.platform.tables.fingerprint import Claim, fingerprint
 from echostill.platform.tables.store import Store, save_configuration
 from echostill.platform.withdrawal.tombstones import read_tombstones
 
@@ -215,8 +212,9 @@ def _request(
     pseudonymiser, contents = pool_pseudonymiser(
         config, found.sources, found.roots, None if overwrite else store.pool()
     )
+    key = pseudonymiser.key
     listed = [
-        ListedFile(under_key(source, pseudonymiser.key), root)
+        ListedFile(under_key(source, key), root)
         for source, root in zip(found.sources, found.roots, strict=True)
     ]
     cut = cut_shards(listed, config)
@@ -224,9 +222,10 @@ def _request(
     shown = config.model_copy(
         update=pseudonymiser.values(config.model_dump(), ("source", "exclude", "root"))
     )
-    table = listing(cut, pseudonymiser, tombstones=read_tombstones(store.storage))
+    table, digest = listing(cut, pseudonymiser, tombstones=read_tombstones(store.storage))
     explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
-    wanted = _fingerprint(shown, shards, pseudonymiser)
+    inputs = {"files": digest, "key check": key_check(pseudonymiser.key)}
+    wanted = fingerprint(shown, inputs=inputs)
     claim = Claim(store.pool(), wanted, "ingest", "a pool", explained=explained)
     replaces, growing = overwrite and claim.check(overwrite), None
     if not replaces:
@@ -268,7 +267,7 @@ def _prepare(config: IngestConfig, overwrite: bool, *, retry: bool = False) -> I
         save_configuration(store.pool(), request.shown)
         keep(store.sources(), request.listing)
     plain = [
-        None if shard is None else [asdict(source) for source in shard]
+        None if shard is None else [source.values() for source in shard]
         for shard in (request.shards if growing is None else growing.shards)
     ]
     pseudonymiser, approved = request.pseudonymiser, approved_pixels(store)
@@ -345,15 +344,6 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     out.add("already done", f"{done} of {shard_count} shards")
     out.add("result", store.pool().root)
     return out
-
-
-def _fingerprint(
-    config: IngestConfig, shards: list[list[Source]], pseudonymiser: Pseudonymiser
-) -> Fingerprint:
-    digest = sha256(
-        json.dumps([entries(shard, pseudonymiser) for shard in shards], sort_keys=True).encode()
-    )
-    return fingerprint(config, inputs={"files": digest, "key check": key_check(pseudonymiser.key)})
 
 
 STAGE = Stage(stages.INGEST, IngestConfig, ingest, plan_ingest, retry_ingest)

@@ -1,9 +1,11 @@
 """Which files an ingest was asked to read, in shards, and how another listing differs."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +35,9 @@ NAMED = 3  # files that a message names
 # What may change while the pool stays the same: where the files lie, and what mending changes.
 _PASSING = {"file", "size", "problem"}
 _LATER = {"study", "viewer"}  # what earlier releases did not know is left out where it is empty
+_DESCRIBED = tuple(sorted({one.name for one in fields(Source)} - _PASSING))
+_OF_ONE_FILE = {"name", "id"}  # what no two files share
+_WORDS = 2**16  # that are kept with their hashes: groups, organs, devices, labels
 
 
 def divided(sources: Sequence[Source], files: int, size: int) -> list[list[Source]]:
@@ -60,19 +65,24 @@ def shard_name(payload: list[dict[str, Any]]) -> str:
     return sha256(json.dumps(payload, sort_keys=True).encode())[:16]
 
 
-def entries(sources: Sequence[Source], pseudonymiser: Pseudonymiser) -> list[dict[str, str]]:
-    """Return what the pool depends on of each source, as plain values, veiled as in the pool."""
-    return [
-        {
-            key: pseudonymiser.name(str(value))
-            for key, value in asdict(one).items()
-            if key not in _PASSING and (value or key not in _LATER)
-        }
-        for one in sources
-    ]
+class _Entries:
+    """What the pool depends on of each source, as plain values, veiled as in the pool."""
+
+    def __init__(self, pseudonymiser: Pseudonymiser) -> None:
+        self._name = pseudonymiser.name
+        self._word = lru_cache(maxsize=_WORDS)(lambda value: pseudonymiser.name(str(value)))
+
+    def of(self, source: Source) -> dict[str, str]:
+        """Return the values in the order of their names."""
+        entry = {}
+        for key in _DESCRIBED:
+            value = getattr(source, key)
+            if value or key not in _LATER:
+                entry[key] = self._name(value) if key in _OF_ONE_FILE else self._word(value)
+        return entry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ListedFile:
     """A file that is listed now, by the names that the store has for it.
 
@@ -90,7 +100,7 @@ def listing(
     pseudonymiser: Pseudonymiser,
     first: int = 0,
     tombstones: Tombstones | None = None,
-) -> pa.Table:
+) -> tuple[pa.Table, str]:
     """Return a row for each file: who it is, what was said about it, and how it looks on disk.
 
     Args:
@@ -98,23 +108,35 @@ def listing(
         pseudonymiser: Hides names and places.
         first: Number of the first shard.
         tombstones: Of withdrawn files, which get a digest for a name.
+
+    Returns:
+        The table, and a digest of what was said about all files, shard by shard.
     """
-    gone = tombstones or Tombstones()
-    files = [one for shard in shards for one in shard]
-    found = entries([one.source for one in files], pseudonymiser)
-    marks = stamps([one.source.file for one in files])
-    place = Places(pseudonymiser)
-    columns = {
-        "name": [gone.name(entry["name"]) for entry in found],
-        "digest": [sha256(json.dumps(entry, sort_keys=True).encode())[:16] for entry in found],
-        "shard": [number for number, shard in enumerate(shards, start=first) for _ in shard],
-        "location": [place.of(one.source.file) for one in files],
-        "root": [place.of(one.root) for one in files],
-        "id": [place.of(one.source.id) for one in files],
-        "size": [size for size, _ in marks],
-        "modified": [modified for _, modified in marks],
-    }
-    return pa.table(columns, schema=LISTING_SCHEMA)
+    gone, place, entries = (
+        tombstones or Tombstones(),
+        Places(pseudonymiser),
+        _Entries(pseudonymiser),
+    )
+    tables = [LISTING_SCHEMA.empty_table()]
+    digest = hashlib.sha256(b"[")  # of the entries' JSON, a list in a list
+    for number, shard in enumerate(shards, start=first):
+        found = [entries.of(one.source) for one in shard]
+        texts = [json.dumps(entry) for entry in found]
+        digest.update(f"{', ' if number > first else ''}[{', '.join(texts)}]".encode())
+        marks = stamps([one.source.file for one in shard])
+        columns = {
+            "name": [gone.name(entry["name"]) for entry in found],
+            "digest": [sha256(text.encode())[:16] for text in texts],
+            "shard": [number] * len(shard),
+            "location": [place.of(one.source.file) for one in shard],
+            "root": [place.of(one.root) for one in shard],
+            "id": [place.of(one.source.id) for one in shard],
+            "size": [size for size, _ in marks],
+            "modified": [modified for _, modified in marks],
+        }
+        tables.append(pa.table(columns, schema=LISTING_SCHEMA))
+    digest.update(b"]")
+    return pa.concat_tables(tables).combine_chunks(), digest.hexdigest()
 
 
 def content_mark(key: bytes, content: str) -> str:
@@ -126,14 +148,13 @@ class Places:
     """Hides where files are, always: a folder may be called by a patient's name."""
 
     def __init__(self, pseudonymiser: Pseudonymiser) -> None:
-        self._key = pseudonymiser.key
-        self._known: dict[str, str] = {}
+        key = pseudonymiser.key
+        # Files of one source follow each other: that is kept, not where each of them is.
+        self._hash = lru_cache(maxsize=_WORDS)(lambda text: keyed_hash(key, "place", text))
 
     def of(self, text: str) -> str:
         """Return a keyed hash, or nothing for nothing."""
-        if text and text not in self._known:
-            self._known[text] = keyed_hash(self._key, "place", text)
-        return self._known.get(text, "")
+        return self._hash(text) if text else ""
 
 
 def stamps(files: Sequence[str]) -> list[tuple[int, int]]:

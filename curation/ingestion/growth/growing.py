@@ -191,7 +191,7 @@ def grow(
     history, rows = tuple(known.history), None
     if added:
         gone = read_tombstones(store.storage)
-        rows = listing(added, pseudonymiser, known.history[-1].parts, gone)
+        rows, _ = listing(added, pseudonymiser, known.history[-1].parts, gone)
         said = {key: wanted.configuration.get(key) for key in LISTING_KEYS}
         made_from = {**said, "files": len(new), "code": code_version()}
         history = (*history, Growth(len(shards), made_from))

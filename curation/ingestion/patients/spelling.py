@@ -5,7 +5,6 @@ two are one patient; the last is none, and taken for one it would put a whole ho
 group.
 """
 
-import hashlib
 import hmac
 import re
 from functools import lru_cache
@@ -79,6 +78,7 @@ class Spellings:
         return self._first.setdefault(value.casefold(), value)
 
 
+@lru_cache(maxsize=_KEPT)
 def patient_group(patient: str, key: bytes | None, issuer: str = "") -> str:
     """Return a patient's group under the key; ``""`` without a patient, or without a key.
 
@@ -94,4 +94,4 @@ def patient_group(patient: str, key: bytes | None, issuer: str = "") -> str:
     identity = _whole(patient).casefold()
     if not is_missing(issuer):
         identity = f"{' '.join(issuer.casefold().split())}\0{identity}"
-    return hmac.new(key, identity.encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(key, identity.encode(), "sha256").hex()[:32]
