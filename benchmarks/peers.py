@@ -5,6 +5,10 @@ median of many runs is printed. Run it on a finished store, such as the quicksta
 
     python benchmarks/peers.py --store runs/quickstart --runs 15
 
+Byte code is written and read, whatever PYTHONDONTWRITEBYTECODE says: an installed package has its
+own, and to compile ours anew in each run would be a seventh of a query. With `--duckdb-shell FILE`
+DuckDB's shell (`duckdb`; the package duckdb-cli has one) answers the same question too.
+
 With `--distill FOLDER` a short distillation beside lightly-train's and a plain PyTorch loop's
 instead (see `peers_distill.py`). lightly-train runs in a virtual environment of its own, which is
 made in the folder, or in the one that `--lightly-python` names; its telemetry is off:
@@ -23,12 +27,15 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import peers_embed
 from machine import describe_machine
 from peers_distill import compare, lightly_python
+
+from echostill.platform.tables.store import Store
 
 SQL = "SELECT organ, count(*) AS images FROM {} GROUP BY organ ORDER BY organ"
 DUCKDB = "import duckdb, sys; print(duckdb.sql(sys.argv[1]))"
@@ -52,6 +59,7 @@ def main() -> None:
     what.add_argument("--embed", type=Path, help="an empty folder for images and features")
     parser.add_argument("--images", type=int, default=200, help="of --embed")
     parser.add_argument("--before", help="the echostill of another version, set beside in --embed")
+    parser.add_argument("--duckdb-shell", help="DuckDB's own program, to be measured too")
     parser.add_argument("--lightly-python", help="a Python that has lightly-train and timm")
     parser.add_argument("--steps", type=int, default=8, help="of the distillation")
     parser.add_argument("--batch", type=int, default=8, help="images of a step")
@@ -70,20 +78,28 @@ def main() -> None:
             options.embed, measured, options.images, options.runs, options.before
         )
     else:
-        result = queries(options.store, options.runs)
+        with tempfile.TemporaryDirectory(prefix="echostill-peers-") as folder:
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+            os.environ["PYTHONPYCACHEPREFIX"] = folder
+            result = queries(options.store, options.runs, options.duckdb_shell)
     if options.json:
         print(json.dumps({"machine": describe_machine(), **result}))
 
 
-def queries(store: str, runs: int) -> dict[str, object]:
-    """Print the medians of commands that read a store, and their ratio; return them."""
+def queries(store: str, runs: int, shell: str | None = None) -> dict[str, object]:
+    """Print what commands that read a store cost, run by run, and their ratio; return it."""
     echostill = str(Path(sys.executable).with_name("echostill"))
     parts = os.path.join(store, "pool", "part-*.parquet").replace("'", "''")
+    image = Store(store).open_pool().read(["image_id"])["image_id"][0].as_py()
+    same = SQL.format(f"read_parquet('{parts}')")
     commands = {
-        "duckdb": [sys.executable, "-c", DUCKDB, SQL.format(f"read_parquet('{parts}')")],
+        "duckdb": [sys.executable, "-c", DUCKDB, same],
+        **({"shell": [shell, "-c", same]} if shell else {}),
         "query": [echostill, "query", SQL.format("pool"), "--store", store],
         "help": [echostill, "--help"],
         "models": [echostill, "models"],
+        "why": [echostill, "why", image, "--store", store],
+        "coresets": [echostill, "coresets", store],
     }
     for command in commands.values():
         measured(command)  # derived files, byte code and the page cache
@@ -94,8 +110,9 @@ def queries(store: str, runs: int) -> dict[str, object]:
     result: dict[str, object] = {"runs": runs}
     for name, measurements in found.items():
         cpu, took = (statistics.median(one[place] for one in measurements) for place in (0, 1))
-        result[name] = {"cpu_seconds": round(cpu, 3), "seconds": round(took, 3)}
-        print(f"{name:<8}{cpu:>8.3f} CPU s{took:>8.3f} s")
+        every = [round(one[0], 3) for one in measurements]
+        result[name] = {"cpu_seconds": round(cpu, 3), "seconds": round(took, 3), "runs": every}
+        print(f"{name:<9}{cpu:>8.3f} CPU s{took:>8.3f} s   runs {every}")
     pairs = zip(found["query"], found["duckdb"], strict=True)
     result["query_by_duckdb"] = round(statistics.median(a[0] / b[0] for a, b in pairs), 2)
     print(f"query takes {result['query_by_duckdb']} times the CPU of DuckDB from Python")

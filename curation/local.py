@@ -20,7 +20,7 @@ from echostill.curation.questions import (
     write_export,
 )
 from echostill.curation.service import answers
-from echostill.curation.service.data.derived import prepare, print_progress
+from echostill.curation.service.data.derived import ProgressLine, prepare
 from echostill.curation.service.data.neighbours import Report
 from echostill.curation.service.data.pages import SampleFinder, SampleQuery, sample_query
 from echostill.curation.service.data.state import ABSENT, Preparation, State
@@ -41,20 +41,20 @@ R = TypeVar("R")
 
 
 def open_store(
-    root: str, *, report: Report = print_progress, sql: SqlPool | None = None
+    root: str, *, report: Report | None = None, sql: SqlPool | None = None
 ) -> "LocalStore":
     """Open a store for questions.
 
     Args:
         root: folder or URI.
         report: called with stage and fraction while derived files are built, which happens when a
-            question first needs them.
+            question first needs them; default a line on standard error.
         sql: the process that runs queries, if there is one already; closed with the store.
 
     Raises:
         UsageError: There is no pool.
     """
-    return LocalStore(root, report, sql)
+    return LocalStore(root, report or ProgressLine(), sql)
 
 
 class _ReaderState(State):

@@ -9,7 +9,7 @@ from pathlib import Path
 import uvicorn
 
 from echostill.curation.ingestion.settings import read_key_file
-from echostill.curation.service.data.derived import derived_folder, prepare, print_progress
+from echostill.curation.service.data.derived import ProgressLine, derived_folder, prepare
 from echostill.curation.service.http.app import Options, create_app
 from echostill.curation.service.http.security import LOOPBACK, SecurityMiddleware
 from echostill.curation.service.http.token import find_token, token_path
@@ -155,5 +155,5 @@ def build_index(root: str, folder: str | None = None) -> str:
     """
     store = Store(root)
     store.open_pool()
-    derived = prepare(store, derived_folder(store, folder), print_progress)
+    derived = prepare(store, derived_folder(store, folder), ProgressLine())
     return f"ready: {derived.folder}"

@@ -12,7 +12,7 @@ import typer
 
 from echostill.jobs.cli.options import CoresetOption, JsonOption, StoreOption
 from echostill.platform.errors import UsageError
-from echostill.platform.lazy import spare_pandas
+from echostill.platform.lazy import loading, spare_pandas
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,11 +136,15 @@ def query_command(
         raise UsageError("--to writes a file, --json and --csv print: give one of them.")
     if to is None and overwrite:
         raise UsageError("--overwrite goes with --to.")
-    from echostill.curation.service.sql.workers import SqlPool
+    with loading():
+        from echostill.curation.service.sql.workers import SqlPool
 
+        if url is None:
+            import echostill.curation.service.sql.worker  # noqa: F401  (the launched copy has it)
+
+            spare_pandas()
     with closing(SqlPool(1, forked=True)) as workers:
         if url is None:
-            spare_pandas()
             workers.launch()  # before this process has threads or has read the store
         with open_questions(store, url, token_file, workers) as questions:
             if to is not None:
@@ -284,9 +288,10 @@ def why_command(
     Example:
       echostill why 3f9a --store runs/quickstart
     """
-    from echostill.curation import why
+    with loading():
+        from echostill.curation import why
 
-    spare_pandas()
+        spare_pandas()
     answer = why(store, coreset, image)
     print(json.dumps(answer.as_dict(), indent=1) if as_json else answer.text)
 
@@ -351,15 +356,16 @@ def open_questions(
     store: str | None, url: str | None, token_file: str | None, sql: "SqlPool | None" = None
 ) -> "CoresetQuestions":
     """Open what a question is for: a running service, or a store, whose queries ``sql`` runs."""
-    spare_pandas()
     if store is not None and url is not None:
         raise UsageError("give --store or --url, not both.")
+    with loading():
+        spare_pandas()
+        if url is not None:
+            from echostill.curation.client import connect
+        else:
+            from echostill.curation.local import open_store
     if url is not None:
-        from echostill.curation.client import connect
-
         return connect(url, token_file=token_file)
-    from echostill.curation.local import open_store
-
     return open_store(store or DEFAULT_STORE, sql=sql)
 
 

@@ -6,7 +6,7 @@ the service only ids last.
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ from echostill.curation.service.data.columns import SortedTexts, codes, numbers,
 from echostill.platform.errors import EchostillError
 from echostill.platform.tables.table import Table
 
+if TYPE_CHECKING:
+    from echostill.curation.service.data.neighbours import Report
+
 CATEGORIES = ("organ", "device", "label")
 LOCATION = ("part", "part_row")  # of the staged pixels: number of the pool's part, row in it
 NOT_COPIED = ("image", "feature", "perceptual_hash", "thumbnail")
@@ -22,8 +25,13 @@ NOT_COPIED = ("image", "feature", "perceptual_hash", "thumbnail")
 SCORE_ID = "image_id"
 
 
-def build_catalogue(pool: Table, scores: Table | None) -> pa.Table:
+def build_catalogue(pool: Table, scores: Table | None, report: "Report") -> pa.Table:
     """Join pool and scores without pixels and features, sorted by id.
+
+    Args:
+        pool: the pool.
+        scores: its scores; None where there are none.
+        report: called with stage and fraction.
 
     Returns:
         The pool's columns, the scores' columns (null if an image was not scored), ``scored``,
@@ -32,7 +40,8 @@ def build_catalogue(pool: Table, scores: Table | None) -> pa.Table:
     """
     import pyarrow.compute as pc
 
-    table = _with_location(pool)
+    table = _with_location(pool, report)
+    report("sorting", 0.6)
     own = [name for name in table.column_names if name not in LOCATION]
     order = pc.sort_indices(table["image_id"])
     table = table.take(order)
@@ -50,10 +59,11 @@ def build_catalogue(pool: Table, scores: Table | None) -> pa.Table:
     ).combine_chunks()
 
 
-def _with_location(pool: Table) -> pa.Table:
+def _with_location(pool: Table, report: "Report") -> pa.Table:
     wanted = [name for name, _ in pool.manifest["schema"] if name not in NOT_COPIED]
-    pieces = []
+    pieces: list[pa.Table] = []
     for number, piece in enumerate(pool.parts(wanted)):
+        report("reading", 0.6 * number / len(pool.part_names))
         part = pa.array(np.full(piece.num_rows, number, dtype=np.int32))
         row = pa.array(np.arange(piece.num_rows, dtype=np.int32))
         pieces.append(piece.append_column("part", part).append_column("part_row", row))

@@ -9,6 +9,7 @@ All of them may be deleted at any time; the next question builds them again.
 import hashlib
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT = "1"  # part of every name; a new layout needs a new number
 FOLDER, STORES = "derived", "stores"  # in the user's cache: files by key, and the key by store
 LOCK = "lock"
+QUIET_SECONDS = 1.0  # what takes less shows no progress
 KINDS = ("catalogue", "neighbours", "map")
 
 
@@ -140,19 +142,23 @@ def prepare(store: Store, folder: Path, report: "Report", kinds: Sequence[str] =
             "--index-folder."
         ) from None
     with locked(folder / LOCK):
-        derived = derived_of(store, folder)
+        derived, built = derived_of(store, folder), False
         _sweep(derived)
         _sweep_replaced(store, derived)
         if not derived.catalogue.exists():
             from echostill.curation.service.data.catalogue import build_catalogue
 
-            report("catalogue", 0.0)
-            write_columns(derived.catalogue, build_catalogue(store.open_pool(), open_scores(store)))
+            within = _within(report, "catalogue", 0.0, 0.05)
+            table = build_catalogue(store.open_pool(), open_scores(store), within)
+            write_columns(derived.catalogue, table)
+            built = True
         scores = open_scores(store)
         missing = [kind for kind in derived.missing() if kind in kinds]
-        if scores is None or not missing:
-            return derived
-        _build(store, derived, scores, missing, report)
+        if scores is not None and missing:
+            _build(store, derived, scores, missing, report)
+            built = True
+        if built:
+            report("ready", 1.0)
         return derived
 
 
@@ -205,11 +211,24 @@ def _sweep_replaced(store: Store, derived: Derived) -> None:
         shutil.rmtree(derived.folder.with_name(former), ignore_errors=True)
 
 
-def print_progress(stage: str, fraction: float) -> None:
-    """Print the progress of a preparation on standard error."""
-    print(f"\r{fraction:>6.1%}  {stage:<40}", end="", file=sys.stderr, flush=True)
-    if fraction >= 1:
-        print(file=sys.stderr)
+class ProgressLine:
+    """Shows the progress of preparations in a line on standard error, while they take a while."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._shown = False
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """Show a stage and the fraction of all work that is done; 1 ends the line."""
+        now = time.monotonic()
+        self._started = now if self._started is None else self._started
+        if self._shown or now - self._started >= QUIET_SECONDS:
+            self._shown = True
+            print(f"\r{fraction:>6.1%}  {stage:<40}", end="", file=sys.stderr, flush=True)
+        if fraction >= 1:
+            if self._shown:
+                print(file=sys.stderr)
+            self._started, self._shown = None, False
 
 
 def main(root: str, folder: str) -> None:

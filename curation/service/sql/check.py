@@ -54,7 +54,7 @@ def check_select(connection: duckdb.DuckDBPyConnection, sql: str, views: Collect
         UsageError: It is something else; the message says what.
         duckdb.Error: It is not SQL.
     """
-    statements = duckdb.extract_statements(sql)
+    statements = connection.extract_statements(sql)  # duckdb's own would open another database
     if len(statements) != 1:
         raise UsageError(f"send one SELECT, not {len(statements)} statements.")
     kind = statements[0].type

@@ -47,7 +47,13 @@ def test_counts_are_those_of_the_pool(state):
 
 def test_a_pool_without_scores_is_a_catalogue(tmp_path, built):
     store = Store(str(built))
-    write_columns(tmp_path / "c.arrow", build_catalogue(store.open_pool(), None))
+    steps = []
+    table = build_catalogue(store.open_pool(), None, lambda *step: steps.append(step))
+    fractions = [fraction for _, fraction in steps]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0
+    assert fractions[-1] < 1
+    write_columns(tmp_path / "c.arrow", table)
     catalogue = Catalogue(tmp_path / "c.arrow")
     assert len(catalogue) == 240
     assert not catalogue.scored.any()

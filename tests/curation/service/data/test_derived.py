@@ -5,7 +5,15 @@ import sys
 
 import pytest
 
-from echostill.curation.service.data.derived import derived_folder, derived_of, prepare
+from echostill.curation.local import open_store
+from echostill.curation.service.data import derived as derived_files
+from echostill.curation.service.data.derived import (
+    QUIET_SECONDS,
+    ProgressLine,
+    derived_folder,
+    derived_of,
+    prepare,
+)
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.store import Store
 
@@ -111,3 +119,41 @@ def test_scores_of_another_pool_are_refused(own_store, make):
     write_table(store.pool(), table, stage="ingest", fingerprint={}, extra={"rows_in": 10})
     with pytest.raises(UsageError, match="226 scored images are not in the pool"):
         prepare(store, derived_folder(store), silent)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that a progress line reads, to be set."""
+    now = [0.0]
+    monkeypatch.setattr(derived_files.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_short_preparation_shows_no_progress(capsys, clock):
+    line = ProgressLine()
+    for clock[0], step in enumerate([0.0, 0.5, 1.0]):
+        clock[0] *= QUIET_SECONDS / 4
+        line("catalogue: reading", step)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_long_preparation_shows_progress_in_one_line_that_ends(capsys, clock):
+    line = ProgressLine()
+    for _ in range(2):  # a later preparation has a clock and a line of its own
+        for clock[0], stage, fraction in [
+            (100.0, "catalogue: reading", 0.0),
+            (100.0 + QUIET_SECONDS, "catalogue: sorting", 0.03),
+            (100.0 + QUIET_SECONDS, "ready", 1.0),
+        ]:
+            line(stage, fraction)
+        shown = capsys.readouterr().err
+        assert shown.endswith("\n")
+        assert shown.count("\n") == 1
+        words = [piece.split() for piece in shown.strip().split("\r")]
+        assert words == [["3.0%", "catalogue:", "sorting"], ["100.0%", "ready"]]
+
+
+def test_the_first_question_of_a_small_store_prints_nothing_else(own_store, own_cache, capfd):
+    with open_store(str(own_store)) as questions:
+        assert questions.pool()["images"] == 240
+    assert capfd.readouterr() == ("", "")
