@@ -49,6 +49,16 @@ def _is_bulk(kind: pa.DataType) -> bool:
 def decode_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a serialised table in the calling thread.
 
+    Raises:
+        pa.ArrowInvalid: The bytes are not Parquet.
+    """
+    with open_parquet(data) as file:
+        return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+
+
+def open_parquet(data: bytes) -> "pq.ParquetFile":
+    """Open a serialised table, to be read in the calling thread.
+
     Arrow's own threads would share the Python-owned bytes; one that lets go of them while the
     interpreter shuts down aborts the process ("terminate called without an active exception").
 
@@ -57,8 +67,7 @@ def decode_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Tabl
     """
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(pa.py_buffer(data), pre_buffer=False) as file:
-        return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+    return pq.ParquetFile(pa.py_buffer(data), pre_buffer=False)
 
 
 def check_format(where: str, values: dict[str, Any]) -> None:

@@ -2,17 +2,19 @@
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from echostill.platform.errors import UsageError, nearest
 from echostill.platform.names import is_name
 from echostill.platform.tables.fingerprint import FINGERPRINT, difference
 from echostill.platform.tables.storage import Storage, sha256
 from echostill.platform.tables.store import Store, table_of
-from echostill.platform.tables.table import MANIFEST, Table, decode_parquet, digest_of_parts
+from echostill.platform.tables.table import MANIFEST, Table, digest_of_parts, open_parquet
 from echostill.platform.tables.versions import latest, made_from_pool, version_with, versions
 from echostill.platform.withdrawal.proof import find_withdrawn
 from echostill.platform.withdrawal.tombstones import read_tombstones
@@ -22,6 +24,8 @@ _PLACE = re.compile(
     "pool|sources|scores|duplicates|leaks|pins|contributors|origins|review|quarantine/[^/]+"
     "|(coresets|runs|reports|predictions|teacher-cache|sweeps|benchmarks)/[^/]+"
 )
+_TEXT = pa.large_string()  # of ids: those of all parts are one array
+_ROWS = 65_536  # of a column that are read at a time
 
 
 @dataclass
@@ -174,20 +178,28 @@ def _verify_part(
     data: bytes, entry: dict[str, Any], manifest: dict[str, Any], where: str, result: Verification
 ) -> None:
     try:
-        table = decode_parquet(data)
+        rows, found = _read_through(data)
     except (pa.ArrowInvalid, OSError) as error:
         result.problems.append(f"{where}: not readable as Parquet ({error})")
         return
-    if table.num_rows != entry["rows"]:
-        result.problems.append(f"{where}: {table.num_rows} rows, the manifest says {entry['rows']}")
-    schema = [[field.name, str(field.type)] for field in table.schema]
+    if rows != entry["rows"]:
+        result.problems.append(f"{where}: {rows} rows, the manifest says {entry['rows']}")
+    schema = [[field.name, str(field.type)] for field in found]
     if schema != manifest["schema"]:
         result.problems.append(f"{where}: the columns are not the manifest's")
 
 
+def _read_through(data: bytes) -> tuple[int, pa.Schema]:
+    """Decode a part, a row group at a time; return its rows and its schema."""
+    with open_parquet(data) as file:
+        groups = range(file.num_row_groups)
+        rows = sum(file.read_row_group(group, use_threads=False).num_rows for group in groups)
+        return rows, file.schema_arrow
+
+
 def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
     """Check what holds between sound tables: accounting, unique ids, the same rows in each."""
-    ids: dict[str, list[str]] = {}
+    ids: dict[str, pa.ChunkedArray] = {}
     for name, storage in (("pool", store.pool()), ("scores", store.scores())):
         if name not in sound:
             continue
@@ -199,8 +211,8 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
                 f"{name}: {manifest['rows_in']} rows in, but {manifest['rows']} out "
                 f"and {held} quarantined"
             )
-        ids[name] = _ids(storage, manifest)
-        if len(set(ids[name])) != len(ids[name]):
+        ids[name] = _column(Table(storage, manifest), "image_id", _TEXT)
+        if not _unique(ids[name]):
             result.problems.append(f"{name}: image ids are not unique")
         result.checked.append(
             f"{name}: {manifest['rows_in']} rows in = {manifest['rows']} out + {held} quarantined"
@@ -212,7 +224,8 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
         scored = version_with(tables["pool"], made_from_pool(tables["scores"]))
         pool_ids = ids["pool"] if scored is None else ids["pool"][: scored.rows]
         held_ids = _quarantined_ids(store.quarantine("score"), tables["scores"])
-        if sorted(pool_ids) != sorted([*ids["scores"], *held_ids]):
+        scored_or_held = pa.chunked_array([*ids["scores"].chunks, *held_ids.chunks], _TEXT)
+        if not _same(pool_ids, scored_or_held):
             result.problems.append("scores: its rows are not the pool's")
         if len(pool_ids) < len(ids["pool"]):
             later = len(ids["pool"]) - len(pool_ids)
@@ -224,15 +237,12 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
         manifest = json.loads(storage.read(MANIFEST))
         made_from = manifest["fingerprint"].get("inputs", {}).get("scores", "")
         own = version_with(tables["scores"], made_from) if "scores" in ids else None
-        scored_ids = ids["scores"][: own.rows] if own else ids.get("scores", [])
-        if "scores" in ids and sorted(_ids(storage, manifest)) != sorted(scored_ids):
-            result.problems.append(f"coresets/{name}: its rows are not the scores'")
-        chosen = sum(
-            decode_parquet(storage.read(part["file"]), ["selected"])["selected"]
-            .to_pylist()
-            .count(True)
-            for part in manifest["parts"]
-        )
+        coreset = Table(storage, manifest)
+        if "scores" in ids:
+            scored_ids = ids["scores"][: own.rows] if own else ids["scores"]
+            if not _same(_column(coreset, "image_id", _TEXT), scored_ids):
+                result.problems.append(f"coresets/{name}: its rows are not the scores'")
+        chosen = pc.sum(_column(coreset, "selected", pa.bool_()), min_count=0).as_py()
         if chosen != manifest.get("budget", chosen):
             result.problems.append(
                 f"coresets/{name}: {chosen} selected, the budget is {manifest['budget']}"
@@ -248,13 +258,29 @@ def _rows(storage: Storage, shards: set[str]) -> int:
     return sum(int(part["rows"]) for part in parts if part["file"] in shards)
 
 
-def _ids(storage: Storage, manifest: dict[str, Any]) -> list[str]:
-    found: list[str] = []
-    for part in manifest["parts"]:
-        if storage.exists(part["file"]):
-            data = storage.read(part["file"])
-            found += decode_parquet(data, ["image_id"])["image_id"].to_pylist()
-    return found
+def _column(
+    table: Table, name: str, kind: pa.DataType, parts: Collection[str] | None = None
+) -> pa.ChunkedArray:
+    """Read one column of a table, or of those parts alone that are named, as values of a kind."""
+    chunks: list[pa.Array] = []
+    for part in table.part_names:
+        if (parts is None or part in parts) and table.storage.exists(part):
+            chunks += [batch[name].cast(kind) for batch in table.batches(part, [name], _ROWS)]
+    return pa.chunked_array(chunks, kind)
+
+
+def _unique(values: pa.ChunkedArray) -> bool:
+    return int(pc.count_distinct(values, mode="all").as_py()) == len(values)
+
+
+def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Whether two columns hold the same values, each as often, in any order."""
+    if len(one) != len(other):
+        return False
+    if one.type == other.type and _unique(one) and _unique(other):
+        found = pc.is_in(one, value_set=other.combine_chunks())
+        return bool(pc.all(found, min_count=0).as_py())
+    return sorted(one.to_pylist()) == sorted(other.to_pylist())
 
 
 def _table(storage: Storage) -> Table:
@@ -275,14 +301,8 @@ def _verify_versions(name: str, table: Table) -> list[str]:
     return wrong
 
 
-def _quarantined_ids(storage: Storage, table: Table) -> list[str]:
+def _quarantined_ids(storage: Storage, table: Table) -> pa.ChunkedArray:
     if not storage.exists(MANIFEST):
-        return []
-    found: list[str] = []
-    names = set(table.part_names)
-    for part in json.loads(storage.read(MANIFEST))["parts"]:
-        if part["file"] not in names:
-            continue  # of a version of the table that is being made
-        data = storage.read(part["file"])
-        found += decode_parquet(data, ["id"])["id"].to_pylist()
-    return found
+        return pa.chunked_array([], _TEXT)
+    # Other parts are of a version of the table that is being made.
+    return _column(_table(storage), "id", _TEXT, set(table.part_names))
