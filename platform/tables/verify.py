@@ -200,6 +200,7 @@ def _read_through(data: bytes) -> tuple[int, pa.Schema]:
 def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
     """Check what holds between sound tables: accounting, unique ids, the same rows in each."""
     ids: dict[str, pa.ChunkedArray] = {}
+    unique: set[str] = set()
     for name, storage in (("pool", store.pool()), ("scores", store.scores())):
         if name not in sound:
             continue
@@ -212,7 +213,9 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
                 f"and {held} quarantined"
             )
         ids[name] = _column(Table(storage, manifest), "image_id", _TEXT)
-        if not _unique(ids[name]):
+        if _unique(ids[name]):
+            unique.add(name)
+        else:
             result.problems.append(f"{name}: image ids are not unique")
         result.checked.append(
             f"{name}: {manifest['rows_in']} rows in = {manifest['rows']} out + {held} quarantined"
@@ -225,7 +228,7 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
         pool_ids = ids["pool"] if scored is None else ids["pool"][: scored.rows]
         held_ids = _quarantined_ids(store.quarantine("score"), tables["scores"])
         scored_or_held = pa.chunked_array([*ids["scores"].chunks, *held_ids.chunks], _TEXT)
-        if not _same(pool_ids, scored_or_held):
+        if not _same(pool_ids, scored_or_held, "pool" in unique):
             result.problems.append("scores: its rows are not the pool's")
         if len(pool_ids) < len(ids["pool"]):
             later = len(ids["pool"]) - len(pool_ids)
@@ -240,7 +243,8 @@ def _verify_links(store: Store, sound: set[str], result: Verification) -> None:
         coreset = Table(storage, manifest)
         if "scores" in ids:
             scored_ids = ids["scores"][: own.rows] if own else ids["scores"]
-            if not _same(_column(coreset, "image_id", _TEXT), scored_ids):
+            own_ids = _column(coreset, "image_id", _TEXT)
+            if not _same(scored_ids, own_ids, "scores" in unique):
                 result.problems.append(f"coresets/{name}: its rows are not the scores'")
         chosen = pc.sum(_column(coreset, "selected", pa.bool_()), min_count=0).as_py()
         if chosen != manifest.get("budget", chosen):
@@ -273,14 +277,21 @@ def _unique(values: pa.ChunkedArray) -> bool:
     return int(pc.count_distinct(values, mode="all").as_py()) == len(values)
 
 
-def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
-    """Whether two columns hold the same values, each as often, in any order."""
+def _same(one: pa.ChunkedArray, other: pa.ChunkedArray, unique: bool) -> bool:
+    """Whether two columns hold the same values, each as often, in any order.
+
+    Args:
+        one: A column.
+        other: Another of the same type.
+        unique: Whether no value is in ``one`` twice. Then as many values, with all of these among
+            them, are these.
+    """
     if len(one) != len(other):
         return False
-    if one.type == other.type and _unique(one) and _unique(other):
-        found = pc.is_in(one, value_set=other.combine_chunks())
-        return bool(pc.all(found, min_count=0).as_py())
-    return sorted(one.to_pylist()) == sorted(other.to_pylist())
+    if not unique:
+        return sorted(one.to_pylist()) == sorted(other.to_pylist())
+    found = pc.is_in(one, value_set=other.combine_chunks())
+    return bool(pc.all(found, min_count=0).as_py())
 
 
 def _table(storage: Storage) -> Table:
