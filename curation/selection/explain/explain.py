@@ -19,6 +19,7 @@ SHOWN = 5
 NEAREST_AMONG = 20_000  # comparing a misspelt name with millions would take minutes
 ORIGIN_COLUMNS = ("source", "organ", "device", "label", "frame", "store")
 MEMBER_COLUMNS = ["image_id", "cluster_rank", "dual_rank"]
+BOUNDARY_COLUMNS = [*MEMBER_COLUMNS, "selected", "reason"]
 
 
 def find_image(name: str, table: pa.Table) -> str:
@@ -105,19 +106,60 @@ def explanation(
     own = pc.equal(coreset["cluster"], row["cluster"])
     if settings.balance is not None:
         own = pc.and_(own, pc.equal(coreset["stratum"], row["stratum"]))
-    members = coreset.filter(own).sort_by("cluster_rank")
+    numbers = {"pool_size": coreset.num_rows, "budget": pc.sum(coreset["selected"]).as_py()}
+    boundary = boundary_of(coreset.filter(own).sort_by("cluster_rank"))
+    return explained(row, boundary, coreset, pool_row, settings, numbers)
+
+
+def boundary_of(members: pa.Table) -> dict[str, Any]:
+    """Return where the choice ended among the members of a cluster, or of a stratum in it.
+
+    Args:
+        members: their ``BOUNDARY_COLUMNS``, by cluster rank.
+
+    Returns:
+        ``members``, ``cluster_selected``, ``last_chosen`` and ``next_not_chosen``, as in
+        :func:`explanation`.
+    """
     chosen = members.filter(members["selected"])
     last = _member(chosen, chosen.num_rows - 1)
     passed = members.filter(
         pc.invert(pc.or_(members["selected"], pc.starts_with(members["reason"], EXCLUDED_MARK)))
     )
     after = passed.filter(pc.greater(passed["cluster_rank"], last["cluster_rank"] if last else 0))
+    return {
+        "members": members.num_rows,
+        "cluster_selected": chosen.num_rows,
+        "last_chosen": last,
+        "next_not_chosen": _member(after, 0),
+    }
 
+
+def explained(
+    row: Mapping[str, Any],
+    boundary: Mapping[str, Any],
+    coreset: pa.Table,
+    pool_row: Mapping[str, Any] | None,
+    settings: "SelectionSettings",
+    numbers: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return what :func:`explanation` does, given an image's row and what was found before.
+
+    Args:
+        row: of the coreset table.
+        boundary: of the row's cluster (``boundary_of``).
+        coreset: ``image_id``, ``group_id`` and ``selected`` of the images of the row's group; read
+            only if the limit per group held the image back.
+        pool_row: the image's row of the pool, if available.
+        settings: of the coreset.
+        numbers: ``pool_size`` and ``budget``.
+    """
     decided = None
     if row["reason"].startswith(EXCLUDED_MARK):
         decided = "excluded"
     elif row["reason"].startswith(PINNED_MARK):
         decided = "pinned"
+    last = boundary["last_chosen"]
     taken_by: list[str] = []
     if decided is None and not row["selected"] and HELD_BACK_MARK in row["reason"]:
         same = pc.equal(coreset["group_id"], row["group_id"])
@@ -127,12 +169,9 @@ def explanation(
     return {
         **row,
         "origin": {key: pool_row[key] for key in ORIGIN_COLUMNS if pool_row and key in pool_row},
-        "pool_size": coreset.num_rows,
-        "budget": pc.sum(coreset["selected"]).as_py(),
-        "members": members.num_rows,
-        "cluster_selected": chosen.num_rows,
-        "last_chosen": last,
-        "next_not_chosen": _member(after, 0),
+        "pool_size": numbers["pool_size"],
+        "budget": numbers["budget"],
+        **boundary,
         "taken_by": taken_by,
         "decided": decided,
         "method": settings.method,

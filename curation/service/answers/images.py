@@ -58,7 +58,7 @@ def image_details(state: State, image_id: str, coreset_name: str | None) -> dict
         }
         return dict(json_value(found))
     text, values = coreset.why(position)
-    if origin := stores_of(state.store, image_id):
+    if state.merged and (origin := stores_of(state.store, image_id)):
         text += f"\n  {'store':<15}{origin}"
         values["origin"]["store"] = origin
     own = {name: values[name] for name in coreset.own_columns if name in values}

@@ -37,6 +37,7 @@ OWN = (
 )
 HISTOGRAMS = ("distance", "gradient", "dual_rank")
 BINS = 20
+BOUNDARIES = 20_000  # clusters, or strata in them, of which is kept where the choice ended
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Coreset:
         self._by_cluster = numbers(self.table["by_cluster"])
         self.aligned = len(self.rows) == len(catalogue)
         self._spread: dict[str, np.ndarray] = {}
+        self._boundaries: dict[tuple[int, str | None], dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -199,27 +201,48 @@ class Coreset:
 
     def why(self, position: int) -> tuple[str, dict[str, Any]]:
         """Say why an image is, or is not, in the coreset: in words and in numbers."""
-        import pyarrow.compute as pc
+        from echostill.curation.selection.explain.explain import describe_explanation, explained
 
-        from echostill.curation.selection.explain.explain import describe_explanation, explanation
-
-        near = self.members(int(self.cluster[position]))
-        near = np.array([position]) if near is None else near
-        reason = self.table["reason"][position].as_py()
-        if GROUP_LIMIT in reason:
-            group = self.table["group_id"][position]
-            same = np.flatnonzero(numbers(pc.equal(self.table["group_id"], group)))
-            near = np.union1d(near, same)
         row = int(self.rows[position])
-        image_id = self.catalogue.ids[row]
-        found = explanation(
-            image_id,
-            self.table.select(self.own_columns).take(pa.array(near)),
+        own = self.table.select(self.own_columns).slice(position, 1).to_pylist()[0]
+        found = explained(
+            own,
+            self._boundary(position, own),
+            self._of_group(own["group_id"]) if GROUP_LIMIT in own["reason"] else self.table,
             self.catalogue.image(row),
             self.settings,
+            {"pool_size": len(self), "budget": len(self.selected_positions)},
         )
-        found |= {"pool_size": len(self), "budget": len(self.selected_positions)}
         return describe_explanation(found), found
+
+    def _boundary(self, position: int, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Where the choice ended in an image's cluster; the same for all images there."""
+        import pyarrow.compute as pc
+
+        from echostill.curation.selection.explain.explain import BOUNDARY_COLUMNS, boundary_of
+
+        stratum = own["stratum"] if self.settings.balance is not None else None
+        key = (own["cluster"], stratum)
+        found = self._boundaries.get(key)
+        if found is None:
+            near = self.members(own["cluster"])
+            columns = [*BOUNDARY_COLUMNS, *(["stratum"] if stratum is not None else [])]
+            members = self.table.select(columns).take(
+                pa.array([position] if near is None else near)
+            )
+            if stratum is not None:
+                members = members.filter(pc.equal(members["stratum"], stratum))
+            found = boundary_of(members.sort_by("cluster_rank"))
+            if near is not None and len(self._boundaries) < BOUNDARIES:
+                self._boundaries[key] = found
+        return found
+
+    def _of_group(self, group: str) -> pa.Table:
+        """The images of a group."""
+        import pyarrow.compute as pc
+
+        columns = self.table.select(["image_id", "group_id", "selected"])
+        return columns.filter(pc.equal(columns["group_id"], group))
 
     @cached_property
     def settings(self) -> "SelectionSettings":

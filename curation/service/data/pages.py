@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -207,10 +207,44 @@ class SampleFinder:
             self._store(key, found)
         return found
 
+    def first(self, coreset: Coreset, query: SampleQuery, count: int) -> tuple[np.ndarray, int]:
+        """Find the first samples that match a query without sorting the others.
+
+        Returns:
+            Positions of the first ``count``, or of all where there are fewer, and how many there
+            are in all.
+        """
+        found = self._cached(query.digest(coreset))
+        name, descending = query.sort.removeprefix("-"), query.sort.startswith("-")
+        if found is None and name != "image_id":
+            kept = self._filtered(coreset, query)
+            if kept is not None and len(kept) <= DENSE * len(coreset):
+                return kept[_first(coreset.column(name)[kept], descending, count)], len(kept)
+            if kept is not None:
+                order = self._whole_order(coreset, name, descending)
+                return _first_kept(order, kept, count), len(kept)
+        found = self.find(coreset, query) if found is None else found
+        return found[:count], len(found)
+
+    def whole(self, coreset: Coreset, query: SampleQuery, count: int) -> tuple[np.ndarray, int]:
+        """The same as :meth:`first`, from all positions in order, which are kept."""
+        found = self.find(coreset, query)
+        return found[:count], len(found)
+
+    def _filtered(self, coreset: Coreset, query: SampleQuery) -> np.ndarray | None:
+        """The positions that pass the filters, in their own order; kept for other sorts."""
+        key = replace(query, sort="").digest(coreset)
+        kept = self._cached(key)
+        if kept is None:
+            kept = filtered(coreset, query)
+            if kept is not None:
+                self._store(key, kept)
+        return kept
+
     def _answer(self, coreset: Coreset, query: SampleQuery) -> np.ndarray:
         name = query.sort.removeprefix("-")
         descending = query.sort.startswith("-")
-        kept = filtered(coreset, query)
+        kept = self._filtered(coreset, query)
         found: np.ndarray
         if name == "image_id":
             positions = np.arange(len(coreset), dtype=np.uint32) if kept is None else kept
@@ -315,17 +349,45 @@ def _order(values: np.ndarray, descending: bool) -> np.ndarray:
     return np.argsort(-values.astype(np.float64) if descending else values, kind="stable")
 
 
+def _first(values: np.ndarray, descending: bool, count: int) -> np.ndarray:
+    """The first ``count`` of :func:`_order`."""
+    if len(values) <= 4 * count:
+        return _order(values, descending)[:count]
+    keys = -values.astype(np.float64) if descending else values
+    last = np.partition(keys, count - 1)[count - 1]
+    # All that come before the last, and its ties; NaN, which comes last, is no less than anything.
+    among = np.flatnonzero(keys <= last) if last == last else np.arange(len(keys))
+    found: np.ndarray = among[np.argsort(keys[among], kind="stable")[:count]]
+    return found
+
+
+def _first_kept(order: np.ndarray, kept: np.ndarray, count: int) -> np.ndarray:
+    """The first ``count`` of an order of all positions that are among those kept."""
+    mask = np.zeros(len(order), dtype=bool)
+    mask[kept] = True
+    pieces: list[np.ndarray] = []
+    start, size, wanted = 0, 16 * count, min(count, len(kept))
+    while wanted > 0:
+        block = order[start : start + size]
+        piece = block[mask[block]][:wanted]
+        pieces.append(piece)
+        wanted -= len(piece)
+        start, size = start + size, 2 * size
+    return np.concatenate([*pieces, order[:0]])
+
+
 def page(
     coreset: Coreset, finder: SampleFinder, query: SampleQuery, limit: int, cursor: str | None
 ) -> dict[str, Any]:
     """Return one page of samples: items, total, and the cursor of the next page."""
     digest = query.digest(coreset)
     offset = read_cursor(cursor, digest)
-    found = finder.find(coreset, query)
-    positions = found[offset : offset + limit]
-    more = offset + limit < len(found)
+    # Who asks for a second page is likely to ask for more: those are of a whole that is kept.
+    find = finder.first if offset == 0 else finder.whole
+    found, total = find(coreset, query, offset + limit)
+    more = offset + limit < total
     return {
-        "items": coreset.samples(positions),
-        "total": len(found),
+        "items": coreset.samples(found[offset:]),
+        "total": total,
         "next": write_cursor(offset + limit, digest) if more else None,
     }

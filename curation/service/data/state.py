@@ -77,6 +77,7 @@ class State:
         self.preparation = Preparation()
         self.entries: dict[str, Entry] = {}
         self.pins = Pins()
+        self.merged = False  # whether the pool was merged from other stores'
         self.neighbours: NeighbourIndex | None = None
         self.coordinates: np.ndarray | None = None  # (N, 2), of the map
         self._catalogue: Catalogue | None = None
@@ -157,6 +158,7 @@ class State:
             self._map_derived()
             self._read_entries()
             self._read_pins()
+            self.merged = self.store.origins().exists(MANIFEST)
         if noticed:
             self._run(self._prepare)
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from echostill.curation.service.data import pages
 from echostill.curation.service.data.pages import (
     NUMBERS,
     SORTS,
@@ -14,6 +15,7 @@ from echostill.curation.service.data.pages import (
     check_sort,
     page,
     read_cursor,
+    sample_query,
     write_cursor,
 )
 from echostill.curation.service.problems import Problem
@@ -123,3 +125,40 @@ def test_a_misspelt_column_is_named():
         check_sort("-distence")
     assert bounds(["distance:1e-3"]) == (("distance", 1e-3),)
     assert not math.isnan(bounds(["mean:0"])[0][1])
+
+
+VALUES = st.lists(
+    st.sampled_from([0.0, -0.0, 1.5, -2.0, float("inf"), float("-inf"), float("nan")]), max_size=60
+)
+
+
+@given(values=VALUES, descending=st.booleans(), count=st.integers(1, 12))
+def test_the_first_of_an_order_are_found_without_it(values, descending, count):
+    for kind in (np.float32, np.int32):
+        if kind is np.int32:
+            values = [value for value in values if np.isfinite(value)]
+        column = np.array(values, dtype=kind)
+        expected = pages._order(column, descending)[:count]
+        assert pages._first(column, descending, count).tolist() == expected.tolist()
+
+
+@given(data=st.data(), rows=st.integers(1, 400), count=st.integers(1, 12))
+def test_the_first_kept_of_an_order_are_found_without_the_rest(data, rows, count):
+    order = np.random.default_rng(rows).permutation(rows).astype(np.uint32)
+    kept = np.array(data.draw(st.lists(st.integers(0, rows - 1), unique=True)), dtype=np.uint32)
+    inside = set(kept.tolist())
+    expected = [row for row in order.tolist() if row in inside][:count]
+    assert pages._first_kept(order, np.sort(kept), count).tolist() == expected
+
+
+@pytest.mark.parametrize("selected", ["true", "false", "any"])
+@pytest.mark.parametrize("sort", ["image_id", "distance", "-gradient", "cluster", "-cluster_rank"])
+def test_a_first_page_is_the_beginning_of_the_whole_order(coreset, selected, sort):
+    for organ in ((), ("liver",)):
+        query = sample_query(selected=selected, sort=sort, organ=organ)
+        whole = SampleFinder().find(coreset, query)
+        for finder in (SampleFinder(), SampleFinder(cache_bytes=0)):
+            for count in (1, 7, len(coreset)):
+                found, total = finder.first(coreset, query, count)
+                assert found.tolist() == whole[:count].tolist()
+                assert total == len(whole)
