@@ -36,7 +36,10 @@ SETTINGS = ["deidentify.pixels=off", "progress=false"]
 @contextlib.contextmanager
 def load(count: int) -> Iterator[None]:
     """Keep some processes computing; they end with this one, however it ends."""
-    busy = [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(count)]
+    # In sessions of their own: kernels that share the CPU between sessions first would else have
+    # them compete with the measured command alone.
+    command = [sys.executable, "-S", "-c", BUSY]
+    busy = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:

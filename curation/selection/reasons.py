@@ -40,9 +40,10 @@ def ordinals(numbers: np.ndarray) -> pa.Array:
 
 
 def ordinal(number: int) -> str:
-    """Write one number as an ordinal."""
-    text: str = ordinals(np.array([number]))[0].as_py()
-    return text
+    """Write one number as an ordinal, as :func:`ordinals` does, without making arrays of it."""
+    number = int(number)
+    teen = number // 10 % 10 == 1
+    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def reasons(

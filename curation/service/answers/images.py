@@ -57,7 +57,7 @@ def image_details(state: State, image_id: str, coreset_name: str | None) -> dict
             "values": lost.values if lost else {},
         }
         return dict(json_value(found))
-    text, values = coreset.why(position)
+    text, values = coreset.why(position, found["image"])
     if state.merged and (origin := stores_of(state.store, image_id)):
         text += f"\n  {'store':<15}{origin}"
         values["origin"]["store"] = origin

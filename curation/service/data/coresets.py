@@ -199,17 +199,25 @@ class Coreset:
             for mine, theirs in zip(own, origin.to_pylist(), strict=True)
         ]
 
-    def why(self, position: int) -> tuple[str, dict[str, Any]]:
-        """Say why an image is, or is not, in the coreset: in words and in numbers."""
+    def why(
+        self, position: int, pool_row: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Say why an image is, or is not, in the coreset: in words and in numbers.
+
+        Args:
+            position: of the image.
+            pool_row: its row of the pool, if it has been read already.
+        """
         from echostill.curation.selection.explain.explain import describe_explanation, explained
 
-        row = int(self.rows[position])
+        if pool_row is None:
+            pool_row = self.catalogue.image(int(self.rows[position]))
         own = self.table.select(self.own_columns).slice(position, 1).to_pylist()[0]
         found = explained(
             own,
             self._boundary(position, own),
             self._of_group(own["group_id"]) if GROUP_LIMIT in own["reason"] else self.table,
-            self.catalogue.image(row),
+            pool_row,
             self.settings,
             {"pool_size": len(self), "budget": len(self.selected_positions)},
         )

@@ -30,6 +30,8 @@ def test_ordinals(number, text):
 
 def test_ordinals_of_many():
     assert ordinals(np.arange(1, 5, dtype=np.int32)).to_pylist() == ["1st", "2nd", "3rd", "4th"]
+    numbers = np.concatenate([np.arange(1200), [10**6 + 11, 2**31, 2**62 + 3]])
+    assert ordinals(numbers).to_pylist() == [ordinal(number) for number in numbers]
 
 
 def test_one_sentence_for_each_outcome():
