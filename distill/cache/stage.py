@@ -25,7 +25,6 @@ from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes
 from echostill.platform.cluster.plans import WorkerPlan, gpus_for, plan_workers, threads_each
 from echostill.platform.cluster.waiting import cluster_nodes, plan_on_cluster
-from echostill.platform.computing.precision import Precision
 from echostill.platform.computing.settling import say_if_slow, settled
 from echostill.platform.errors import UsageError
 from echostill.platform.masking.mim import DecoderSettings, MaskedImageModel
@@ -59,12 +58,7 @@ def cache_storage(config: DistillConfig) -> Storage:
     return storage
 
 
-def cache_job(
-    config: DistillConfig,
-    teacher: Weights,
-    image_ids: Sequence[str],
-    computed_in: Precision = "float32",
-) -> CacheJob:
+def cache_job(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]) -> CacheJob:
     """Return what the cache of a configuration holds: what the terms of its students need.
 
     Raises:
@@ -119,7 +113,6 @@ def cache_job(
         masks=masks.pop().scaled_to(image_size, patch_size),
         image_size=image_size,
         pool_digest=store.open_pool().digest,
-        computed_in=computed_in,
     )
 
 
@@ -132,11 +125,11 @@ def open_cache(config: DistillConfig, teacher: Weights, image_ids: Sequence[str]
         UsageError: There is none, or it was made from another teacher, transform, mask or set of
             images; the message says what differs.
     """
-    storage = cache_storage(config)
+    job, storage = cache_job(config, teacher, image_ids), cache_storage(config)
     cache = TeacherCache(storage.local_path())
     asked_for = config.training.precision
     computed_in = cache.computed_in if asked_for == "auto" else asked_for
-    job = cache_job(config, teacher, image_ids, computed_in)
+    job = replace(job, computed_in=computed_in)
     made = cache.manifest["fingerprint"]
     wanted = job.fingerprint().as_dict()
     for key in ("layers", "tokens"):

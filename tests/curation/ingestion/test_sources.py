@@ -255,5 +255,5 @@ def test_frame_stride_and_one_failure_per_bad_frame(tmp_path):
 
 def test_sources_are_plain_values():
     source = Source("/x/a.png", "a.png", group="g")
-    assert Source(**vars(source)) == source
+    assert Source(**source.values()) == source
     assert json.loads(json.dumps(asdict(source)))["file"] == source.file
