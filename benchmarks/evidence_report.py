@@ -1,4 +1,4 @@
-"""What the rows say: balanced accuracy with intervals, and the primary comparisons as a family."""
+"""What the rows say: balanced accuracy with intervals, and the comparisons as families."""
 
 import json
 from dataclasses import asdict
@@ -93,13 +93,22 @@ def write_report(evidence: Any, units: dict[str, Any]) -> None:
             "chance": {**chance, MEAN: float(np.mean(list(chance.values())))},
             "arms": arm_values(rows, tasks),
             "primary": primary(rows, section["primary"], tasks),
+            "added": {
+                name: primary(rows, named, tasks)
+                for name, named in section.get("added", {}).items()
+            },
         }
         result["experiments"][name] = found
         print(name)
-        for entry in found["primary"]:
+        for entry in every(found):
             print(f"  {describe(entry)}")
         draw(name, found, [task.name for task in tasks], out / f"{name.replace(' ', '-')}.png")
     (out / "evidence.json").write_text(json.dumps(result, indent=1, default=str))
+
+
+def every(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the comparisons of all families of an experiment."""
+    return [*found["primary"], *(entry for each in found["added"].values() for entry in each)]
 
 
 def describe(entry: dict[str, Any]) -> str:
@@ -119,7 +128,7 @@ def draw(name: str, found: dict[str, Any], tasks: list[str], path: Path) -> None
     from matplotlib import pyplot
 
     arms = found["arms"]
-    pairs = [entry for entry in found["primary"] if "value" in entry]
+    pairs = [entry for entry in every(found) if "value" in entry]
     columns = [*tasks, MEAN]
     height = 0.3 * max(len(arms), len(pairs)) + 1.4
     figure, axes = pyplot.subplots(
@@ -150,7 +159,7 @@ def draw(name: str, found: dict[str, Any], tasks: list[str], path: Path) -> None
     axis.set_yticks(range(len(pairs)), labels, fontsize=7)
     axis.axvline(0, color="0.3", linewidth=0.8)
     axis.invert_yaxis()
-    axis.set_title("primary comparisons", fontsize=10)
+    axis.set_title("comparisons", fontsize=10)
     axis.set_xlabel("points, interval of the family")
     figure.suptitle(name, fontsize=11)
     figure.savefig(path, dpi=120)

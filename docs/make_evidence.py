@@ -69,8 +69,8 @@ def arms_lines(name: str) -> list[str]:
     return lines
 
 
-def primary_lines(name: str) -> list[str]:
-    """The comparisons that were named beforehand, in points of balanced accuracy."""
+def primary_lines(name: str, added: str | None = None) -> list[str]:
+    """The comparisons of the plan, or a family that was added to it, in points."""
     found = read(TRAININGS)["experiments"].get(name)
     if found is None:
         return ["Not run yet."]
@@ -78,7 +78,7 @@ def primary_lines(name: str) -> list[str]:
         "| Comparison | Of | Points | 95% interval | Interval of the family | |",
         "|---|---|---|---|---|---|",
     ]
-    for entry in found["primary"]:
+    for entry in found["primary"] if added is None else found["added"][added]:
         pair = f"{entry['first']} - {entry['second']}"
         if "missing" in entry:
             lines.append(_row([pair, entry["of"], "not run", "", "", ""]))
@@ -119,6 +119,7 @@ BLOCKS: dict[Path, dict[str, Callable[[], list[str]]]] = {
     PAGE: {
         "distillation arms": lambda: arms_lines("distillation"),
         "distillation": lambda: primary_lines("distillation"),
+        "whole image": lambda: primary_lines("distillation", "whole image"),
         "coreset arms": lambda: arms_lines("coreset"),
         "coreset": lambda: primary_lines("coreset"),
         "coreset with junk arms": lambda: arms_lines("coreset with junk"),

@@ -137,7 +137,7 @@ def test_the_plan_names_arms_and_tasks_that_there_are():
     own = plan["distillation"]
     students = {f"{teacher}/{name}" for teacher in own["teachers"] for name in own["students"]}
     models = students | set(own["teachers"]) | set(own["alone"]) | {"untrained", "thumbnail"}
-    for first, second, *tasks in own["primary"]:
+    for first, second, *tasks in [*own["primary"], *own["added"]["whole image"]]:
         assert {first, second} <= models
         assert set(tasks) <= set(plan["tasks"])
     for first, second in plan["coreset"]["primary"]:
