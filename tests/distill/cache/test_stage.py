@@ -1,5 +1,6 @@
 """The cache against the live teacher: the same loss to quantisation error; never stale."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def build(settings, store):
     """Make a cache in this process, as the actors do."""
     asked_for = settings.training.precision
     computed_in = "float32" if asked_for == "auto" else asked_for
-    job = cache_job(settings, find_teacher(settings), ids(store), computed_in)
+    job = replace(cache_job(settings, find_teacher(settings), ids(store)), computed_in=computed_in)
     storage = cache_storage(settings)
     Claim(storage, job.fingerprint(), "cache", "a teacher cache").take(False)
     worker = CacheWorker(job)
