@@ -73,9 +73,22 @@ class Failure:
 
 
 Row = dict[str, Any]
-MakeRow = Callable[
-    [Source, IngestSettings, np.ndarray, DicomHeader | None, str, str, int], Row
-]  # source, settings, pixels, header, id of the image, of its group, number of the frame
+
+
+@dataclass(frozen=True)
+class CleanFrame:
+    """A frame that may go on: de-identified, and by the names that the pool has for it."""
+
+    source: Source
+    header: DicomHeader | None
+    pixels: np.ndarray  # uint8 (H, W) or (H, W, 3), of the original size
+    staged: np.ndarray  # the same as the pool keeps them, before they are encoded
+    image_id: str
+    group_id: str
+    number: int
+
+
+MakeRow = Callable[[CleanFrame, IngestSettings], Row]
 
 
 def read_source(
@@ -269,10 +282,16 @@ def _file_rows(source: Source, file: SourceFile, reading: _Reading) -> Iterator[
         if reason := why_blank(frame.pixels, cleaned.pixels):
             yield Failure(name, image_id, BLANK, reason)
             continue
-        named = replace(source, name=name)
-        row = reading.make_row(
-            named, settings, cleaned.pixels, header, image_id, group, frame.index
+        clean = CleanFrame(
+            replace(source, name=name),
+            header,
+            cleaned.pixels,
+            drop_equal_channels(resize_longest(cleaned.pixels, settings.stage_side)),
+            image_id,
+            group,
+            frame.index,
         )
+        row = reading.make_row(clean, settings)
         if settings.deidentify.redacts:
             row[REDACTED.name] = cleaned.verdict.redacted
         yield row
@@ -289,49 +308,34 @@ def _without_viewer_pictures(frames: Iterator[Frame], claim: str) -> Iterator[Fr
         yield frame
 
 
-def pixels_row(
-    source: Source,
-    settings: IngestSettings,
-    pixels: np.ndarray,
-    header: DicomHeader | None,
-    image_id: str,
-    group_id: str,
-    frame: int,
-) -> Row:
+def pixels_row(frame: CleanFrame, settings: IngestSettings) -> Row:
     """Make an entry for readers that need a frame's pixels and its name, and measure nothing.
 
     ``pixels`` are those of a row of the pool, uint8 (H, W) or (H, W, 3), as they are decoded again.
     """
-    staged = _staged(pixels, settings)
+    pixels = frame.staged
     if settings.stage_codec != "png":
-        staged = decode_staged(encode(staged, settings.stage_codec, settings.stage_quality))
-    return {"image_id": image_id, "source": source.name, "frame": frame, "pixels": staged}
+        pixels = decode_staged(encode(pixels, settings.stage_codec, settings.stage_quality))
+    return {
+        "image_id": frame.image_id,
+        "source": frame.source.name,
+        "frame": frame.number,
+        "pixels": pixels,
+    }
 
 
-def _staged(pixels: np.ndarray, settings: IngestSettings) -> np.ndarray:
-    return drop_equal_channels(resize_longest(pixels, settings.stage_side))
-
-
-def _row(
-    source: Source,
-    settings: IngestSettings,
-    pixels: np.ndarray,
-    header: DicomHeader | None,
-    image_id: str,
-    group_id: str,
-    frame: int,
-) -> Row:
-    staged = _staged(pixels, settings)
+def _row(frame: CleanFrame, settings: IngestSettings) -> Row:
+    source, pixels, staged = frame.source, frame.pixels, frame.staged
     brightness = Brightness(staged)
     return {
-        "image_id": image_id,
-        "group_id": group_id,
+        "image_id": frame.image_id,
+        "group_id": frame.group_id,
         "source": source.name,
         "organ": source.organ or same_organ(settings.organ),
         "device": source.device or settings.device,
         "label": source.label,
-        "modality": modality(header, staged),
-        "frame": frame,
+        "modality": modality(frame.header, staged),
+        "frame": frame.number,
         "image": encode(staged, settings.stage_codec, settings.stage_quality),
         "width": staged.shape[1],
         "height": staged.shape[0],

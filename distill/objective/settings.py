@@ -90,7 +90,7 @@ class ObjectiveSettings(ConsistencySettings, TermSettings, CommonSettings):
                 f"views '{self.views}' is one view, which has no consistency with another: use "
                 "views 'separated', or weighting 'fixed'"
             )
-        if self.distil and self.teacher_sees == "image" and self.weighting != "fixed":
+        if self.distil and self.whole_image and self.weighting != "fixed":
             raise ValueError(
                 "a teacher that sees the whole image gives both views the same features, which "
                 "always agree: use weighting 'fixed', or teacher_sees 'views'"

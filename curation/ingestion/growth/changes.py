@@ -112,11 +112,8 @@ def listing(
     Returns:
         The table, and a digest of what was said about all files, shard by shard.
     """
-    gone, place, entries = (
-        tombstones or Tombstones(),
-        Places(pseudonymiser),
-        _Entries(pseudonymiser),
-    )
+    gone, place = tombstones or Tombstones(), Places(pseudonymiser)
+    entries = _Entries(pseudonymiser)
     tables = [LISTING_SCHEMA.empty_table()]
     digest = hashlib.sha256(b"[")  # of the entries' JSON, a list in a list
     for number, shard in enumerate(shards, start=first):
