@@ -1,8 +1,8 @@
-"""Batches of a training run: drawn, read and augmented in threads, ahead of their use.
+"""Batches of a training run: drawn, read and augmented; beside a GPU in threads, ahead of use.
 
 The images of a batch and their views are a function of (seed, epoch, image id, view) alone, so any
-batch can be made again: see :func:`replay`. On CPUs the threads cut the crops; beside a GPU they
-only read the staged bytes into pinned memory, and the crops are cut there (``augment.cut_out``).
+batch can be made again: see :func:`replay`. Beside a GPU threads only read the staged bytes into
+pinned memory, and the crops are cut there (``augment.cut_out``).
 """
 
 import itertools
@@ -88,14 +88,14 @@ def cuts_on_device(settings: TrainingSettings, device: torch.device) -> bool:
 
 
 def loader_threads(settings: TrainingSettings, device: torch.device) -> int:
-    """Return how many threads of a worker make batches.
+    """Return how many threads of a worker make batches ahead.
 
-    On CPUs one is enough, and takes the least from those that compute. Beside a GPU as many as the
-    worker has CPUs, up to ``LOADERS``.
+    On CPUs none: one more thread than cores holds up all that compute, for longer than the making
+    of a batch takes. Beside a GPU as many as the worker has CPUs, up to ``LOADERS``.
     """
     if settings.loaders is not None:
         return settings.loaders
-    return min(LOADERS, torch.get_num_threads()) if device.type == "cuda" else 1
+    return min(LOADERS, torch.get_num_threads()) if device.type == "cuda" else 0
 
 
 def whole_draw(images: StagedImages, settings: TrainingSettings, seed: int, step: int) -> Draw:
@@ -298,9 +298,16 @@ def prefetch(
         steps: The steps.
         depth: Batches that are ready, besides one in the hands of each thread.
         waiting: Counts the time in which none was ready.
-        threads: Threads.
+        threads: Threads; without one, each batch is made when it is asked for.
     """
     waiting = waiting or Waiting()
+    if not threads:
+        for step in steps:
+            started = time.perf_counter()
+            made = make(step)
+            waiting.seconds += time.perf_counter() - started
+            yield made
+        return
     todo = iter(steps)
     ready: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="echostill-batches")

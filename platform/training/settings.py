@@ -90,9 +90,9 @@ class TrainingSettings(Config):
     )
     loaders: int | None = execution(
         None,
-        "Threads of a worker that read images ahead; default 1 on CPUs, beside a GPU a thread per "
-        "CPU of the worker, at most 8.",
-        ge=1,
+        "Threads of a worker that read images ahead; default none on CPUs, where they would hold "
+        "up those that compute, beside a GPU a thread per CPU of the worker, at most 8.",
+        ge=0,
     )
     threads: int | None = execution(
         None,

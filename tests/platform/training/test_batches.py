@@ -12,6 +12,7 @@ from echostill.platform.training import batches
 from echostill.platform.training.batches import (
     LOADERS,
     Pace,
+    Waiting,
     cut,
     cuts_on_device,
     loader_threads,
@@ -71,7 +72,7 @@ def test_gpus_get_whole_images_from_several_threads():
     assert not cuts_on_device(settings, CPU)
     assert cuts_on_device(settings, GPU)
     assert not cuts_on_device(settings.model_copy(update={"crops_on": "cpu"}), GPU)
-    assert loader_threads(settings, CPU) == 1
+    assert loader_threads(settings, CPU) == 0
     assert 1 <= loader_threads(settings, GPU) <= LOADERS
     assert loader_threads(settings.model_copy(update={"loaders": 3}), CPU) == 3
 
@@ -84,6 +85,17 @@ def test_several_threads_make_batches_at_once_and_give_them_in_order():
         return step
 
     assert list(prefetch(make, range(9), threads=3)) == list(range(9))
+
+
+def test_without_a_thread_each_batch_is_made_when_it_is_asked_for(monkeypatch):
+    clock = iter([0.0, 2.0, 10.0, 13.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    made, waiting = [], Waiting()
+    given = prefetch(lambda step: made.append(step) or step, range(5, 7), 2, waiting, threads=0)
+    assert next(given) == 5
+    assert made == [5]
+    assert list(given) == [6]
+    assert waiting.seconds == 5.0  # the making itself: nothing else computed meanwhile
 
 
 def test_a_run_that_waits_for_images_is_told_which_key_to_turn(monkeypatch):
