@@ -15,36 +15,32 @@ of two of the tasks, which a conclusion must say. evidence.json and figures are 
 """
 
 import argparse
-import json
 import sys
-import time
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from distill_common import ROOT, TEACHER, pool_images, shared_pass, train_group, trained_teacher
-from evidence_data import load_tasks, make_store, out_of_fold, thumbnail, write_pool
+from distill_common import ROOT, TEACHER, trained_teacher
+from evidence_coresets import Coresets
+from evidence_data import load_tasks, out_of_fold
 from evidence_report import write_report
-from evidence_rows import Row, Rows, Unit, complete, digest, estimate, measure_paces
+from evidence_rows import Row, Rows, complete, estimate, measure_paces
+from evidence_students import Distillation
 from machine import describe_machine
 
-from echostill.curation.copies.semantic import mean_feature, semantic_pairs
-from echostill.curation.selection.features import TableFeatures
-from echostill.curation.selection.stage import SelectConfig, select
-from echostill.distill.objective.settings import ObjectiveSettings
 from echostill.eval.probes import pooled_features
-from echostill.platform.config import result_relevant
 from echostill.platform.models import create_encoder, load_weights
 from echostill.platform.tables.storage import sha256
-from echostill.platform.tables.store import Store, selected_ids
 from echostill.platform.training.settings import TrainingSettings
-from echostill.platform.training.staging import stage_images
 
 PLAN = Path(__file__).with_name("evidence_plan.yaml")
-EXPERIMENTS = ("distillation", "coreset", "coreset with junk")
-ALONE = ObjectiveSettings(preset="mim-only")
+EXPERIMENTS = {
+    "distillation": Distillation,
+    "coreset": partial(Coresets, junk=False),
+    "coreset with junk": partial(Coresets, junk=True),
+}
 
 
 def shortened(plan):
@@ -147,247 +143,6 @@ class Evidence:
         return found
 
 
-class Distillation:
-    """Students of several teachers, and without one."""
-
-    name = "distillation"
-
-    def __init__(self, evidence):
-        self.evidence, self.plan = evidence, evidence.plan["distillation"]
-
-    @cached_property
-    def images(self):
-        """The training images."""
-        pool = ROOT / self.plan["pool"]
-        return pool_images(pool, self.evidence.plan["image_size"], self.plan.get("images"))
-
-    def units(self):
-        """All units; the cheap ones first."""
-        evidence, seeds = self.evidence, self.plan["seeds"]
-        common = {**evidence.common, "student": evidence.student, "pool": self.plan["pool"]}
-        found = [self._unit({"thumbnail": common}, 0, "thumbnail", 0, self._thumbnail)]
-        for name in evidence.teachers:
-            depends = {name: {**common, "teacher": evidence.teacher_identity(name)}}
-            found.append(self._unit(depends, 0, name, 0, partial(self._teacher, name)))
-        for seed in range(seeds):
-            run = partial(self._untrained, seed)
-            found.append(self._unit({"untrained": common}, seed, "untrained", 0, run))
-            for arm, settings in self.plan["alone"].items():
-                steps = self._steps(settings)
-                depends = {arm: {**common, "steps": steps}}
-                train = partial(self._alone, arm, seed)
-                unit = self._unit(
-                    depends, seed, "MIM", steps, partial(train, steps), partial(train, probe=False)
-                )
-                found.append(unit)
-        most = max([seeds, *self.plan["seeds_of"].values()])
-        for seed in range(most):  # all arms alike, wherever it stops
-            for name in evidence.teachers:
-                found += self._followers(name, seed, common)
-        return found
-
-    def _followers(self, teacher, seed, common):
-        """Units of the students of a teacher with one seed, one for each shared pass."""
-        match = self.evidence.teachers[teacher].get("match", {})
-        groups = {}
-        for name, settings in self.plan["students"].items():
-            if seed >= self.plan["seeds_of"].get(name, self.plan["seeds"]):
-                continue
-            if teacher not in settings.get("only", [teacher]):
-                continue
-            given = json.dumps({**settings["objective"], **match})
-            objective = ObjectiveSettings.model_validate_json(given)
-            training = settings.get("training", {})
-            key = digest([shared_pass(objective), training])
-            groups.setdefault(key, {})[f"{teacher}/{name}"] = (objective, training)
-        identity = self.evidence.teacher_identity(teacher)
-        for group in groups.values():
-            depends = {
-                arm: {
-                    **common,
-                    "teacher": identity,
-                    "objective": result_relevant(objective),
-                    "own": training,
-                }
-                for arm, (objective, training) in group.items()
-            }
-            train = partial(self._train, group, teacher, seed)
-            kind = f"{teacher}: {', '.join(group)}"
-            steps = self._steps(next(training for _, training in group.values()))
-            yield self._unit(depends, seed, kind, steps, train, partial(train, probe=False))
-
-    def _unit(self, depends, seed, kind, steps, run, pace=None):
-        return Unit(self.name, depends, seed, kind, steps, run, pace)
-
-    def _steps(self, settings):
-        """Steps of a student: of the plan, its own, or without a teacher as long as with one."""
-        steps = settings.get("steps", self.evidence.plan["training"]["steps"])
-        if not settings.get("equal_time"):
-            return steps
-        path = self.evidence.out / "equal_time.json"
-        if not path.is_file():  # measured once, so that a restart has the same plan
-            pair = {
-                "MIM": partial(self._alone, "MIM", 0, probe=False),
-                "fixed": self.single,
-            }
-            for train in pair.values():
-                train(2)
-            found = {}
-            for kind, train in pair.items():
-                started = time.process_time()  # others may share the machine
-                train(8)
-                found[kind] = time.process_time() - started
-            path.write_text(json.dumps({"share": found["fixed"] / found["MIM"]}))
-        return round(steps * json.loads(path.read_text())["share"])
-
-    def single(self, steps):
-        """Train one student behind the first teacher, to see how long that takes."""
-        group = {"fixed": (ObjectiveSettings(preset="fixed-weight"), {})}
-        self._train(group, "usfm", 0, steps, probe=False)
-
-    def _thumbnail(self):
-        folds = self.evidence.plan["folds"]
-        tasks = self.evidence.tasks
-        return {
-            "thumbnail": Row(
-                {task.name: out_of_fold(thumbnail(task), task, folds) for task in tasks}
-            )
-        }
-
-    def _teacher(self, name):
-        return {name: self.evidence.test(self.evidence.teacher(name))}
-
-    def _untrained(self, seed):
-        torch.manual_seed(seed)
-        return {"untrained": self.evidence.test(create_encoder(self.evidence.student))}
-
-    def _alone(self, arm, seed, steps, *, probe=True):
-        training = self.evidence.training(steps)
-        student = self.evidence.student
-        trained = train_group({arm: ALONE}, student, None, self.images, training, seed)
-        return self.evidence.tested(trained) if probe else None
-
-    def _train(self, group, teacher, seed, steps=None, *, probe=True):
-        variants = {arm: objective for arm, (objective, _) in group.items()}
-        own = next(training for _, training in group.values())
-        trained = train_group(
-            variants,
-            self.evidence.student,
-            self.evidence.teacher(teacher),
-            self.images,
-            self.evidence.training(**{**own, "steps": steps or own.get("steps")}),
-            seed,
-        )
-        return self.evidence.tested(trained) if probe else None
-
-
-class Coresets:
-    """Students on coresets of one pool, chosen in several ways, and on all of it."""
-
-    def __init__(self, evidence, junk):
-        self.evidence, self.plan = evidence, evidence.plan["coreset"]
-        self.name = EXPERIMENTS[2] if junk else EXPERIMENTS[1]
-        self.junk = self.plan["junk"] if junk else 0.0
-        self.folder = evidence.out / self.name.replace(" ", "-")
-        self.teacher = self.plan["teacher"]
-        self.alike = Distillation(evidence)  # a training of which takes as long
-
-    @cached_property
-    def store(self):
-        """The ingested and scored pool."""
-        data, limit = self.evidence.options.data, self.plan.get("images")
-        manifest = write_pool(self.plan, data, self.folder, self.junk, limit)
-        settings = self.evidence.teachers[self.teacher]
-        weights = {"weights": str(self.evidence.weights[self.teacher].resolve())}
-        teacher = {key: settings[key] for key in ("model", "image_size") if key in settings}
-        make_store(self.folder, manifest, self.plan, {**teacher, **weights})
-        return Store(str(self.folder / "store"))
-
-    def units(self):
-        """A unit for each arm and seed."""
-        steps = self.evidence.plan["training"]["steps"]
-        common = {
-            **self.evidence.common,
-            "teacher": self.evidence.teacher_identity(self.teacher),
-            "pool": {key: self.plan.get(key) for key in ("sets", "images", "proxy", "budget")},
-            "junk": self.junk,
-            "student": self.plan["student"],
-            "objective": self.plan["objective"],
-        }
-        found = []
-        for arm, settings in self.plan["arms"].items():
-            number = settings.get("seeds", settings.get("draws", self.plan["seeds"]))
-            longer = round(1 / self.plan["budget"]) if settings.get("full") == "epochs" else 1
-            for seed in range(number):
-                train = partial(self._train, arm, settings, seed)
-                found.append(
-                    Unit(
-                        self.name,
-                        {arm: {**common, "arm": settings}},
-                        seed,
-                        "one student",
-                        steps * longer,
-                        partial(train, steps * longer),
-                        self.alike.single,
-                    )
-                )
-        # All arms alike, wherever it stops; the longest trainings last.
-        return sorted(found, key=lambda unit: (unit.steps, unit.seed))
-
-    def _chosen(self, arm, settings, seed):
-        """Ids of an arm's images; arms that draw do so anew for each seed."""
-        if settings.get("full"):
-            return tuple(self.store.open_pool().read(["image_id"])["image_id"].to_pylist())
-        draw = seed if "draws" in settings else 0
-        name = f"{''.join(c if c.isalnum() else '-' for c in arm)}-{draw}"
-        config = SelectConfig(
-            store=self.store.root,
-            name=name,
-            seed=draw,
-            budget=self.plan["budget"],
-            workers=0,
-            progress=False,
-            **settings["select"],
-        )
-        excluded = self._copies(settings["semantic"]) if "semantic" in settings else None
-        select(config, overwrite=True, excluded=excluded)
-        return selected_ids(self.store.open_coreset(name))
-
-    def _copies(self, epsilon):
-        """Images that look like an earlier one to the teacher, as SemDeDup leaves them out."""
-        import pyarrow as pa
-
-        scores = self.store.open_scores()
-        features = TableFeatures(scores)
-        ids = scores.read(["image_id"])["image_id"].to_pylist()
-        mean, places = mean_feature(features), np.arange(len(ids))
-        _, later, _ = semantic_pairs(features, mean, places, epsilon, seed=0)
-        copies = [ids[place] for place in np.unique(later)]
-        return pa.table({"image_id": copies, "reason": ["semantic copy"] * len(copies)})
-
-    def _train(self, arm, settings, seed, steps):
-        ids = self._chosen(arm, settings, seed)
-        pool = self.store.open_pool()
-        side = self.evidence.plan["image_size"]
-        images = stage_images(pool, self.store.root, side, ids)
-        objective = ObjectiveSettings.model_validate_json(json.dumps(self.plan["objective"]))
-        trained = train_group(
-            {arm: objective},
-            self.plan["student"],
-            self.evidence.teacher(self.teacher),
-            images,
-            self.evidence.training(steps),
-            seed,
-        )
-        (row,) = self.evidence.tested(trained).values()
-        about = pool.read(["image_id", "group_id", "source"]).to_pylist()
-        chosen, wanted = set(ids), [one for one in about if "junk_" in one["source"]]
-        junk = sum(one["image_id"] in chosen for one in wanted)
-        groups = {one["group_id"] for one in about if one["image_id"] in chosen}
-        facts = {"images": len(ids), "groups": len(groups), "junk": junk / len(ids)}
-        return {arm: Row(row.predictions, {**row.facts, **facts})}
-
-
 def asked(units, options):
     """Return the units that the command names: a part of the plan, run first."""
     return [
@@ -415,12 +170,7 @@ def main():
     evidence = Evidence(shortened(plan) if options.quick else plan, options)
     options.out.mkdir(parents=True, exist_ok=True)
     print(describe_machine())
-    makers = {
-        EXPERIMENTS[0]: partial(Distillation, evidence),
-        EXPERIMENTS[1]: partial(Coresets, evidence, junk=False),
-        EXPERIMENTS[2]: partial(Coresets, evidence, junk=True),
-    }
-    units = {name: makers[name]().units() for name in options.only or EXPERIMENTS}
+    units = {name: EXPERIMENTS[name](evidence).units() for name in options.only or EXPERIMENTS}
     for name, own in units.items():
         todo = evidence.rows.missing(asked(own, options))
         told = f"{name}: {len(todo)} of {len(own)} units to do"
