@@ -167,7 +167,7 @@ def _listed(
         raise UsageError(
             f"the originals cannot be listed: {error} Say with --source where they are."
         ) from None
-    pseudonymiser, _ = pool_pseudonymiser(config, found.sources, found.roots, chosen.pool.storage)
+    pseudonymiser, _ = pool_pseudonymiser(config, found.sources, chosen.pool.storage)
     by_name = {
         pseudonymiser.name(source.name): under_key(source, pseudonymiser.key)
         for source in found.sources

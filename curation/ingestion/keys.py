@@ -3,6 +3,9 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+
+import numpy as np
 
 from echostill.curation.deidentification.pseudonyms import (
     Pseudonymiser,
@@ -15,6 +18,8 @@ from echostill.curation.deidentification.pseudonyms import (
 from echostill.curation.ingestion.archives import walk_archive
 from echostill.curation.ingestion.identity import study_group
 from echostill.curation.ingestion.listing import list_files
+from echostill.curation.ingestion.manifests.files import Sources
+from echostill.curation.ingestion.manifests.words import Words
 from echostill.curation.ingestion.patients.spelling import patient_group
 from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.curation.ingestion.sources import member_name
@@ -50,7 +55,7 @@ def find_pseudonymiser(
 
 
 def pool_pseudonymiser(
-    settings: IngestSettings, sources: Sequence[Source], roots: Sequence[str], pool: Storage | None
+    settings: IngestSettings, sources: Sources, pool: Storage | None
 ) -> tuple[Pseudonymiser, list[bytes]]:
     """Return the key for what is listed, that of the pool where it has one that can be found.
 
@@ -60,7 +65,6 @@ def pool_pseudonymiser(
     Args:
         settings: Settings of the ingest.
         sources: What is listed.
-        roots: For each, the source of the configuration that it was found in.
         pool: Pool of a run that may be continued.
 
     Returns:
@@ -74,23 +78,20 @@ def pool_pseudonymiser(
     if recovered_key(kept, contents) is not None:
         return found, contents
     known = list(contents)
-    for some in _likely(sources, roots):
+    for some in _likely(sources.readable()):
         known += [_beginning(source.file) for source in some]
         if key := recovered_key(kept, known):
             return replace(found, key=key), contents
     return found, contents
 
 
-def _likely(sources: Sequence[Source], roots: Sequence[str]) -> Iterator[list[Source]]:
+def _likely(readable: Sources) -> Iterator[Sequence[Source]]:
     """Yield files that a key may have been locked with: those of each source, then all, in lots."""
-    readable = [(s, root) for s, root in zip(sources, roots, strict=True) if not s.problem]
-    by_root: dict[str, list[Source]] = {}
-    for source, root in readable:
-        by_root.setdefault(root, []).append(source)
-    if len(by_root) > 1:
-        yield from (spread(some) for some in by_root.values())
-    for start in range(0, len(readable), _LOT):
-        yield [source for source, _ in readable[start : start + _LOT]]
+    roots = readable.words["root"].met()
+    if len(roots.distinct) > 1:
+        for number in range(len(roots.distinct)):
+            yield spread(readable.take(np.flatnonzero(roots.numbers == number)))
+    yield from readable.batches(_LOT)
 
 
 def keep_key(pool: Storage, pseudonymiser: Pseudonymiser, contents: Sequence[bytes]) -> None:
@@ -99,11 +100,11 @@ def keep_key(pool: Storage, pseudonymiser: Pseudonymiser, contents: Sequence[byt
         pool.write(KEY_SHARES, json.dumps(key_shares(pseudonymiser.key, contents)).encode())
 
 
-def beginnings(settings: IngestSettings, sources: Sequence[Source]) -> list[bytes]:
+def beginnings(settings: IngestSettings, sources: Sources) -> list[bytes]:
     """Return the first bytes of some files for a key of this run; none if the user has a key."""
     if read_key(settings) is not None:
         return []
-    return [_beginning(source.file) for source in spread([s for s in sources if not s.problem])]
+    return [_beginning(source.file) for source in spread(sources.readable())]
 
 
 def _beginning(file: str) -> bytes:
@@ -129,6 +130,18 @@ def under_key(source: Source, key: bytes) -> Source:
     )
 
 
+def all_under_key(sources: Sources, key: bytes) -> Sources:
+    """Do as :func:`under_key` does to all sources, once for each patient and study."""
+    words = sources.words
+    groups = words["group"].or_else(words["patient"].map(partial(patient_group, key=key)))
+    studies = words["study"].map(partial(study_group, key=key))
+    return sources.with_words(
+        group=groups,
+        patient=Words.same("", len(sources)),
+        study=studies.replaced(words["group"].where(bool), ""),
+    )
+
+
 def reveal(settings: IngestSettings, pool: Storage, hashes: Sequence[str]) -> dict[str, str]:
     """Find the file names behind hashed names, given the key and the files.
 
@@ -142,7 +155,7 @@ def reveal(settings: IngestSettings, pool: Storage, hashes: Sequence[str]) -> di
     """
     listed = list_files(settings)
     sources = listed.sources
-    found, _ = pool_pseudonymiser(settings, sources, listed.roots, pool)
+    found, _ = pool_pseudonymiser(settings, sources, pool)
     pseudonymiser = replace(found, hidden=True)
     names = {
         pseudonymiser.name(name): name for source in sources for name in _names(source, settings)

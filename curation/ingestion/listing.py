@@ -12,15 +12,20 @@ import posixpath
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
+
 from echostill.curation.ingestion.archives import kind_of_name, walk_archive
 from echostill.curation.ingestion.findings import describe_counts
+from echostill.curation.ingestion.manifests.files import Sources
 from echostill.curation.ingestion.manifests.listed import list_manifest, size_of
 from echostill.curation.ingestion.manifests.paths import portable_name
 from echostill.curation.ingestion.manifests.rows import MANIFEST_SUFFIXES, SPREADSHEETS
+from echostill.curation.ingestion.manifests.words import Words
 from echostill.curation.ingestion.patients.spelling import Spellings
 from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
 from echostill.platform.errors import UsageError, nearest
@@ -52,17 +57,15 @@ class Listing:
         passed_over: Files of folders that are not read, by kind.
         tables: What the columns of each manifest are used for, a sentence each.
         warnings: What is doubtful about them, a sentence each.
-        roots: Which of the given sources each file was found in.
     """
 
-    sources: list[Source] = field(default_factory=list)
+    sources: Sources = field(default_factory=lambda: Sources.of([]))
     passed_over: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    roots: list[str] = field(default_factory=list)
 
 
-def list_sources(settings: IngestSettings) -> list[Source]:
+def list_sources(settings: IngestSettings) -> Sequence[Source]:
     """List every file to read: the sources of :func:`list_files`."""
     return list_files(settings).sources
 
@@ -79,62 +82,75 @@ def list_files(settings: IngestSettings) -> Listing:
     """
     read_key(settings)  # a missing key file is an error before the work starts
     given = (settings.source,) if isinstance(settings.source, str) else settings.source
-    found = Listing()
+    found, parts = Listing(), []
     for location in given:
-        _list_one(location, settings, found)
         root = location if "://" in location else os.path.abspath(os.path.expanduser(location))
-        found.roots += [root] * (len(found.sources) - len(found.roots))
+        parts.append(_list_one(location, settings, found).found_in(root))
+    found.sources = Sources.joined(parts)
     if not found.sources:
         raise UsageError(
             "nothing to ingest: set 'source' to a folder, list, manifest, archive or file."
         )
     _check_pattern(settings, found.sources)
-    listed = zip(_without_repeats(found), found.roots, strict=True)
-    excluded = _contents(settings)
-    kept = [(one, root) for given, root in listed for one in _without(given, excluded)]
-    return replace(found, sources=[one for one, _ in kept], roots=[root for _, root in kept])
+    found.sources = _without_repeats(found)
+    if excluded := _contents(settings):
+        found.sources = _without(found.sources, excluded)
+    return found
 
 
 _SAID = ("id", "group", "patient", "study", "organ", "device", "label")
 
 
-def _without_repeats(listing: Listing) -> Iterator[Source]:
-    """Yield the sources, repeated ones with their problem, and devices in one spelling."""
+def _without_repeats(listing: Listing) -> Sources:
+    """Return the sources, repeated ones with their problem, and devices in one spelling."""
+    devices = listing.sources.words["device"].met()
+    spellings = Spellings()
+    sources = listing.sources.with_words(device=devices.map(spellings.of))
     first_file: dict[str, Source] = {}
     first_id: dict[str, str] = {}
-    devices = Spellings()
     contradicting = 0
-    for listed in listing.sources:
-        device = devices.of(listed.device) if listed.device else ""
-        source = listed if device == listed.device else replace(listed, device=device)
-        if source.problem:
-            yield source
-            continue
+    problems: dict[int, str] = {}
+    rows = _perhaps_repeated(sources)
+    for row, source in zip(rows.tolist(), sources.take(rows), strict=True):
         if source.file in first_file:
             first = first_file[source.file]
             other = [name for name in _SAID if getattr(first, name) != getattr(source, name)]
             contradicting += bool(other)
             end = f"and says otherwise of {', '.join(other)}; the first row counts"
             message = f"listed more than once (first as '{first.name}')"
-            yield replace(
-                source, problem=f"{message} {end}" if other else f"{message}; it is read once"
-            )
+            problems[row] = f"{message} {end}" if other else f"{message}; it is read once"
             continue
         first_file[source.file] = source
         if source.id and source.id in first_id:
             # The id is not repeated in the message: it may name a person.
-            yield replace(source, problem=f"has the same id as '{first_id[source.id]}'")
-            continue
-        if source.id:
+            problems[row] = f"has the same id as '{first_id[source.id]}'"
+        elif source.id:
             first_id[source.id] = source.name
-        yield source
     if contradicting:
         listing.warnings.append(
             f"{contradicting} row(s) contradict an earlier row of the same file, which counts"
         )
+    return sources.with_words(problem=sources.words["problem"].changed(problems))
 
 
-def _list_one(location: str, settings: IngestSettings, into: Listing) -> None:
+def _perhaps_repeated(sources: Sources) -> np.ndarray:
+    """Return the rows whose file or id others may have too, as their hashes are equal."""
+    found = np.zeros(len(sources), bool)
+    allowed = ~sources.words["problem"].where(bool)
+    for name, given in (
+        ("file", allowed),
+        ("id", allowed & pc.greater(pc.binary_length(sources.id), 0).to_numpy()),
+    ):
+        if given.any():
+            values = (value for part in sources.batches() for value in part.values(name))
+            hashes = np.fromiter(map(hash, values), np.int64, len(sources))
+            ordered = np.sort(hashes[given])
+            found |= given & np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]])
+    return np.flatnonzero(found)
+
+
+def _list_one(location: str, settings: IngestSettings, into: Listing) -> Sources:
+    """Return the files of one source, and note what else there is to say."""
     location = with_options_first(location) if "://" in location else location
     suffix = posixpath.splitext(location.lower())[1]
     kind = _kind_of_remote(location) if "://" in location else _kind_of_local(location)
@@ -147,13 +163,11 @@ def _list_one(location: str, settings: IngestSettings, into: Listing) -> None:
             )
         if suffix in MANIFEST_SUFFIXES:
             listed = list_manifest(location, settings)
-            into.sources += listed.sources
             into.tables += [listed.columns] if listed.columns else []
             into.warnings += listed.warnings
-            return
+            return listed.sources
         name = portable_name(posixpath.basename(location))
-        into.sources.append(Source(location, name, size=size_of(location)))
-        return
+        return Sources.of([Source(location, name, size=size_of(location))])
     passed: Counter[str] = Counter()
     viewers = Viewers()
     walk = _remote_folder if "://" in location else _local_folder
@@ -169,7 +183,7 @@ def _list_one(location: str, settings: IngestSettings, into: Listing) -> None:
             f"'{location}' contains no images: expected {', '.join(SUFFIXES)} or DICOM files."
             f"{hint}{there}"
         )
-    into.sources += found
+    return Sources.of(found)
 
 
 def _told(sources: list[Source], viewers: Viewers) -> list[Source]:
@@ -319,7 +333,7 @@ def _recognised(location: str) -> bool:
         return True  # reading it later puts the reason into the quarantine
 
 
-def _check_pattern(settings: IngestSettings, sources: list[Source]) -> None:
+def _check_pattern(settings: IngestSettings, sources: Sources) -> None:
     pattern = settings.group_pattern
     if pattern is not None and not any(re.search(pattern, source.name) for source in sources):
         example = "" if settings.hides_names else f"; the first is '{sources[0].name}'"
@@ -332,24 +346,23 @@ def _check_pattern(settings: IngestSettings, sources: list[Source]) -> None:
 def _contents(settings: IngestSettings) -> set[str]:
     """Return the digests of the files to leave out, because a copy may have another name."""
     plain = settings.model_copy(update={"root": None})
-    excluded = Listing()
-    for manifest in settings.exclude:
-        _list_one(manifest, plain, excluded)
     return {
         digest
-        for source in excluded.sources
+        for manifest in settings.exclude
+        for source in _list_one(manifest, plain, Listing())
         for digest in (*_digests(source), *itertools.chain(*_digests_inside(source).values()))
     }
 
 
-def _without(source: Source, excluded: set[str]) -> Iterator[Source]:
-    """Yield a source unless its content is excluded; excluded members of an archive are skipped."""
-    if not excluded:
-        yield source
-    elif not excluded.intersection(_digests(source)):
-        inside = _digests_inside(source).items()
-        skip = tuple(name for name, digests in inside if excluded.intersection(digests))
-        yield replace(source, skip=skip)
+def _without(sources: Sources, excluded: set[str]) -> Sources:
+    """Return the sources whose content is not excluded; such members of archives are skipped."""
+    kept, skips = [], []
+    for row, source in enumerate(sources):
+        if not excluded.intersection(_digests(source)):
+            inside = _digests_inside(source).items()
+            kept.append(row)
+            skips.append(tuple(name for name, found in inside if excluded.intersection(found)))
+    return sources.take(np.array(kept, np.int64)).with_words(skip=Words.of(skips))
 
 
 def _digests(source: Source) -> list[str]:

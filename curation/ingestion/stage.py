@@ -1,9 +1,7 @@
 """The ingest stage: files into the pool, each decoded once; bad rows go to quarantine."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 from pydantic import field_validator
@@ -21,19 +19,19 @@ from echostill.curation.deidentification.text.ocr import require_ocr
 from echostill.curation.ingestion.estimate import estimate
 from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.growth.changes import (
-    ListedFile,
     describe_changes,
     keep,
     listing,
     shard_name,
 )
 from echostill.curation.ingestion.growth.growing import Growing, GrowthSettings, cut_shards, grow
-from echostill.curation.ingestion.keys import keep_key, pool_pseudonymiser, under_key
+from echostill.curation.ingestion.keys import all_under_key, keep_key, pool_pseudonymiser
 from echostill.curation.ingestion.listing import Listing, list_files
 from echostill.curation.ingestion.losses import describe_quarantine
+from echostill.curation.ingestion.manifests.files import Sources
 from echostill.curation.ingestion.patients.devices import settle_devices
 from echostill.curation.ingestion.repeats import settle_repeated_ids
-from echostill.curation.ingestion.settings import IngestSettings, Source, read_key
+from echostill.curation.ingestion.settings import IngestSettings, read_key
 from echostill.curation.ingestion.summary import (
     Summary,
     in_sample,
@@ -41,7 +39,7 @@ from echostill.curation.ingestion.summary import (
     kept_summary,
     say,
 )
-from echostill.curation.ingestion.worker import MakeWorker, pool_schema
+from echostill.curation.ingestion.worker import MakeWorker, Payloads, pool_schema
 from echostill.curation.withdrawal.refusal import describe_refused
 from echostill.platform import stages
 from echostill.platform.cluster.nodes import Nodes
@@ -83,7 +81,7 @@ class IngestSetup:
 
     store: Store
     stage: ShardedStage
-    shards: list[list[dict[str, Any]] | None]  # sources as plain values
+    shards: Payloads
     pseudonymiser: Pseudonymiser
     approved: dict[str, str]
     listing: Listing
@@ -192,7 +190,7 @@ def retry_ingest(config: IngestConfig) -> StageResult:
 class _Request:
     """What an ingest was asked for: its files, under which key, and the pool they make."""
 
-    shards: list[list[Source]]  # of a pool of its own
+    shards: list[Sources]  # of a pool of its own
     pseudonymiser: Pseudonymiser
     contents: list[bytes]  # beginnings of files, that a key of this run is locked with
     shown: IngestConfig  # as it is kept beside the pool
@@ -210,19 +208,15 @@ def _request(
         require_ocr()
     found = list_files(config)
     pseudonymiser, contents = pool_pseudonymiser(
-        config, found.sources, found.roots, None if overwrite else store.pool()
+        config, found.sources, None if overwrite else store.pool()
     )
-    key = pseudonymiser.key
-    listed = [
-        ListedFile(under_key(source, key), root)
-        for source, root in zip(found.sources, found.roots, strict=True)
-    ]
-    cut = cut_shards(listed, config)
-    shards = [[one.source for one in shard] for shard in cut]
+    sources = all_under_key(found.sources, pseudonymiser.key)
+    found = replace(found, sources=sources)
+    cut = cut_shards(sources, config)
     shown = config.model_copy(
         update=pseudonymiser.values(config.model_dump(), ("source", "exclude", "root"))
     )
-    table, digest = listing(cut, pseudonymiser, tombstones=read_tombstones(store.storage))
+    table, digest = listing(sources, cut, pseudonymiser, tombstones=read_tombstones(store.storage))
     explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
     inputs = {"files": digest, "key check": key_check(pseudonymiser.key)}
     wanted = fingerprint(shown, inputs=inputs)
@@ -231,9 +225,10 @@ def _request(
     if not replaces:
         own_key = read_key(config) is not None
         growing = grow(
-            store, config, wanted, listed, table, pseudonymiser, retry=retry, own_key=own_key
+            store, config, wanted, sources, table, pseudonymiser, retry=retry, own_key=own_key
         )
         replaces = growing is None and claim.check()
+    shards = [sources[rows] for rows in cut]
     return _Request(shards, pseudonymiser, contents, shown, claim, found, table, growing, replaces)
 
 
@@ -266,13 +261,10 @@ def _prepare(config: IngestConfig, overwrite: bool, *, retry: bool = False) -> I
     elif not stage.is_finished():
         save_configuration(store.pool(), request.shown)
         keep(store.sources(), request.listing)
-    plain = [
-        None if shard is None else [source.values() for source in shard]
-        for shard in (request.shards if growing is None else growing.shards)
-    ]
+    shards = Payloads(request.shards if growing is None else growing.shards)
     pseudonymiser, approved = request.pseudonymiser, approved_pixels(store)
     files = len(request.found.sources) if growing is None else growing.files
-    return IngestSetup(store, stage, plain, pseudonymiser, approved, request.found, growing, files)
+    return IngestSetup(store, stage, shards, pseudonymiser, approved, request.found, growing, files)
 
 
 def _connected_plan(config: IngestConfig, shards: int) -> WorkerPlan:
@@ -304,11 +296,11 @@ def _gate(config: IngestConfig, store: Store, approved: dict[str, str]) -> Revie
     return ReviewGate(approved, pictures, settings.review_pixels, tombstones=gone)
 
 
-def _samples(config: IngestConfig, shards: Sequence[list[dict[str, Any]] | None]) -> dict[str, int]:
+def _samples(config: IngestConfig, shards: Payloads) -> dict[str, int]:
     """Distribute the frames of the contact sheet over the shards."""
     wanted = config.deidentify.contact_sheet
-    listed = [shard for shard in shards if shard is not None]
-    names = [shard_name(shard) for shard in spread(listed, wanted)] if wanted else []
+    listed = [shard for shard in shards if shard is not None] if wanted else []
+    names = [shard_name(shard) for shard in spread(listed, wanted)]
     return {
         name: wanted // len(names) + (number < wanted % len(names))
         for number, name in enumerate(names)
@@ -320,9 +312,9 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     store = Store(config.store)
     request = _request(config, store, overwrite)
     shards, growing = request.shards, request.growing
-    files = sum(len(shard) for shard in shards)
+    sources = request.found.sources
     out = Plan("ingest")
-    out.add("sources", f"{files} files (a cine is one file and gives a row per frame)")
+    out.add("sources", f"{len(sources)} files (a cine is one file and gives a row per frame)")
     for said in request.found.tables:
         out.add("columns", said)
     for said in growing.notes() if growing else ():
@@ -330,7 +322,6 @@ def plan_ingest(config: IngestConfig, *, overwrite: bool = False) -> Plan:
     out.add("shards", f"{len(shards)} of up to {config.files_per_shard} files")
     out.add("workers", describe_plan(config, partial(_plan, config, len(shards))))
     findings = Findings()
-    sources = [source for shard in shards for source in shard]
     out.add("size", estimate(sources, config, findings).describe())
     for label, said in in_sample(request.found, sources, findings, request.pseudonymiser):
         out.add(label, said)

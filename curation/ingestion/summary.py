@@ -4,16 +4,17 @@ It is kept beside the listing of the files, for the report and for an ingest tha
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
 from echostill.curation.ingestion.findings import Findings, describe_counts
 from echostill.curation.ingestion.listing import Listing
+from echostill.curation.ingestion.manifests.files import Sources
 from echostill.curation.ingestion.patients.groups import GroupCounts, count_groups
-from echostill.curation.ingestion.settings import Source
 from echostill.platform.errors import EchostillError
 from echostill.platform.progress import console
 from echostill.platform.shards.log import Accounting
@@ -103,7 +104,7 @@ def kept_summary(folder: Storage) -> Summary:
 
 
 def in_sample(
-    listing: Listing, sources: Sequence[Source], findings: Findings, pseudonymiser: Pseudonymiser
+    listing: Listing, sources: Sources, findings: Findings, pseudonymiser: Pseudonymiser
 ) -> Iterator[tuple[str, str]]:
     """Yield what a dry run says, as labelled lines: of the listing, and of the files it sampled.
 
@@ -113,12 +114,9 @@ def in_sample(
         findings: What was noticed in the sample.
         pseudonymiser: Hides groups as the pool will.
     """
-    named = [
-        pseudonymiser.row({"group_id": one.group, "source": one.name})
-        for one in sources
-        if one.group
-    ]
-    groups = count_groups([pa.Table.from_pylist(named, _NAMED)])
+    named = sources.take(np.flatnonzero(sources.words["group"].where(bool)))
+    columns = [list(named.words["group"].map(pseudonymiser.group)), named.values("name")]
+    groups = count_groups([pa.table(columns, schema=_NAMED)])
     if named:
         others = len(sources) - len(named)
         by_themselves = f"; {others} files are in no group of a manifest" if others else ""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 
@@ -11,11 +11,14 @@ from echostill.curation.deidentification.pseudonyms import Pseudonymiser
 from echostill.curation.deidentification.review import ReviewGate
 from echostill.curation.ingestion.findings import Findings
 from echostill.curation.ingestion.growth.changes import content_mark, shard_name
+from echostill.curation.ingestion.manifests.files import Sources
 from echostill.curation.ingestion.settings import IngestSettings, Source
 from echostill.curation.ingestion.sources import Failure, read_source
 from echostill.curation.withdrawal.refusal import refuse_withdrawn
 from echostill.platform.shards.outcome import Outcome
 from echostill.platform.tables.schemas import POOL_SCHEMA, QUARANTINE_SCHEMA, REDACTED
+
+Payload = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,32 @@ class IngestWorker:
     def process_units(self, payload: Any, units: Sequence[int]) -> Outcome:
         """Read only the sources with these numbers."""
         return self.process([payload[number] for number in units])
+
+
+class Payloads(Sequence[Payload | None]):
+    """What the workers get, made of the files of a shard when it is asked for: all fill the memory.
+
+    None stands for a shard that cannot be read now.
+    """
+
+    def __init__(self, shards: Sequence[Sources | None]) -> None:
+        self._shards = shards
+
+    def __len__(self) -> int:
+        """Return the number of shards."""
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, shard: int) -> Payload | None: ...
+    @overload
+    def __getitem__(self, shard: slice) -> "Payloads": ...
+
+    def __getitem__(self, shard: int | slice) -> "Payload | Payloads | None":
+        """Return the sources of a shard as plain values, or the payloads of some shards."""
+        if isinstance(shard, slice):
+            return Payloads(self._shards[shard])
+        sources = self._shards[shard]
+        return None if sources is None else [source.values() for source in sources]
 
 
 @dataclass(frozen=True)

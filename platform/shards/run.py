@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,8 @@ OVERLAPPING = 2  # shards that an actor works on where its input is decoded else
 
 def stream(
     stage: ShardFiles,
-    todo: dict[int, Any],
+    payloads: Sequence[Any],
+    todo: Sequence[int],
     make_worker: Callable[[], ShardWorker],
     plan: WorkerPlan,
     decode: Callable[[Any], Any] | None,
@@ -40,7 +41,8 @@ def stream(
 
     Args:
         stage: The stage, which writes the shards.
-        todo: Payloads by shard.
+        payloads: One for each shard, made when it is asked for.
+        todo: Shards to run.
         make_worker: Makes a worker; called once in each worker process.
         plan: Workers, decoders and what each reserves.
         decode: Begins to make of a payload what the worker gets, in tasks of its own; called while
@@ -58,7 +60,7 @@ def stream(
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    items = [{"shard": index, "payload": json.dumps(todo[index])} for index in todo]
+    items = [{"shard": index, "payload": json.dumps(payloads[index])} for index in todo]
     shards = ray.data.from_items(items, override_num_blocks=len(items))
     device = "gpu" if plan.gpus_per_worker else "cpu"
     at_once = OVERLAPPING if decode is not None else 1

@@ -109,10 +109,9 @@ class ShardedStage(ShardFiles):
         with self._log("run", len(payloads), plan, progress) as log:
             records = self.finished(len(payloads))
             log.resume(records, self._cut_attempts())
-            todo = {index: payloads[index] for index in range(len(payloads))}
-            todo = {index: value for index, value in todo.items() if index not in records}
+            todo = [index for index in range(len(payloads)) if index not in records]
             self._check(records, bool(todo))
-            with self._stream(todo, make_worker, plan, decode) as shards:
+            with self._stream(payloads, todo, make_worker, plan, decode) as shards:
                 for finished in shards:
                     records[finished["record"]["shard"]] = finished["record"]
                     log.shard(finished, records)
@@ -153,11 +152,11 @@ class ShardedStage(ShardFiles):
         before = Accounting.of(records.values(), 0)
         parts = {index: record["part"]["sha256"] for index, record in records.items()}
         left = len(payloads) - len(records)
-        todo = {
-            index: payloads[index]
+        todo = [
+            index
             for index in records
             if records[index]["quarantine"] and payloads[index] is not None
-        }
+        ]
         if not todo:
             return Retried(before, 0, False, left)
         with self._log("retry", len(todo), plan, progress) as log:
@@ -165,7 +164,7 @@ class ShardedStage(ShardFiles):
             lost = self._lost()
             self.table.delete(MANIFEST)
             self.quarantine.delete(MANIFEST)
-            with self._stream(todo, make_worker, plan, None, retry=True) as shards:
+            with self._stream(payloads, todo, make_worker, plan, None, retry=True) as shards:
                 for finished in shards:
                     records[finished["record"]["shard"]] = finished["record"]
                     log.shard(finished, {index: records[index] for index in todo})
@@ -294,7 +293,8 @@ class ShardedStage(ShardFiles):
     @contextmanager
     def _stream(
         self,
-        todo: dict[int, Any],
+        payloads: Sequence[Any],
+        todo: Sequence[int],
         make_worker: Callable[[], ShardWorker],
         plan: WorkerPlan,
         decode: Callable[[Any], Any] | None,
@@ -304,5 +304,5 @@ class ShardedStage(ShardFiles):
         if not todo:
             yield ()
             return
-        with closing(stream(self, todo, make_worker, plan, decode, retry)) as finished:
+        with closing(stream(self, payloads, todo, make_worker, plan, decode, retry)) as finished:
             yield finished

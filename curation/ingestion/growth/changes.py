@@ -3,15 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser, keyed_hash
+from echostill.curation.ingestion.manifests.files import Sources
 from echostill.curation.ingestion.settings import Source
 from echostill.platform.imaging.files import bucket_of
 from echostill.platform.tables.storage import Storage, sha256
@@ -37,27 +38,25 @@ _PASSING = {"file", "size", "problem"}
 _LATER = {"study", "viewer"}  # what earlier releases did not know is left out where it is empty
 _DESCRIBED = tuple(sorted({one.name for one in fields(Source)} - _PASSING))
 _OF_ONE_FILE = {"name", "id"}  # what no two files share
-_WORDS = 2**16  # that are kept with their hashes: groups, organs, devices, labels
+_json = json.JSONEncoder().encode
 
 
-def divided(sources: Sequence[Source], files: int, size: int) -> list[list[Source]]:
-    """Divide the sources into shards, so that cines do not fill the memory.
+def divided(sources: Sources, files: int, size: int) -> list[slice]:
+    """Divide the sources into shards, in their order, so that cines do not fill the memory.
 
     Args:
-        sources: In their order.
+        sources: What is divided.
         files: Files of a shard at most.
         size: Bytes of cines, volumes and archives after which a shard is full.
     """
-    shards: list[list[Source]] = []
-    filled = 0
-    for source in sources:
-        full = bool(shards) and (len(shards[-1]) >= files or filled + source.size > size)
-        if not shards or full:
-            shards.append([])
+    starts, filled = [0], 0
+    for row, each in enumerate(sources.values("size")):
+        if row and (row - starts[-1] >= files or filled + each > size):
+            starts.append(row)
             filled = 0
-        shards[-1].append(source)
-        filled += source.size
-    return shards
+        filled += each
+    stops = [*starts[1:], len(sources)]
+    return [slice(*rows) for rows in zip(starts, stops, strict=True)] if sources else []
 
 
 def shard_name(payload: list[dict[str, Any]]) -> str:
@@ -66,37 +65,34 @@ def shard_name(payload: list[dict[str, Any]]) -> str:
 
 
 class _Entries:
-    """What the pool depends on of each source, as plain values, veiled as in the pool."""
+    """What the pool depends on of each source, as JSON, veiled as in the pool."""
 
-    def __init__(self, pseudonymiser: Pseudonymiser) -> None:
-        self._name = pseudonymiser.name
-        self._word = lru_cache(maxsize=_WORDS)(lambda value: pseudonymiser.name(str(value)))
+    def __init__(self, sources: Sources, pseudonymiser: Pseudonymiser) -> None:
+        self._sources, self._name = sources, pseudonymiser.name
+        self._words = {
+            key: words.map(partial(self._item, key))
+            for key, words in sources.words.items()
+            if key in _DESCRIBED
+        }
 
-    def of(self, source: Source) -> dict[str, str]:
-        """Return the values in the order of their names."""
-        entry = {}
-        for key in _DESCRIBED:
-            value = getattr(source, key)
-            if value or key not in _LATER:
-                entry[key] = self._name(value) if key in _OF_ONE_FILE else self._word(value)
-        return entry
+    def _item(self, key: str, value: object) -> str:
+        if key in _LATER and not value:
+            return ""
+        return f'"{key}": {_json(self._name(str(value)))}, '
 
-
-@dataclass(frozen=True, slots=True)
-class ListedFile:
-    """A file that is listed now, by the names that the store has for it.
-
-    Attributes:
-        source: The file, with what is said about it.
-        root: The source of the configuration under which it was listed.
-    """
-
-    source: Source
-    root: str
+    def of(self, rows: slice) -> list[str]:
+        """Return the entries of some sources, their values in the order of their names."""
+        part = self._sources[rows]
+        columns: dict[str, Iterable[str]] = {key: each[rows] for key, each in self._words.items()}
+        for key in _OF_ONE_FILE:
+            columns[key] = [self._item(key, value) for value in part.values(key)]
+        items = zip(*(columns[key] for key in _DESCRIBED), strict=True)
+        return [f"{{{''.join(each)[:-2]}}}" for each in items]
 
 
 def listing(
-    shards: Sequence[Sequence[ListedFile]],
+    sources: Sources,
+    shards: Sequence[slice],
     pseudonymiser: Pseudonymiser,
     first: int = 0,
     tombstones: Tombstones | None = None,
@@ -104,7 +100,8 @@ def listing(
     """Return a row for each file: who it is, what was said about it, and how it looks on disk.
 
     Args:
-        shards: The files by shard.
+        sources: The files.
+        shards: Their rows by shard.
         pseudonymiser: Hides names and places.
         first: Number of the first shard.
         tombstones: Of withdrawn files, which get a digest for a name.
@@ -113,21 +110,21 @@ def listing(
         The table, and a digest of what was said about all files, shard by shard.
     """
     gone, place = tombstones or Tombstones(), Places(pseudonymiser)
-    entries = _Entries(pseudonymiser)
+    entries, roots = _Entries(sources, pseudonymiser), sources.words["root"].map(place.of)
     tables = [LISTING_SCHEMA.empty_table()]
     digest = hashlib.sha256(b"[")  # of the entries' JSON, a list in a list
-    for number, shard in enumerate(shards, start=first):
-        found = [entries.of(one.source) for one in shard]
-        texts = [json.dumps(entry) for entry in found]
+    for number, rows in enumerate(shards, start=first):
+        part, texts = sources[rows], entries.of(rows)
         digest.update(f"{', ' if number > first else ''}[{', '.join(texts)}]".encode())
-        marks = stamps([one.source.file for one in shard])
+        files = part.values("file")
+        marks = stamps(files)
         columns = {
-            "name": [gone.name(entry["name"]) for entry in found],
+            "name": [gone.name(pseudonymiser.name(name)) for name in part.values("name")],
             "digest": [sha256(text.encode())[:16] for text in texts],
-            "shard": [number] * len(shard),
-            "location": [place.of(one.source.file) for one in shard],
-            "root": [place.of(one.root) for one in shard],
-            "id": [place.of(one.source.id) for one in shard],
+            "shard": [number] * len(part),
+            "location": [place.of(file) for file in files],
+            "root": list(roots[rows]),
+            "id": [place.of(own) for own in part.values("id")],
             "size": [size for size, _ in marks],
             "modified": [modified for _, modified in marks],
         }
@@ -145,13 +142,11 @@ class Places:
     """Hides where files are, always: a folder may be called by a patient's name."""
 
     def __init__(self, pseudonymiser: Pseudonymiser) -> None:
-        key = pseudonymiser.key
-        # Files of one source follow each other: that is kept, not where each of them is.
-        self._hash = lru_cache(maxsize=_WORDS)(lambda text: keyed_hash(key, "place", text))
+        self._key = pseudonymiser.key
 
     def of(self, text: str) -> str:
         """Return a keyed hash, or nothing for nothing."""
-        return self._hash(text) if text else ""
+        return keyed_hash(self._key, "place", text) if text else ""
 
 
 def stamps(files: Sequence[str]) -> list[tuple[int, int]]:

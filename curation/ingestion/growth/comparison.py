@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
-from echostill.curation.ingestion.growth.changes import ListedFile, content_mark
+from echostill.curation.ingestion.growth.changes import content_mark
 from echostill.curation.ingestion.growth.known import UNKNOWN, KnownFile, KnownFiles
+from echostill.curation.ingestion.manifests.files import Sources
 from echostill.platform.imaging.files import SourceFile
 from echostill.platform.imaging.images import DecodeError
 from echostill.platform.withdrawal.tombstones import WITHDRAWN_FILE
@@ -25,8 +26,8 @@ class Comparison:
     """How a listing differs from the files of a pool.
 
     Attributes:
-        found: The listed file for each of the pool's, by its number; others are not listed.
-        new: Files that are not in the pool.
+        found: Row of the listing for each of the pool's, by its number; others are not listed.
+        new: Rows of the files that are not in the pool.
         names_of_new: Their names as the pool would have them.
         changed: Files of the pool with other bytes now, by number.
         described: Files of which something else is said now (a group, a label), by number.
@@ -36,8 +37,8 @@ class Comparison:
     """
 
     known: KnownFiles
-    found: dict[int, ListedFile] = field(default_factory=dict)
-    new: list[ListedFile] = field(default_factory=list)
+    found: dict[int, int] = field(default_factory=dict)
+    new: list[int] = field(default_factory=list)
     names_of_new: list[str] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
     described: list[int] = field(default_factory=list)
@@ -76,7 +77,7 @@ def _count(numbers: Sequence[int]) -> str:
 
 
 def compare(
-    known: KnownFiles, listed: Sequence[ListedFile], table: pa.Table, pseudonymiser: Pseudonymiser
+    known: KnownFiles, listed: Sources, table: pa.Table, pseudonymiser: Pseudonymiser
 ) -> Comparison:
     """Compare a listing with the files of a pool.
 
@@ -102,9 +103,7 @@ def compare(
 
 
 class _Matching:
-    def __init__(
-        self, known: KnownFiles, listed: Sequence[ListedFile], table: pa.Table, key: bytes
-    ) -> None:
+    def __init__(self, known: KnownFiles, listed: Sources, table: pa.Table, key: bytes) -> None:
         self._known, self._listed, self._key = known, listed, key
         rows = table.to_pylist()
         self._now = [KnownFile(version=0, unit=unit, **row) for unit, row in enumerate(rows)]
@@ -129,12 +128,12 @@ class _Matching:
             kind = result.mended if self._known.gave_nothing(self._file(number)) else result.changed
             kind.append(number)
         elif number is None:
-            result.new.append(self._listed[row])
+            result.new.append(row)
             result.names_of_new.append(now.name)
             return
         elif self._file(number).digest != now.digest:
             result.described.append(number)
-        result.found[number] = self._listed[row]
+        result.found[number] = row
 
     def _file(self, number: int) -> KnownFile:
         return self._known.files[number]
@@ -150,7 +149,7 @@ class _Matching:
 
     def _content(self, row: int) -> str:
         """The mark of a listed file's bytes; "" where it cannot be read."""
-        source = self._listed[row].source
+        source = self._listed[row]
         if source.problem or not source.file:
             return ""
         try:

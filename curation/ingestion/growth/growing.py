@@ -1,15 +1,16 @@
 """What an ingest into a pool that exists has to do: the shards that it has, and those to add."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
-from echostill.curation.ingestion.growth.changes import ListedFile, Places, divided, listing
+from echostill.curation.ingestion.growth.changes import Places, divided, listing
 from echostill.curation.ingestion.growth.comparison import Comparison, compare
 from echostill.curation.ingestion.growth.known import (
     UNKNOWN,
@@ -17,7 +18,7 @@ from echostill.curation.ingestion.growth.known import (
     add_version,
     drop_unfinished,
 )
-from echostill.curation.ingestion.settings import Source
+from echostill.curation.ingestion.manifests.files import Sources
 from echostill.platform.config import Config, execution
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.fingerprint import (
@@ -63,7 +64,7 @@ class Growing:
         known: The files that stay, and their versions.
         comparison: How they differ from what is listed now.
         fingerprint: What the pool was begun with.
-        shards: Sources of all shards, old and new; None for one whose files are not all listed now.
+        shards: Files of all shards, old and new; None for one whose files are not all listed now.
         added: Rows of the listing for the new ones; None where nothing is new.
         new: How many files are new.
         history: Versions of the pool with the new one.
@@ -73,7 +74,7 @@ class Growing:
     known: KnownFiles
     comparison: Comparison
     fingerprint: Fingerprint
-    shards: list[list[Source] | None]
+    shards: list[Sources | None]
     added: pa.Table | None
     new: int
     history: tuple[Growth, ...]
@@ -132,7 +133,7 @@ def grow(
     store: Store,
     settings: GrowthSettings,
     wanted: Fingerprint,
-    listed: Sequence[ListedFile],
+    listed: Sources,
     table: pa.Table,
     pseudonymiser: Pseudonymiser,
     *,
@@ -184,14 +185,15 @@ def grow(
             f"refused: {comparison.describe()}. Run `echostill ingest` first, which adds new files "
             "to the pool; `retry-failed` reads files of the pool again."
         )
-    new = [] if retry else _new(comparison, listed, settings, Places(pseudonymiser))
+    new = listed[:0]
+    if not retry:
+        new = _new(comparison, listed, settings, Places(pseudonymiser))
     added = cut_shards(new, settings)
-    shards: list[list[Source] | None] = [*_old(known, comparison, settings)]
-    shards += [[one.source for one in shard] for shard in added]
+    shards = [*_old(known, comparison, listed, settings), *(new[rows] for rows in added)]
     history, rows = tuple(known.history), None
     if added:
         gone = read_tombstones(store.storage)
-        rows, _ = listing(added, pseudonymiser, known.history[-1].parts, gone)
+        rows, _ = listing(new, added, pseudonymiser, known.history[-1].parts, gone)
         said = {key: wanted.configuration.get(key) for key in LISTING_KEYS}
         made_from = {**said, "files": len(new), "code": code_version()}
         history = (*history, Growth(len(shards), made_from))
@@ -233,48 +235,42 @@ def _is_abandoned(known: KnownFiles, comparison: Comparison) -> bool:
 
 
 def _new(
-    comparison: Comparison, listed: Sequence[ListedFile], settings: GrowthSettings, place: Places
-) -> list[ListedFile]:
+    comparison: Comparison, listed: Sources, settings: GrowthSettings, place: Places
+) -> Sources:
     """Return the files to read, in the order of the listing."""
     again = comparison.changed if settings.changed == "read" else []
-    chosen = {id(one): False for one in comparison.new}
-    chosen |= {id(comparison.found[number]): True for number in again}
+    rows = sorted([*comparison.new, *(comparison.found[number] for number in again)])
+    new, unknown = listed.take(np.array(rows, np.int64)), set(comparison.new)
     taken = {file.id for file in comparison.known.files if file.id}
-    new = []
-    for one in listed:
-        if id(one) in chosen:
-            source = one.source
-            if place.of(source.id) in taken and not source.problem and not chosen[id(one)]:
-                problem = "has the same id as a file that is in the pool"
-                one = ListedFile(replace(source, problem=problem), one.root)
-            new.append(one)
-    return new
+    repeated = {
+        number: "has the same id as a file that is in the pool"
+        for number, (row, source) in enumerate(zip(rows, new, strict=True))
+        if row in unknown and not source.problem and place.of(source.id) in taken
+    }
+    return new.with_words(problem=new.words["problem"].changed(repeated))
 
 
-def cut_shards(new: Sequence[ListedFile], settings: GrowthSettings) -> list[list[ListedFile]]:
-    """Divide files into shards, in their order."""
-    rest = iter(new)
-    sources = [one.source for one in new]
-    cut = divided(sources, settings.files_per_shard, settings.bytes_per_shard)
-    return [[next(rest) for _ in shard] for shard in cut]
+def cut_shards(new: Sources, settings: GrowthSettings) -> list[slice]:
+    """Divide files into shards, in their order; return the rows of each."""
+    return divided(new, settings.files_per_shard, settings.bytes_per_shard)
 
 
 def _old(
-    known: KnownFiles, comparison: Comparison, settings: GrowthSettings
-) -> list[list[Source] | None]:
-    """Return the sources of the pool's shards, None for a shard that is not listed whole."""
+    known: KnownFiles, comparison: Comparison, listed: Sources, settings: GrowthSettings
+) -> list[Sources | None]:
+    """Return the files of the pool's shards, None for a shard that is not listed whole."""
     parts = known.history[-1].parts
-    shards: dict[int, list[Source | None]] = defaultdict(list)
+    shards: dict[int, list[int | None]] = defaultdict(list)
     for number, file in enumerate(known.files):
-        found = comparison.found.get(number)
-        shards[file.shard].append(found.source if found else None)
+        shards[file.shard].append(comparison.found.get(number))
     if UNKNOWN in shards:  # an earlier release did not keep where it had cut
-        sources = [source for source in shards[UNKNOWN] if source is not None]
-        cut = divided(sources, settings.files_per_shard, settings.bytes_per_shard)
-        whole = len(sources) == len(shards[UNKNOWN]) and len(cut) == known.history[0].parts
-        shards |= dict(enumerate(cut)) if whole else {}  # type: ignore[arg-type]
-    whole_shards: list[list[Source] | None] = []
+        rows = [row for row in shards[UNKNOWN] if row is not None]
+        cut = cut_shards(listed.take(np.array(rows, np.int64)), settings)
+        whole = len(rows) == len(shards[UNKNOWN]) and len(cut) == known.history[0].parts
+        shards |= {number: [*rows[each]] for number, each in enumerate(cut)} if whole else {}
+    whole_shards: list[Sources | None] = []
     for shard in range(parts):
-        sources = [source for source in shards.get(shard, []) if source is not None]
-        whole_shards.append(sources if len(sources) == len(shards.get(shard, [None])) else None)
+        rows = [row for row in shards.get(shard, []) if row is not None]
+        is_whole = len(rows) == len(shards.get(shard, [None]))
+        whole_shards.append(listed.take(np.array(rows, np.int64)) if is_whole else None)
     return whole_shards

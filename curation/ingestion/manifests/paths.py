@@ -4,6 +4,7 @@ import itertools
 import os
 import posixpath
 import unicodedata
+from collections.abc import Iterable
 
 
 def absolute_path(file: str, root: str) -> str:
@@ -34,9 +35,9 @@ def is_inside(file: str, root: str) -> bool:
     return file.startswith(root.rstrip("/") + "/")
 
 
-def common_folder(files: list[str]) -> str:
+def common_folder(files: Iterable[str]) -> str:
     """Return the deepest folder that contains all files, ``""`` if they share none."""
-    folders = sorted({tuple(posixpath.dirname(file).split("/")) for file in files})
+    folders = sorted(folder.split("/") for folder in {posixpath.dirname(file) for file in files})
     if not folders:
         return ""
     # In sorted order, the prefix shared by the first and the last is shared by all.

@@ -2,32 +2,82 @@
 
 import csv
 import io
+import itertools
 import json
 import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from echostill.curation.ingestion.manifests.columns import Columns, manifest_columns, match_columns
+from echostill.curation.ingestion.manifests.columns import (
+    Columns,
+    as_text,
+    manifest_columns,
+    match_columns,
+)
+from echostill.curation.ingestion.manifests.words import BATCH, Numbering, Words, read_texts, texts
 from echostill.platform.errors import UsageError
 
 MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 _SEPARATORS = (",", ";", "\t", "|")
+_T = TypeVar("_T")
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+_UNIQUE = ("file", "id")  # what no two rows share
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest as read: what its columns mean (None for a list of files alone) and its rows.
+    """A manifest as read: what its columns mean (None for a list of files alone), and their cells.
 
-    A row has text by meaning, ``file`` among it. A JSONL line that is not an object gives a row
-    with only its ``problem``.
+    Attributes:
+        columns: The columns.
+        unique: The column ``file``, and ``id`` where there is one, as :func:`~.words.texts`.
+        words: The others by meaning; ``problem`` among them, where a row can have one. A JSONL line
+            that is not an object has nothing else.
     """
 
     columns: Columns | None
-    rows: list[dict[str, str]]
+    unique: Mapping[str, pa.ChunkedArray]
+    words: Mapping[str, Words[str]]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.unique["file"])
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """Yield what each row says, by meaning."""
+        columns = [read_texts(column) for column in self.unique.values()] + [*self.words.values()]
+        for values in zip(*columns, strict=True):
+            yield dict(zip((*self.unique, *self.words), values, strict=True))
+
+
+_Cells = Mapping[str, Sequence[str]]  # some rows' values, by meaning
+
+
+def _manifest(columns: Columns | None, batches: Iterable[_Cells]) -> Manifest:
+    meanings = ["file"] if columns is None else [*columns.used.values()]
+    found: dict[str, list[pa.Array]] = {one: [] for one in meanings if one in _UNIQUE}
+    numbers: dict[str, list[np.ndarray]] = {}
+    numberings: dict[str, Numbering[str]] = {}
+    for cells in batches:
+        for meaning, values in cells.items():
+            if meaning in _UNIQUE:
+                found[meaning].append(texts(values))
+            else:
+                numbering = numberings.setdefault(meaning, Numbering())
+                numbers.setdefault(meaning, []).append(numbering.of(values))
+    return Manifest(
+        columns,
+        {meaning: pa.chunked_array(chunks, pa.binary()) for meaning, chunks in found.items()},
+        {one: Words(np.concatenate(each), list(numberings[one])) for one, each in numbers.items()},
+    )
 
 
 def read_manifest(location: str, data: bytes) -> Manifest:
@@ -45,8 +95,9 @@ def read_manifest(location: str, data: bytes) -> Manifest:
         return _parquet(location, data)
     text = _text(location, data)
     if suffix == ".txt" and not _is_table(text):
-        lines = (line.strip() for line in text.splitlines())
-        return Manifest(None, [{"file": line} for line in lines if line and line[0] != "#"])
+        lines = (one.strip() for line in _lines(text) for one in line.splitlines())
+        files = (line for line in lines if line and line[0] != "#")
+        return _manifest(None, ({"file": batch} for batch in _batched(files)))
     if suffix in (".jsonl", ".ndjson"):
         return _json_lines(location, text)
     return _separated(location, text)
@@ -58,8 +109,20 @@ def _parquet(location: str, data: bytes) -> Manifest:
     except (OSError, ValueError):
         raise UsageError(f"'{location}' is not a readable Parquet file.") from None
     columns = manifest_columns(location, file.schema_arrow.names)
-    table = file.read(columns=list(columns.used))
-    return Manifest(columns, [columns.values(row) for row in table.to_pylist()])
+    batches = file.iter_batches(columns=list(columns.used), batch_size=BATCH)
+    return _manifest(
+        columns,
+        (
+            {meaning: _as_texts(batch[name]) for name, meaning in columns.used.items()}
+            for batch in batches
+        ),
+    )
+
+
+def _as_texts(column: pa.Array) -> list[str]:
+    if not pa.types.is_string(column.type):
+        return [as_text(value) for value in column.to_pylist()]
+    return [value.strip() if value else "" for value in column.to_pylist()]
 
 
 def _text(location: str, data: bytes) -> str:
@@ -82,23 +145,38 @@ def _text(location: str, data: bytes) -> str:
 
 def _separated(location: str, text: str) -> Manifest:
     stated, text = _stated_separator(text)
-    first = next(iter(text.splitlines()), "")
+    first = _first_line(text)
     separators = (stated,) if stated else _SEPARATORS
     # What separates the columns is what finds one with files among their names.
     separator = max(separators, key=lambda one: _has_files(first, one))
     # Where the first row is no header, the separator is the one that is there.
     if not _has_files(first, separator):
         separator = max(separators, key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = csv.reader(_lines(text), delimiter=separator)
     try:
         names = [name.strip() for name in next(reader, [])]
         columns = manifest_columns(location, names)
-        rows = [columns.values(_row(names, cells)) for cells in reader if cells]
+        return _manifest(columns, _cells(names, columns, reader))
     except csv.Error as error:
         raise UsageError(
             f"'{location}' is not a readable CSV file: {_CSV_ERRORS.get(str(error), 'damaged')}."
         ) from None
-    return Manifest(columns, rows)
+
+
+def _cells(names: list[str], columns: Columns, rows: Iterable[list[str]]) -> Iterator[_Cells]:
+    """Yield the cells of a table with separators, whose rows may be too short or too long."""
+    place = {name: number for number, name in enumerate(names)}  # of equal names the last counts
+    for batch in _batched(cells for cells in rows if cells):
+        whole = [
+            cells
+            if len(cells) == len(names)
+            else [_row(names, cells).get(name, "") for name in names]
+            for cells in batch
+        ]
+        yield {
+            meaning: [cells[place[name]].strip() for cells in whole]
+            for name, meaning in columns.used.items()
+        }
 
 
 _CSV_ERRORS = {
@@ -112,7 +190,7 @@ _CSV_ERRORS = {
 def _is_table(text: str) -> bool:
     """Return whether a text file begins with the names of several columns, one with files."""
     stated, text = _stated_separator(text)
-    first = next(iter(text.splitlines()), "")
+    first = _first_line(text)
     return bool(stated) or any(
         len(_names(first, one)) > 1 and _has_files(first, one) for one in _SEPARATORS
     )
@@ -125,6 +203,22 @@ def _stated_separator(text: str) -> tuple[str, str]:
     if stated.lower().startswith("sep=") and len(stated) == 5:
         return stated[4], rest
     return ("\t", rest) if stated.lower() == "sep=" else ("", text)
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.partition("\n")[0].splitlines()), "")
+
+
+def _lines(text: str) -> Iterable[str]:
+    """Return the lines with their ends; in bytes, as a text of its own takes four times as much."""
+    return io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline="")
+
+
+def _batched(rows: Iterable[_T]) -> Iterator[list[_T]]:
+    """Yield rows, some at a time."""
+    rest = iter(rows)
+    while batch := list(itertools.islice(rest, BATCH)):
+        yield batch
 
 
 def _has_files(line: str, separator: str) -> bool:
@@ -145,8 +239,17 @@ def _json_lines(location: str, text: str) -> Manifest:
     columns = manifest_columns(
         location, dict.fromkeys(name for row in found if row is not None for name in row)
     )
-    problem = {"file": "", "problem": "is no JSON object"}
-    return Manifest(columns, [problem if row is None else columns.values(row) for row in found])
+    batches = (
+        {
+            **{
+                meaning: ["" if row is None else as_text(row.get(name)) for row in batch]
+                for name, meaning in columns.used.items()
+            },
+            "problem": ["is no JSON object" if row is None else "" for row in batch],
+        }
+        for batch in _batched(found)
+    )
+    return _manifest(columns, batches)
 
 
 def _json_object(line: str) -> dict[str, Any] | None:

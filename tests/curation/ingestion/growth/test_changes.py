@@ -7,7 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
-from echostill.curation.ingestion.growth.changes import LISTING_SCHEMA, ListedFile, listing
+from echostill.curation.ingestion.growth.changes import LISTING_SCHEMA, listing
+from echostill.curation.ingestion.manifests.files import Sources
 from echostill.curation.ingestion.settings import Source
 
 KEY = b"0123456789abcdef"
@@ -29,7 +30,11 @@ def test_digests_are_those_of_every_file_shard_by_shard(
     shards: list[list[Source]], hidden: bool
 ) -> None:
     veil = Pseudonymiser(KEY, hidden)
-    table, digest = listing([[ListedFile(one, "/a") for one in part] for part in shards], veil, 5)
+    cut, sources = [], []
+    for part in shards:
+        cut.append(slice(len(sources), len(sources) + len(part)))
+        sources += part
+    table, digest = listing(Sources.of(sources, "/a"), cut, veil, 5)
     plain = [[described(one, veil) for one in part] for part in shards]
     assert digest == hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     assert table.schema == LISTING_SCHEMA
