@@ -137,15 +137,15 @@ def _perhaps_repeated(sources: Sources) -> np.ndarray:
     """Return the rows whose file or id others may have too, as their hashes are equal."""
     found = np.zeros(len(sources), bool)
     allowed = ~sources.words["problem"].where(bool)
-    for name, given in (
-        ("file", allowed),
-        ("id", allowed & pc.greater(pc.binary_length(sources.id), 0).to_numpy()),
-    ):
-        if given.any():
-            values = (value for part in sources.batches() for value in part.values(name))
-            hashes = np.fromiter(map(hash, values), np.int64, len(sources))
-            ordered = np.sort(hashes[given])
-            found |= given & np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]])
+    for name in ("file", "id") if sources.id is not None else ("file",):
+        given = allowed
+        if name == "id":
+            given = allowed & pc.greater(pc.binary_length(sources.id), 0).to_numpy()
+        batches = (part.values(name) for part in sources.batches())
+        hashes = np.fromiter(map(hash, itertools.chain.from_iterable(batches)), np.int64)
+        ordered = np.sort(hashes[given])
+        again = ordered[1:][ordered[1:] == ordered[:-1]]
+        found |= given & np.isin(hashes, again)
     return np.flatnonzero(found)
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-import pyarrow as pa
 from pydantic import field_validator
 
 from echostill.curation.deidentification.decisions import approved_pixels
@@ -196,7 +195,7 @@ class _Request:
     shown: IngestConfig  # as it is kept beside the pool
     claim: Claim
     found: Listing
-    listing: pa.Table
+    listing: bytes  # as Parquet
     growing: Growing | None  # how the pool that there is goes on
     replaces: bool
 
@@ -216,8 +215,8 @@ def _request(
     shown = config.model_copy(
         update=pseudonymiser.values(config.model_dump(), ("source", "exclude", "root"))
     )
-    table, digest = listing(sources, cut, pseudonymiser, tombstones=read_tombstones(store.storage))
-    explained = {"inputs.files": lambda: describe_changes(store.sources(), table)}
+    data, digest = listing(sources, cut, pseudonymiser, tombstones=read_tombstones(store.storage))
+    explained = {"inputs.files": lambda: describe_changes(store.sources(), data)}
     inputs = {"files": digest, "key check": key_check(pseudonymiser.key)}
     wanted = fingerprint(shown, inputs=inputs)
     claim = Claim(store.pool(), wanted, "ingest", "a pool", explained=explained)
@@ -225,11 +224,11 @@ def _request(
     if not replaces:
         own_key = read_key(config) is not None
         growing = grow(
-            store, config, wanted, sources, table, pseudonymiser, retry=retry, own_key=own_key
+            store, config, wanted, sources, data, pseudonymiser, retry=retry, own_key=own_key
         )
         replaces = growing is None and claim.check()
     shards = [sources[rows] for rows in cut]
-    return _Request(shards, pseudonymiser, contents, shown, claim, found, table, growing, replaces)
+    return _Request(shards, pseudonymiser, contents, shown, claim, found, data, growing, replaces)
 
 
 def _prepare(config: IngestConfig, overwrite: bool, *, retry: bool = False) -> IngestSetup:

@@ -269,11 +269,11 @@ def _write_decisions(store: Store, plan: MergePlan) -> None:
 def _write_listings(store: Store, plan: MergePlan, history: Sequence[Growth]) -> None:
     """Keep the lists of files, so that the merged pool knows those that were read under its key."""
     listings = list(_listings(plan))
-    keep(store.sources(), listings[0])
+    keep(store.sources(), encode_parquet(listings[0]))
     known = KnownFiles(store, [], [history[0]])
     for growth, table in zip(history[1:], listings[1:], strict=True):
         shards = growth.parts - known.history[-1].parts
-        add_version(store, known, table, shards, growth.made_from)
+        add_version(store, known, encode_parquet(table), shards, growth.made_from)
         known = replace(known, history=[*known.history, growth])
 
 

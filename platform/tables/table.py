@@ -6,7 +6,7 @@ and checksum, the schema, and the fingerprint of the run that made it.
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,19 +27,34 @@ def encode_parquet(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     sink = io.BytesIO()
-    # Pictures and lists of numbers repeat nothing: looking for repetitions in them is most of the
-    # work. Row groups are small enough to be read one at a time.
-    repeating = [field.name for field in table.schema if not _is_bulk(field.type)]
+    # Row groups are small enough to be read one at a time.
     rows = ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1)
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        row_group_size=max(min(rows, ROW_GROUP_ROWS), 256),
-        store_schema=True,
-        use_dictionary=repeating,
-    )
+    size = max(min(rows, ROW_GROUP_ROWS), 256)
+    pq.write_table(table, sink, row_group_size=size, **_options(table.schema))
     return sink.getvalue()
+
+
+def encode_pieces(schema: pa.Schema, pieces: Iterable[pa.Table]) -> bytes:
+    """Serialise a table of small rows that comes in pieces, to what the whole one would give."""
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, schema, **_options(schema)) as writer:
+        rest = schema.empty_table()
+        for piece in pieces:
+            rest = pa.concat_tables([rest, piece])
+            while rest.num_rows > ROW_GROUP_ROWS:
+                writer.write_table(rest[:ROW_GROUP_ROWS].combine_chunks())
+                rest = rest[ROW_GROUP_ROWS:]
+        writer.write_table(rest.combine_chunks())
+    return sink.getvalue()
+
+
+def _options(schema: pa.Schema) -> dict[str, Any]:
+    # Pictures and lists of numbers repeat nothing: looking for repetitions in them is most of the
+    # work.
+    repeating = [field.name for field in schema if not _is_bulk(field.type)]
+    return {"compression": "zstd", "store_schema": True, "use_dictionary": repeating}
 
 
 def _is_bulk(kind: pa.DataType) -> bool:

@@ -13,10 +13,11 @@ import pyarrow.fs as pafs
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser, keyed_hash
 from echostill.curation.ingestion.manifests.files import Sources
+from echostill.curation.ingestion.manifests.words import Words
 from echostill.curation.ingestion.settings import Source
 from echostill.platform.imaging.files import bucket_of
 from echostill.platform.tables.storage import Storage, sha256
-from echostill.platform.tables.table import decode_parquet, encode_parquet
+from echostill.platform.tables.table import decode_parquet, encode_pieces
 from echostill.platform.withdrawal.tombstones import Tombstones
 
 FILE = "files.parquet"
@@ -37,7 +38,6 @@ NAMED = 3  # files that a message names
 _PASSING = {"file", "size", "problem"}
 _LATER = {"study", "viewer"}  # what earlier releases did not know is left out where it is empty
 _DESCRIBED = tuple(sorted({one.name for one in fields(Source)} - _PASSING))
-_OF_ONE_FILE = {"name", "id"}  # what no two files share
 _json = json.JSONEncoder().encode
 
 
@@ -68,24 +68,32 @@ class _Entries:
     """What the pool depends on of each source, as JSON, veiled as in the pool."""
 
     def __init__(self, sources: Sources, pseudonymiser: Pseudonymiser) -> None:
-        self._sources, self._name = sources, pseudonymiser.name
+        self._name = pseudonymiser.name
         self._words = {
             key: words.map(partial(self._item, key))
             for key, words in sources.words.items()
             if key in _DESCRIBED
         }
+        if sources.id is None:
+            self._words["id"] = Words.same(self._item("id", ""), len(sources))
 
     def _item(self, key: str, value: object) -> str:
         if key in _LATER and not value:
             return ""
         return f'"{key}": {_json(self._name(str(value)))}, '
 
-    def of(self, rows: slice) -> list[str]:
-        """Return the entries of some sources, their values in the order of their names."""
-        part = self._sources[rows]
+    def of(self, rows: slice, names: Sequence[str], ids: Sequence[str]) -> list[str]:
+        """Return the entries of some sources, their values in the order of their names.
+
+        Args:
+            rows: Of the sources.
+            names: As in the pool.
+            ids: The user's own.
+        """
         columns: dict[str, Iterable[str]] = {key: each[rows] for key, each in self._words.items()}
-        for key in _OF_ONE_FILE:
-            columns[key] = [self._item(key, value) for value in part.values(key)]
+        columns["name"] = [f'"name": {_json(name)}, ' for name in names]
+        if "id" not in columns:
+            columns["id"] = [self._item("id", own) for own in ids]
         items = zip(*(columns[key] for key in _DESCRIBED), strict=True)
         return [f"{{{''.join(each)[:-2]}}}" for each in items]
 
@@ -96,8 +104,8 @@ def listing(
     pseudonymiser: Pseudonymiser,
     first: int = 0,
     tombstones: Tombstones | None = None,
-) -> tuple[pa.Table, str]:
-    """Return a row for each file: who it is, what was said about it, and how it looks on disk.
+) -> tuple[bytes, str]:
+    """List a row for each file: who it is, what was said about it, and how it looks on disk.
 
     Args:
         sources: The files.
@@ -107,30 +115,35 @@ def listing(
         tombstones: Of withdrawn files, which get a digest for a name.
 
     Returns:
-        The table, and a digest of what was said about all files, shard by shard.
+        The table as Parquet, and a digest of what was said about all files, shard by shard.
     """
     gone, place = tombstones or Tombstones(), Places(pseudonymiser)
     entries, roots = _Entries(sources, pseudonymiser), sources.words["root"].map(place.of)
-    tables = [LISTING_SCHEMA.empty_table()]
     digest = hashlib.sha256(b"[")  # of the entries' JSON, a list in a list
-    for number, rows in enumerate(shards, start=first):
-        part, texts = sources[rows], entries.of(rows)
+
+    def table(number: int, rows: slice) -> pa.Table:
+        part = sources[rows]
+        names, ids = list(map(pseudonymiser.name, part.values("name"))), part.values("id")
+        texts = entries.of(rows, names, ids)
         digest.update(f"{', ' if number > first else ''}[{', '.join(texts)}]".encode())
         files = part.values("file")
         marks = stamps(files)
         columns = {
-            "name": [gone.name(pseudonymiser.name(name)) for name in part.values("name")],
+            "name": [gone.name(name) for name in names] if gone else names,
             "digest": [sha256(text.encode())[:16] for text in texts],
             "shard": [number] * len(part),
             "location": [place.of(file) for file in files],
             "root": list(roots[rows]),
-            "id": [place.of(own) for own in part.values("id")],
+            "id": [place.of(own) for own in ids],
             "size": [size for size, _ in marks],
             "modified": [modified for _, modified in marks],
         }
-        tables.append(pa.table(columns, schema=LISTING_SCHEMA))
+        return pa.table(columns, schema=LISTING_SCHEMA)
+
+    pieces = (table(number, rows) for number, rows in enumerate(shards, start=first))
+    data = encode_pieces(LISTING_SCHEMA, pieces)
     digest.update(b"]")
-    return pa.concat_tables(tables).combine_chunks(), digest.hexdigest()
+    return data, digest.hexdigest()
 
 
 def content_mark(key: bytes, content: str) -> str:
@@ -176,13 +189,14 @@ def _local_stamp(file: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def keep(folder: Storage, table: pa.Table) -> None:
+def keep(folder: Storage, data: bytes) -> None:
     """Keep the listing of an ingest in the store."""
-    folder.write(FILE, encode_parquet(table))
+    folder.write(FILE, data)
 
 
-def describe_changes(folder: Storage, new: pa.Table) -> str:
+def describe_changes(folder: Storage, listed: bytes) -> str:
     """Say how a listing differs from the one that was kept, naming a few of the files."""
+    new = decode_parquet(listed)
     if not folder.exists(FILE):
         return f"other files ({new.num_rows} now)"
     before, after = (

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from echostill.curation.deidentification.pseudonyms import Pseudonymiser
@@ -29,7 +28,7 @@ from echostill.platform.tables.fingerprint import (
     difference,
 )
 from echostill.platform.tables.store import Store
-from echostill.platform.tables.table import MANIFEST
+from echostill.platform.tables.table import MANIFEST, decode_parquet
 from echostill.platform.tables.versions import Growth
 from echostill.platform.withdrawal.tombstones import read_tombstones
 
@@ -65,7 +64,7 @@ class Growing:
         comparison: How they differ from what is listed now.
         fingerprint: What the pool was begun with.
         shards: Files of all shards, old and new; None for one whose files are not all listed now.
-        added: Rows of the listing for the new ones; None where nothing is new.
+        added: The listing of the new ones as Parquet; None where nothing is new.
         new: How many files are new.
         history: Versions of the pool with the new one.
         drops: Whether an unfinished version is given up.
@@ -75,7 +74,7 @@ class Growing:
     comparison: Comparison
     fingerprint: Fingerprint
     shards: list[Sources | None]
-    added: pa.Table | None
+    added: bytes | None
     new: int
     history: tuple[Growth, ...]
     drops: bool
@@ -134,7 +133,7 @@ def grow(
     settings: GrowthSettings,
     wanted: Fingerprint,
     listed: Sources,
-    table: pa.Table,
+    data: bytes,
     pseudonymiser: Pseudonymiser,
     *,
     retry: bool,
@@ -147,7 +146,7 @@ def grow(
         settings: What becomes of files that have changed or vanished.
         wanted: The fingerprint of a pool of what is listed.
         listed: The files.
-        table: Their :func:`~.changes.listing`.
+        data: Their :func:`~.changes.listing`.
         pseudonymiser: Hides names and places.
         retry: Whether only files of the pool are read again.
         own_key: Whether the user gave the key.
@@ -168,6 +167,7 @@ def grow(
         known = known.finished()
     begun = claimed(store.pool())
     _refuse_other(store, begun, wanted, own_key)
+    table = decode_parquet(data)
     comparison = compare(known, listed, table, pseudonymiser)
     drops = not retry and _is_abandoned(known, comparison)
     if drops:

@@ -11,14 +11,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-
 from echostill.curation.ingestion.growth.changes import FILE
 from echostill.platform.shards.outcome import decode_units
 from echostill.platform.shards.records import delete_record, read_records
 from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
-from echostill.platform.tables.table import MANIFEST, decode_parquet, encode_parquet
+from echostill.platform.tables.table import MANIFEST, decode_parquet
 from echostill.platform.tables.versions import Growth
 
 GROWTH = "growth"
@@ -113,12 +111,12 @@ class KnownFiles:
 
 
 def add_version(
-    store: Store, known: KnownFiles, listing: pa.Table, shards: int, made_from: Mapping[str, Any]
+    store: Store, known: KnownFiles, listing: bytes, shards: int, made_from: Mapping[str, Any]
 ) -> None:
     """Record a further version of the pool, before any of its shards is begun."""
     number, before = len(known.history) + 1, known.history[-1].parts
     # The listing first: a version exists when its record does.
-    store.sources().write(_listing(number), encode_parquet(listing))
+    store.sources().write(_listing(number), listing)
     record = {
         "version": number,
         "before": before,

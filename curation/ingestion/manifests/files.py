@@ -23,7 +23,7 @@ class Sources(Sequence[Source]):
     Attributes:
         name: As :func:`~.words.texts`, chunked.
         file: The same; null where it is the row's ``folder`` and its name.
-        id: The same; "" where the user gave none.
+        id: The same; "" where the user gave none, and None where there is none at all.
         size: (N,) int64.
         words: The other attributes, ``folder``, and ``root``: the source of the configuration that
             a file was found in.
@@ -31,7 +31,7 @@ class Sources(Sequence[Source]):
 
     name: pa.ChunkedArray
     file: pa.ChunkedArray
-    id: pa.ChunkedArray
+    id: pa.ChunkedArray | None
     size: np.ndarray
     words: Mapping[str, Words[Any]]
 
@@ -46,7 +46,7 @@ class Sources(Sequence[Source]):
             name,
             file,
             {each: Words.of(getattr(one, each) for one in sources) for each in _WORDS},
-            id=own,
+            id=own if any(one.id for one in sources) else None,
             size=np.array([one.size for one in sources], np.int64),
         ).found_in(root)
 
@@ -67,7 +67,7 @@ class Sources(Sequence[Source]):
         return cls(
             name,
             file,
-            pa.chunked_array([pa.repeat(b"", rows)]) if id is None else id,
+            id,
             np.broadcast_to(np.int64(0), rows) if size is None else size,
             {**empty, **words},
         )
@@ -77,12 +77,12 @@ class Sources(Sequence[Source]):
         """Put files behind each other."""
         if len(given) == 1:
             return given[0]
-        name, file, own = (
-            pa.chunked_array(
-                [chunk for one in given for chunk in getattr(one, text).chunks], pa.binary()
-            )
-            for text in ("name", "file", "id")
-        )
+        name = pa.chunked_array([each for one in given for each in one.name.chunks], pa.binary())
+        file = pa.chunked_array([each for one in given for each in one.file.chunks], pa.binary())
+        own = None
+        if any(one.id is not None for one in given):
+            ids = [pa.repeat(b"", len(one)) if one.id is None else one.id for one in given]
+            own = pa.chunked_array([each for one in ids for each in getattr(one, "chunks", [one])])
         words = {
             each: Words.joined(one.words[each] for one in given)
             for each in (*_WORDS, "folder", "root")
@@ -121,7 +121,9 @@ class Sources(Sequence[Source]):
         """Return columns of the files with these numbers."""
         index = pa.array(rows, pa.int64())
         return Sources(
-            *(column.take(index) for column in (self.name, self.file, self.id)),
+            self.name.take(index),
+            self.file.take(index),
+            None if self.id is None else self.id.take(index),
             self.size[rows],
             {each: words[rows] for each, words in self.words.items()},
         )
@@ -144,8 +146,10 @@ class Sources(Sequence[Source]):
         """Return an attribute of each file."""
         if attribute == "size":
             return list(self.size.tolist())
-        if attribute in ("name", "id"):
-            return read_texts(getattr(self, attribute))
+        if attribute == "name":
+            return read_texts(self.name)
+        if attribute == "id":
+            return [""] * len(self) if self.id is None else read_texts(self.id)
         if attribute != "file":
             return list(self.words[attribute])
         return [
@@ -158,7 +162,9 @@ class Sources(Sequence[Source]):
     def _part(self, start: int, stop: int) -> "Sources":
         rows = max(stop - start, 0)
         return Sources(
-            *(column.slice(start, rows) for column in (self.name, self.file, self.id)),
+            self.name.slice(start, rows),
+            self.file.slice(start, rows),
+            None if self.id is None else self.id.slice(start, rows),
             self.size[start:stop],
             {each: words[start:stop] for each, words in self.words.items()},
         )

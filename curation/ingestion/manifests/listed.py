@@ -20,7 +20,13 @@ from echostill.curation.ingestion.manifests.paths import (
     portable_name,
 )
 from echostill.curation.ingestion.manifests.rows import Manifest, read_manifest
-from echostill.curation.ingestion.manifests.words import BATCH, Words, read_texts, texts
+from echostill.curation.ingestion.manifests.words import (
+    BATCH,
+    Words,
+    joined_texts,
+    read_texts,
+    texts,
+)
 from echostill.curation.ingestion.patients.spelling import (
     is_placeholder,
     same_device,
@@ -107,8 +113,8 @@ class _Files:
         words["folder"] = Words(np.concatenate(folders), [self._inside, self._base])
         size = np.concatenate(sizes)
         return Sources.made(
-            pa.chunked_array(names),
-            pa.chunked_array(files),
+            joined_texts(names),
+            joined_texts(files),
             words,
             id=ids,
             size=size if size.any() else None,

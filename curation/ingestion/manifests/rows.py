@@ -19,17 +19,23 @@ from echostill.curation.ingestion.manifests.columns import (
     manifest_columns,
     match_columns,
 )
-from echostill.curation.ingestion.manifests.words import BATCH, Numbering, Words, read_texts, texts
+from echostill.curation.ingestion.manifests.words import (
+    BATCH,
+    Numbering,
+    Words,
+    joined_texts,
+    read_texts,
+    texts,
+)
 from echostill.platform.errors import UsageError
 
 MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 _SEPARATORS = (",", ";", "\t", "|")
+_HEAD = 2**20  # bytes that the names of the columns are looked for in
+_UNIQUE = ("file", "id")  # what no two rows share
 _T = TypeVar("_T")
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-
-
-_UNIQUE = ("file", "id")  # what no two rows share
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def _manifest(columns: Columns | None, batches: Iterable[_Cells]) -> Manifest:
                 numbers.setdefault(meaning, []).append(numbering.of(values))
     return Manifest(
         columns,
-        {meaning: pa.chunked_array(chunks, pa.binary()) for meaning, chunks in found.items()},
+        {meaning: joined_texts(batches) for meaning, batches in found.items()},
         {one: Words(np.concatenate(each), list(numberings[one])) for one, each in numbers.items()},
     )
 
@@ -93,9 +99,9 @@ def read_manifest(location: str, data: bytes) -> Manifest:
     suffix = posixpath.splitext(location.lower())[1]
     if suffix == ".parquet":
         return _parquet(location, data)
-    text = _text(location, data)
-    if suffix == ".txt" and not _is_table(text):
-        lines = (one.strip() for line in _lines(text) for one in line.splitlines())
+    text = _Text.of(location, data)
+    if suffix == ".txt" and not _is_table(text.head):
+        lines = (one.strip() for line in text.lines() for one in line.splitlines())
         files = (line for line in lines if line and line[0] != "#")
         return _manifest(None, ({"file": batch} for batch in _batched(files)))
     if suffix in (".jsonl", ".ndjson"):
@@ -125,34 +131,54 @@ def _as_texts(column: pa.Array) -> list[str]:
     return [value.strip() if value else "" for value in column.to_pylist()]
 
 
-def _text(location: str, data: bytes) -> str:
-    """Decode text: UTF-8, or UTF-16 as spreadsheets save it, which begins with a mark or has NULs.
+@dataclass(frozen=True)
+class _Text:
+    """Text as it lies in a file, read line by line: as one string it takes its memory again."""
 
-    Raises:
-        UsageError: It is neither.
-    """
-    encoding = _MARKS.get(data[:2], "utf-8-sig")
-    if encoding == "utf-8-sig" and len(data) > 1 and 0 in data[:2]:
-        encoding = "utf-16-le" if data[1] == 0 else "utf-16-be"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError:
-        raise UsageError(
-            f"'{location}' is not UTF-8 or UTF-16 text: save it as UTF-8 (in a spreadsheet 'CSV "
-            "UTF-8')."
-        ) from None
+    data: bytes
+    encoding: str
+
+    @classmethod
+    def of(cls, location: str, data: bytes) -> "_Text":
+        """Find the encoding: UTF-8, or UTF-16 as spreadsheets save it, with a mark or with NULs.
+
+        Raises:
+            UsageError: It is neither.
+        """
+        encoding = _MARKS.get(data[:2], "utf-8-sig")
+        if encoding == "utf-8-sig" and len(data) > 1 and 0 in data[:2]:
+            encoding = "utf-16-le" if data[1] == 0 else "utf-16-be"
+        try:
+            data.decode(encoding)
+        except UnicodeDecodeError:
+            raise UsageError(
+                f"'{location}' is not UTF-8 or UTF-16 text: save it as UTF-8 (in a spreadsheet "
+                "'CSV UTF-8')."
+            ) from None
+        return cls(data, encoding)
+
+    @property
+    def head(self) -> str:
+        """The beginning, with the names of the columns."""
+        return self.data[:_HEAD].decode(self.encoding, "ignore")
+
+    def lines(self, newline: str = "") -> Iterator[str]:
+        """Yield the lines with their ends, by default any of the usual ones."""
+        return io.TextIOWrapper(io.BytesIO(self.data), self.encoding, newline=newline)
 
 
-def _separated(location: str, text: str) -> Manifest:
-    stated, text = _stated_separator(text)
-    first = _first_line(text)
+def _separated(location: str, text: _Text) -> Manifest:
+    stated, head = _stated_separator(text.head)
+    first, lines = _first_line(head), text.lines()
+    if stated:
+        next((line for line in lines if line.endswith("\n")), "")  # the line that states it
     separators = (stated,) if stated else _SEPARATORS
     # What separates the columns is what finds one with files among their names.
     separator = max(separators, key=lambda one: _has_files(first, one))
     # Where the first row is no header, the separator is the one that is there.
     if not _has_files(first, separator):
         separator = max(separators, key=first.count)
-    reader = csv.reader(_lines(text), delimiter=separator)
+    reader = csv.reader(lines, delimiter=separator)
     try:
         names = [name.strip() for name in next(reader, [])]
         columns = manifest_columns(location, names)
@@ -173,9 +199,9 @@ def _cells(names: list[str], columns: Columns, rows: Iterable[list[str]]) -> Ite
             else [_row(names, cells).get(name, "") for name in names]
             for cells in batch
         ]
+        cells = list(zip(*whole, strict=True))
         yield {
-            meaning: [cells[place[name]].strip() for cells in whole]
-            for name, meaning in columns.used.items()
+            meaning: [*map(str.strip, cells[place[name]])] for name, meaning in columns.used.items()
         }
 
 
@@ -209,11 +235,6 @@ def _first_line(text: str) -> str:
     return next(iter(text.partition("\n")[0].splitlines()), "")
 
 
-def _lines(text: str) -> Iterable[str]:
-    """Return the lines with their ends; in bytes, as a text of its own takes four times as much."""
-    return io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline="")
-
-
 def _batched(rows: Iterable[_T]) -> Iterator[list[_T]]:
     """Yield rows, some at a time."""
     rest = iter(rows)
@@ -233,8 +254,8 @@ def _row(names: list[str], cells: list[str]) -> dict[str, str]:
     return dict(zip(names, cells, strict=False))
 
 
-def _json_lines(location: str, text: str) -> Manifest:
-    found = [_json_object(line) for line in text.split("\n") if line.strip()]
+def _json_lines(location: str, text: _Text) -> Manifest:
+    found = [_json_object(line) for line in text.lines("\n") if line.strip()]
     # The columns are those of all rows together: a row may lack an id that others have.
     columns = manifest_columns(
         location, dict.fromkeys(name for row in found if row is not None for name in row)

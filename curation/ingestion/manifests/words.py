@@ -11,7 +11,8 @@ from typing import Generic, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 
-BATCH = 8192  # rows that are Python objects at a time
+BATCH = 256  # rows that are Python objects at a time: they fit the caches of a core
+_JOINED = 256  # batches in a chunk of a column
 
 T = TypeVar("T", bound=Hashable)
 U = TypeVar("U", bound=Hashable)
@@ -123,6 +124,13 @@ def texts(values: Iterable[str | None]) -> pa.Array:
     """Make a column of text that does not repeat, as bytes: names of files may be no Unicode."""
     encoded = [None if one is None else one.encode(errors="surrogatepass") for one in values]
     return pa.array(encoded, pa.binary())
+
+
+def joined_texts(batches: Sequence[pa.Array]) -> pa.ChunkedArray:
+    """Put columns of text below each other, in few chunks."""
+    starts = range(0, len(batches), _JOINED)
+    chunks = [pa.concat_arrays(batches[start : start + _JOINED]) for start in starts]
+    return pa.chunked_array(chunks, pa.binary())
 
 
 def read_texts(column: pa.Array | pa.ChunkedArray) -> list[str]:
