@@ -143,7 +143,7 @@ def ingest(config: IngestConfig, *, overwrite: bool = False) -> StageResult:
     Returns:
         Counts of files, rows in, rows out and quarantined rows.
     """
-    ready = _prepare(config, overwrite)
+    ready = prepare_ingest(config, overwrite)
     reopened = reopen(ready.stage, ready.shards, ready.approved)
     if ready.growing is not None:
         ready.growing.check_unfinished(ready.stage.finished(len(ready.shards)))
@@ -171,7 +171,7 @@ def retry_ingest(config: IngestConfig) -> StageResult:
         Counts as of :func:`ingest`; the sentence lists what was made from the previous pool.
     """
     store = Store(config.store)
-    ready = _prepare(config, overwrite=False, retry=True)
+    ready = prepare_ingest(config, overwrite=False, retry=True)
     before = store.open_pool().digest if ready.stage.is_finished() else None
     done = ready.stage.retry(
         ready.shards,
@@ -231,7 +231,8 @@ def _request(
     return _Request(shards, pseudonymiser, contents, shown, claim, found, data, growing, replaces)
 
 
-def _prepare(config: IngestConfig, overwrite: bool, *, retry: bool = False) -> IngestSetup:
+def prepare_ingest(config: IngestConfig, overwrite: bool, *, retry: bool = False) -> IngestSetup:
+    """List the files of an ingest, and begin its pool or go on with it; no file is read yet."""
     store = Store(config.store)
     request = _request(config, store, overwrite, retry=retry)
     growing = request.growing
