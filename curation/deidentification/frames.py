@@ -72,10 +72,11 @@ def deidentify(
         held = Verdict(_failed(error))
         yield from (Cleaned(None, held) for _ in itertools.chain(ahead, remaining))
         return
-    # A still's text has been looked for already; other frames than this one are looked at anew.
-    still = present[0] if len(present) == 1 else None
-    for frame in itertools.chain(ahead, remaining):
-        yield cleaner.clean(frame, looked_at=frame is still)
+    # The first one's text has been looked for already.
+    for frame in ahead:
+        yield cleaner.clean(frame, looked_at=bool(present) and frame is present[0])
+    for frame in remaining:
+        yield cleaner.clean(frame)
 
 
 def _take(frames: Iterator[np.ndarray | None], count: int) -> list[np.ndarray | None]:
@@ -97,17 +98,19 @@ class _Cleaner:
 
     Attributes:
         sector: What is kept of each frame.
-        standing: Likely text in a still, or that stands still in a cine.
+        first: Likely text in the first frame.
+        standing: Likely text that stands still in a cine.
     """
 
     settings: DeidentifySettings
     find: Finder
     sector: Sector
+    first: list[Text]
     standing: list[Text]
     identifying: str
 
-    def clean(self, frame: np.ndarray | None, looked_at: bool) -> Cleaned:
-        """Clean one frame; one that has been looked at has no other text than what stands."""
+    def clean(self, frame: np.ndarray | None, looked_at: bool = False) -> Cleaned:
+        """Clean one frame; the first one has been looked at."""
         if frame is None:
             return Cleaned(None, Verdict())
         try:
@@ -122,9 +125,9 @@ class _Cleaner:
         value = brightest(frame)
         if int(value.max()) - int(value.min()) <= _BLANK:
             return Cleaned(np.zeros_like(frame), Verdict(method="blank"))
-        pixels = frame if mask.all() else np.where(_like(mask, frame), frame, 0)
+        pixels = frame if mask.all() else frame * _like(mask, frame)
         pixels = pixels.astype(np.uint8, copy=False)
-        texts = self.standing if looked_at else [*self.standing, *self._likely(frame)]
+        texts = [*self.standing, *(self.first if looked_at else self._likely(frame))]
         texts = [text for text in texts if text.lies_in(mask)]
         reason, redacted = "text" if texts else "", 0.0
         if texts and self.settings.text == "redact":
@@ -159,7 +162,11 @@ class _Cleaner:
         return redact(pixels, texts), texts, "text"
 
     def _likely(self, frame: np.ndarray) -> list[Text]:
-        return [text for text in self.find(frame) if text.score > self.settings.max_text]
+        return _likely(self.find(frame), self.settings)
+
+
+def _likely(texts: Iterable[Text], settings: DeidentifySettings) -> list[Text]:
+    return [text for text in texts if text.score > settings.max_text]
 
 
 def boxes_of(texts: Sequence[Text]) -> tuple[Box, ...]:
@@ -173,24 +180,24 @@ def _cleaner(frames: list[np.ndarray], settings: DeidentifySettings, origin: Ori
     identifying = origin.identifying if settings.declared == "hold" else ""
     if not frames:
         nothing = Sector(np.zeros((0, 0), dtype=bool), 0.0, "none")
-        return _Cleaner(settings, find, nothing, [], identifying)
+        return _Cleaner(settings, find, nothing, [], [], identifying)
     motion = Motion()
     for frame in frames:
         motion.add(frame)
     # What moves fades out of the darkest picture of a cine, and lettering over it stands out.
     found = find(frames[0])
-    standing = found if len(frames) == 1 else find(motion.lowest)
-    likely = [text for text in standing if text.score > settings.max_text]
+    standing = [] if len(frames) == 1 else find(motion.lowest)
+    likely = _likely(found, settings), _likely(standing, settings)
     rule = _rule(settings.masks, motion.lowest.shape, origin)
     if rule is not None:
         mask = np.zeros(motion.lowest.shape, dtype=bool)
         for left, top, right, bottom in rule.keep:
             mask[top:bottom, left:right] = True
-        return _Cleaner(settings, find, Sector(mask, 1.0, "rule"), likely, identifying)
+        return _Cleaner(settings, find, Sector(mask, 1.0, "rule"), *likely, identifying)
     shown: np.ndarray | Motion = motion if motion.frames > 1 else frames[0]
     drawn = [text for text in [*found, *standing] if text.score > _MAYBE]
     sector = find_sector(shown, origin.regions, boxes_of(drawn))
-    return _Cleaner(settings, find, sector, likely, identifying)
+    return _Cleaner(settings, find, sector, *likely, identifying)
 
 
 def _rule(rules: Sequence[MaskRule], shape: tuple[int, ...], origin: Origin) -> MaskRule | None:
@@ -207,4 +214,4 @@ def _failed(error: Exception) -> str:
 
 
 def _like(mask: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    return mask if frame.ndim == 2 else mask[..., None]
+    return mask if frame.ndim == 2 else np.repeat(mask[..., None], frame.shape[2], axis=2)

@@ -5,6 +5,7 @@ lettering of any script, at several sizes; what it marks in one piece is one tex
 false alarms are measured by ``benchmarks/deidentification.py``.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -15,7 +16,7 @@ from scipy.special import expit
 from echostill.curation.deidentification.brightness import brightest
 from echostill.curation.deidentification.flow import COLOURED, colour_of, hide_flow
 from echostill.curation.deidentification.text.found import Text
-from echostill.curation.deidentification.text.network import CELL, text_logits
+from echostill.curation.deidentification.text.network import CELL, LastPicture, text_logits
 
 _SMALLEST_SIDE = 100  # of a picture that is looked at once more at half its size
 _SMALL_SIDE = 100  # of a picture that is looked at once more at twice its size
@@ -33,53 +34,69 @@ Finder = Callable[[np.ndarray], list[Text]]
 
 
 def finder(name: Literal["own", "both"]) -> Finder:
-    """Return what looks for text: the own finder, or it and RapidOCR's.
+    """Return what looks for text in the frames of one file: the own finder, or it and RapidOCR's.
 
     Raises:
         UsageError: RapidOCR is not installed.
     """
+    own = OwnFinder()
     if name == "own":
-        return find_text
+        return own
     from echostill.curation.deidentification.text.ocr import find_text_by_ocr
 
-    return lambda frame: [*find_text(frame), *find_text_by_ocr(frame)]
+    return lambda frame: [*own(frame), *find_text_by_ocr(frame)]
+
+
+class OwnFinder:
+    """Finds text in frame after frame of one file.
+
+    What it finds in a frame does not depend on the frames before: these save it work, where they
+    show the same.
+    """
+
+    def __init__(self) -> None:
+        # Of each picture that is made of a frame: by what it shows, and its scale.
+        self._last: defaultdict[tuple[str, float], LastPicture] = defaultdict(LastPicture)
+
+    def __call__(self, frame: np.ndarray) -> list[Text]:
+        """Find what may be lettering, as :func:`find_text` does."""
+        if frame.ndim == 3:
+            frame = hide_flow(frame)
+        found = self._at_scales("brightness", brightest(frame))
+        if frame.ndim == 3:
+            # Coloured lettering on grey tissue is as bright as it, and alone in its colour.
+            colour = colour_of(frame)
+            if np.count_nonzero(colour >= COLOURED) >= _FEWEST_PIXELS:
+                found += self._at_scales("colour", colour)
+        return sorted(set(found), key=lambda text: (-text.score, text.box))
+
+    def _at_scales(self, shown: str, value: np.ndarray) -> list[Text]:
+        shape = value.shape
+        found: list[Text] = []
+        if max(shape) <= _SMALL_SIDE:
+            # A picture this small has been shrunk, and its letters with it.
+            logits = text_logits(_double(value), self._last[shown, 0.5])
+            found += _texts(logits, 0.5, shape)
+        scale = 1
+        while scale == 1 or (scale <= 4 and min(value.shape) >= _SMALLEST_SIDE):
+            found += _texts(text_logits(value, self._last[shown, scale]), scale, shape, found)
+            value, scale = _halve(value), scale * 2
+        return found
 
 
 def find_text(frame: np.ndarray) -> list[Text]:
-    """Find what may be lettering, the likeliest first.
+    """Find what may be lettering in one frame, the likeliest first.
 
     Args:
         frame: uint8 (H, W) or (H, W, 3).
     """
-    if frame.ndim == 3:
-        frame = hide_flow(frame)
-    found = _at_scales(brightest(frame))
-    if frame.ndim == 3:
-        # Coloured lettering on grey tissue is as bright as the tissue, and alone in its colour.
-        colour = colour_of(frame)
-        if np.count_nonzero(colour >= COLOURED) >= _FEWEST_PIXELS:
-            found += _at_scales(colour)
-    return sorted(set(found), key=lambda text: (-text.score, text.box))
-
-
-def _at_scales(value: np.ndarray) -> list[Text]:
-    shape = value.shape
-    found: list[Text] = []
-    if max(shape) <= _SMALL_SIDE:
-        # A picture this small has been shrunk, and its letters with it.
-        found += _texts(_double(value), 0.5, shape)
-    scale = 1
-    while scale == 1 or (scale <= 4 and min(value.shape) >= _SMALLEST_SIDE):
-        found += _texts(value, scale, shape, found)
-        value, scale = _halve(value), scale * 2
-    return found
+    return OwnFinder()(frame)
 
 
 def _texts(
-    value: np.ndarray, scale: float, shape: tuple[int, ...], finer: Sequence[Text] = ()
+    logits: np.ndarray, scale: float, shape: tuple[int, ...], finer: Sequence[Text] = ()
 ) -> list[Text]:
     """Find texts at one scale, but for what was found at a finer one."""
-    logits = text_logits(value)
     texts = []
     for rows, columns in _pieces(logits):
         score = _score(logits[rows, columns])

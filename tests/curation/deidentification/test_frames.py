@@ -83,6 +83,20 @@ def test_text_that_moves_between_frames_of_a_cine_is_seen_in_its_frame(phantom):
     assert reasons == ["", "", "", "", "", "text", "", ""]
 
 
+def test_every_frame_is_looked_at_once_and_what_stands_still_once_more(monkeypatch, phantom):
+    frames = [phantom.picture(phantom.fan(), seed) for seed in range(6)]
+    seen = []
+
+    def look(frame):
+        seen.append(frame)
+        return []
+
+    monkeypatch.setattr(deidentification, "finder", lambda name: look)
+    run([*frames, frames[0]], settings=DeidentifySettings(frames_ahead=4))
+    assert [sum(frame is other for other in seen) for frame in frames] == [2, 1, 1, 1, 1, 1]
+    assert len(seen) == 8
+
+
 def test_text_that_stands_in_a_cine_holds_every_frame_back(phantom):
     frames = [
         phantom.write(phantom.picture(phantom.fan(), seed, 110), "DOE, JANE", (110, 120), 14)[0]

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from echostill.curation.deidentification.settings import DeidentifySettings
 from echostill.curation.deidentification.text import finder as finder_module
-from echostill.curation.deidentification.text.finder import find_text, finder
+from echostill.curation.deidentification.text.finder import OwnFinder, find_text, finder
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import decode_image
 
@@ -215,6 +215,30 @@ def test_a_box_covers_its_text(phantom):
         margin = size // 3
         assert min(found[0] for found in boxes) <= box[0] + margin
         assert max(found[2] for found in boxes) >= box[2] - margin
+
+
+def test_what_is_found_in_a_frame_does_not_depend_on_the_frames_before_it(phantom):
+    still = phantom.picture(phantom.fan())
+    named, _ = phantom.write(still, "DOE, JANE", (110, 120))
+    moved, _ = phantom.write(phantom.picture(phantom.fan(), 1), "SMITH", (60, 90))
+    colour = np.repeat(moved[..., None], 3, axis=2)
+    colour[100:130, 100:140, 0] = 0
+    find = OwnFinder()
+    for frame in (still, named, moved, colour, still, np.zeros_like(still), named):
+        assert find(frame) == find_text(frame)
+
+
+def test_a_long_cine_takes_no_more_memory_than_two_frames():
+    def held():
+        return sum(layer.nbytes for last in find._last.values() for layer in last._layers)
+
+    find, noise = OwnFinder(), np.random.default_rng(0)
+    sizes = set()
+    for _ in range(12):
+        find(noise.integers(0, 256, (130, 160, 3), dtype=np.uint8))
+        sizes.add(held())
+    assert len(sizes) == 1
+    assert sizes.pop() < 2 * 20 * 160 * 200
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
