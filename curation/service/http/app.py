@@ -10,6 +10,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse
 
@@ -142,7 +143,8 @@ def create_api(lifespan: Lifespan | None = None) -> FastAPI:
     for module in sorted(ROUTES, key=lambda module: module not in ASKED_MOST):
         api.include_router(module.router)
     _add_explorer(api)
-    paths = [route.path for module in ROUTES for route in module.router.routes]
+    declared = [route for module in ROUTES for route in module.router.routes]
+    paths = [route.path for route in declared if isinstance(route, APIRoute)]
     document_problems_and_token(api, paths)
     return api
 
