@@ -121,7 +121,8 @@ def coreset_table(rows: int, cluster: np.ndarray, distance: np.ndarray, budget: 
     rank = np.empty(rows, dtype=np.int32)
     rank[order] = np.arange(rows) - np.repeat(starts, sizes) + 1
     quotas = np.floor(sizes * (budget / rows)).astype(np.int64)
-    quotas[: budget - int(quotas.sum())] += 1
+    roomy = np.flatnonzero(quotas < sizes)  # of a small pool some clusters have no images
+    quotas[roomy[: budget - int(quotas.sum())]] += 1
     size, quota = sizes[cluster], quotas[cluster]
     selected = rank <= quota
     words = [

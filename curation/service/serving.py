@@ -13,6 +13,7 @@ from echostill.curation.service.data.derived import ProgressLine, derived_folder
 from echostill.curation.service.http.app import Options, create_app
 from echostill.curation.service.http.security import LOOPBACK, SecurityMiddleware
 from echostill.curation.service.http.token import find_token, token_path
+from echostill.curation.service.protocol import BoundedHttpProtocol
 from echostill.platform.errors import UsageError
 from echostill.platform.preflight.clusters import check_ray
 from echostill.platform.tables.store import Store
@@ -102,6 +103,7 @@ def configuration(
         port=port,
         log_config=None,
         access_log=False,
+        http=BoundedHttpProtocol,
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE,

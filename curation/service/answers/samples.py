@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from echostill.curation.service.answers.values import json_value
-from echostill.curation.service.data.coresets import ORIGIN, OWN, Coreset
+from echostill.curation.service.data.coresets import OWN, SAMPLE, Coreset
 from echostill.curation.service.data.pages import SampleFinder, SampleQuery, page
+from echostill.curation.service.data.rows import dictionaries
 from echostill.curation.service.data.state import State
 
 ROWS_PER_READ = 1000
@@ -47,7 +46,7 @@ def with_pins(state: State, samples: list[dict[str, Any]]) -> list[dict[str, Any
     for sample in samples:
         pin = active.get(sample["image_id"])
         sample["pin"] = pin.action if pin else None
-    return [json_value(sample) for sample in samples]
+    return samples
 
 
 def samples_of(state: State, coreset: Coreset | None, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -57,17 +56,16 @@ def samples_of(state: State, coreset: Coreset | None, rows: Sequence[int]) -> li
     """
     catalogue = state.catalogue
     wanted = np.asarray(rows, dtype=np.int64)
-    origins = catalogue.rows(wanted, ["image_id", *ORIGIN]).to_pylist()
-    own: dict[int, dict[str, Any]] = {}
+    inside: dict[int, dict[str, Any]] = {}
     if coreset is not None:
-        located = [(int(row), coreset.position(int(row))) for row in wanted]
-        inside = [(row, position) for row, position in located if position is not None]
-        positions = np.array([position for _, position in inside], dtype=np.int64)
-        columns = coreset.table.select(list(OWN)).take(pa.array(positions)).to_pylist()
-        own = {row: values for (row, _), values in zip(inside, columns, strict=True)}
-    missing = dict.fromkeys(OWN)
-    found = [
-        {"image_id": origin["image_id"], "row": int(row), **origin, **own.get(int(row), missing)}
-        for row, origin in zip(wanted, origins, strict=True)
-    ]
-    return with_pins(state, found)
+        located = (coreset.position(row) for row in wanted.tolist())
+        positions = np.array([at for at in located if at is not None], dtype=np.int64)
+        samples = coreset.samples(positions)
+        if len(samples) == len(wanted):
+            return with_pins(state, samples)
+        inside = {sample["row"]: sample for sample in samples}
+    origins = catalogue.origins.json_columns(wanted)
+    ids = [catalogue.ids[row] for row in wanted.tolist()]
+    missing = [[None] * len(wanted)] * len(OWN)
+    outside = dictionaries(SAMPLE, [ids, wanted.tolist(), *origins, *missing])
+    return with_pins(state, [inside.get(sample["row"], sample) for sample in outside])

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from echostill.curation.service.data.columns import SortedTexts, codes, numbers, open_columns
+from echostill.curation.service.data.rows import RowReader
 from echostill.platform.errors import EchostillError
 from echostill.platform.tables.table import Table
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from echostill.curation.service.data.neighbours import Report
 
 CATEGORIES = ("organ", "device", "label")
+ORIGIN = ("group_id", "source", "organ", "device", "label", "frame", "width", "height")
 LOCATION = ("part", "part_row")  # of the staged pixels: number of the pool's part, row in it
 NOT_COPIED = ("image", "feature", "perceptual_hash", "thumbnail")
 # The column of the scores that joins them to the pool; all their others are added.
@@ -119,6 +121,19 @@ class Catalogue:
         """Of organ, device and label: codes (N,) and the texts that they stand for."""
         return {name: codes(self.table[name]) for name in CATEGORIES}
 
+    @cached_property
+    def _pool_rows(self) -> RowReader:
+        return RowReader(self.table, self.pool_columns)
+
+    @cached_property
+    def _score_rows(self) -> RowReader:
+        return RowReader(self.table, self.score_columns)
+
+    @cached_property
+    def origins(self) -> RowReader:
+        """Where the images come from, as samples show it."""
+        return RowReader(self.table, ORIGIN)
+
     def counts(self, name: str, limit: int) -> list[dict[str, Any]]:
         """Count the images of each value of a category, most frequent first."""
         indices, values = self.categories[name]
@@ -133,15 +148,13 @@ class Catalogue:
 
     def image(self, row: int) -> dict[str, Any]:
         """Return the pool's columns of one image."""
-        found: dict[str, Any] = self.table.select(self.pool_columns).slice(row, 1).to_pylist()[0]
-        return found
+        return self._pool_rows.row(row)
 
     def scores(self, row: int) -> dict[str, Any] | None:
         """Return the scores' columns of one image, None if it was not scored."""
         if not self.score_columns or not self.scored[row]:
             return None
-        found: dict[str, Any] = self.table.select(self.score_columns).slice(row, 1).to_pylist()[0]
-        return found
+        return self._score_rows.row(row)
 
     def location(self, row: int) -> tuple[int, int]:
         """Return the number of the pool's part that holds the pixels, and the row in it."""

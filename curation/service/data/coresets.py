@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from echostill.curation.selection.reasons import GROUP_LIMIT
-from echostill.curation.service.data.catalogue import CATEGORIES, Catalogue
+from echostill.curation.service.data.catalogue import CATEGORIES, ORIGIN, Catalogue
 from echostill.curation.service.data.columns import numbers, open_columns, write_columns
 from echostill.curation.service.data.neighbours import bits
+from echostill.curation.service.data.rows import RowReader, dictionaries
 from echostill.curation.service.problems import unknown
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.table import Table
@@ -21,7 +22,6 @@ from echostill.platform.tables.table import Table
 if TYPE_CHECKING:
     from echostill.curation.selection.settings import SelectionSettings
 
-ORIGIN = ("group_id", "source", "organ", "device", "label", "frame", "width", "height")
 OWN = (
     "cluster",
     "cluster_size",
@@ -35,6 +35,7 @@ OWN = (
     "selected",
     "reason",
 )
+SAMPLE = ("image_id", "row", *ORIGIN, *OWN)  # the members of a sample, in their order
 HISTOGRAMS = ("distance", "gradient", "dual_rank")
 BINS = 20
 BOUNDARIES = 20_000  # clusters, or strata in them, of which is kept where the choice ended
@@ -190,14 +191,18 @@ class Coreset:
         return self._spread[key], values
 
     def samples(self, positions: np.ndarray) -> list[dict[str, Any]]:
-        """Return the samples at some positions, in the order given."""
-        wanted = pa.array(positions)
-        own = self.table.select(["image_id", "row", *OWN]).take(wanted).to_pylist()
-        origin = self.catalogue.table.select(list(ORIGIN)).take(pa.array(self.rows[positions]))
-        return [
-            {"image_id": mine["image_id"], "row": mine["row"], **theirs, **mine}
-            for mine, theirs in zip(own, origin.to_pylist(), strict=True)
-        ]
+        """Return the samples at some positions, in the order given, as JSON can show them."""
+        image_id, row, *own = self._sample_rows.json_columns(positions)
+        origin = self.catalogue.origins.json_columns(self.rows[positions])
+        return dictionaries(SAMPLE, [image_id, row, *origin, *own])
+
+    @cached_property
+    def _sample_rows(self) -> RowReader:
+        return RowReader(self.table, ("image_id", "row", *OWN))
+
+    @cached_property
+    def _own_rows(self) -> RowReader:
+        return RowReader(self.table, self.own_columns)
 
     def why(
         self, position: int, pool_row: Mapping[str, Any] | None = None
@@ -212,7 +217,7 @@ class Coreset:
 
         if pool_row is None:
             pool_row = self.catalogue.image(int(self.rows[position]))
-        own = self.table.select(self.own_columns).slice(position, 1).to_pylist()[0]
+        own = self._own_rows.row(position)
         found = explained(
             own,
             self._boundary(position, own),

@@ -136,6 +136,8 @@ class NeighbourIndex:
         self.description: dict[str, Any] = json.loads((folder / DESCRIPTION_FILE).read_text())
         self._index: Any = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP)
         self._addresses = np.load(folder / ADDRESS_FILE, mmap_mode="r")
+        self._of_all: Any = faiss.SearchParametersIVF()  # searches only read it
+        self._of_all.nprobe = self.description["probes"]
 
     @property
     def dimension(self) -> int:
@@ -172,9 +174,10 @@ class NeighbourIndex:
 
         faiss.omp_set_num_threads(1)  # of this thread: many small searches run side by side
         unit = (vector / np.linalg.norm(vector)).astype(np.float32)[None]
-        parameters: Any = faiss.SearchParametersIVF()
-        parameters.nprobe = self.description["probes"]
+        parameters: Any = self._of_all
         if keep is not None:
+            parameters = faiss.SearchParametersIVF()
+            parameters.nprobe = self.description["probes"]
             packed = np.ascontiguousarray(keep, dtype=np.uint8)  # outlives the search
             selector = faiss.IDSelectorBitmap(len(packed), faiss.swig_ptr(packed))
             parameters.sel = selector

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 
 from echostill.curation.selection.decided.pin_table import Pin, in_force, read_pins
 from echostill.curation.service import children
@@ -20,6 +19,7 @@ from echostill.curation.service.data.neighbours import NeighbourIndex
 from echostill.curation.service.data.thumbnails import Thumbnails
 from echostill.curation.service.problems import Problem, not_ready, unknown
 from echostill.platform.errors import EchostillError, nearest
+from echostill.platform.tables.storage import Storage
 from echostill.platform.tables.store import Store
 from echostill.platform.tables.table import MANIFEST, Table
 from echostill.platform.withdrawal.state import PENDING, TOMBSTONES
@@ -174,8 +174,8 @@ class State:
 
     def _withdrawal_marks(self) -> tuple[tuple[Any, ...] | None, ...]:
         """What changes when a withdrawal begins and ends; the first is None where none is open."""
-        path = self.store.storage.arrow_path
-        return self._mark(path(PENDING)), self._mark(path(TOMBSTONES))
+        storage = self.store.storage
+        return storage.mark(PENDING), storage.mark(TOMBSTONES)
 
     def _forget(self) -> None:
         """Forget all that is known of the store: it has other images than before."""
@@ -302,15 +302,15 @@ class State:
     def _tables_changed(self) -> bool:
         return any(
             [
-                self._changed("pool", self.store.pool().arrow_path(MANIFEST)),
-                self._changed("scores", self.store.scores().arrow_path(MANIFEST)),
+                self._changed("pool", self.store.pool()),
+                self._changed("scores", self.store.scores()),
             ]
         )
 
     def _read_entries(self) -> None:
         found: dict[str, Entry] = {}
         for name in self.store.coreset_names():
-            mark = self._mark(self.store.coreset(name).arrow_path(MANIFEST))
+            mark = self.store.coreset(name).mark(MANIFEST)
             if mark is None:
                 continue
             known = self.entries.get(name)
@@ -329,7 +329,7 @@ class State:
     def _read_pins(self) -> None:
         if self._catalogue is None:
             return
-        if not self._changed("pins", self.store.pins().arrow_path(MANIFEST)):
+        if not self._changed("pins", self.store.pins()):
             return
         every = read_pins(self.store)
         active = in_force(every)
@@ -341,17 +341,12 @@ class State:
         pinned, banned = (np.sort(np.array(rows[a], dtype=np.int64)) for a in ("pin", "ban"))
         self.pins = Pins(every, active, pinned, banned)
 
-    def _changed(self, name: str, path: str) -> bool:
-        mark = self._mark(path)
+    def _changed(self, name: str, table: Storage) -> bool:
+        mark = table.mark(MANIFEST)
         if self._seen.get(name) == mark:
             return False
         self._seen[name] = mark or ()
         return mark is not None
-
-    def _mark(self, path: str) -> tuple[Any, ...] | None:
-        """What changes when a file is replaced: its time and size."""
-        info = self.store.storage.filesystem.get_file_info(path)
-        return (info.mtime_ns, info.size) if info.type == pafs.FileType.File else None
 
     def _watch(self) -> None:
         while not self._stop.wait(REFRESH_SECONDS):

@@ -1,6 +1,7 @@
 """The OpenAPI document: the routes' own declarations, and what is common to all of them."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,8 +19,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def document_problems_and_token(app: FastAPI) -> None:
-    """Add the schema of problems, and the token that all but the health checks require."""
+def document_problems_and_token(app: FastAPI, paths: Sequence[str]) -> None:
+    """Add the schema of problems, and the token that all but the health checks require.
+
+    Args:
+        app: the application.
+        paths: all that are documented, in the document's order.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -32,6 +38,7 @@ def document_problems_and_token(app: FastAPI) -> None:
         components["schemas"] = dict(
             sorted({**components.get("schemas", {}), **found["$defs"]}.items())
         )
+        document["paths"] = {path: document["paths"][path] for path in dict.fromkeys(paths)}
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["security"] = [] if path in OPEN_PATHS else [{"token": []}]

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from echostill.curation.service.problems import MEDIA_TYPE, Problem
 
+JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 ARROW = "application/vnd.apache.arrow.stream"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
@@ -23,8 +24,7 @@ NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
 
 def json_reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Answer with JSON."""
-    body = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    data = body.encode("utf-8", "replace")
+    data = JSON.encode(value).encode("utf-8", "replace")
     return Response(data, status, headers, media_type="application/json")
 
 

@@ -20,8 +20,11 @@ from echostill.curation.service.http.models.coresets import (
 )
 from echostill.curation.service.http.models.samples import SamplePage
 from echostill.curation.service.http.replies import documented, files, json_reply
+from echostill.curation.service.parameters import DirectRoute
 
-router = APIRouter(prefix="/v1", tags=["coresets"], default_response_class=Response)
+router = APIRouter(
+    prefix="/v1", tags=["coresets"], default_response_class=Response, route_class=DirectRoute
+)
 
 Name = Annotated[str, Path(max_length=200, description="Name of a coreset.", examples=["default"])]
 Texts = Annotated[list[str], Query(max_length=100)]

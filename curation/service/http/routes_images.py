@@ -27,8 +27,11 @@ from echostill.curation.service.http.replies import (
     not_modified,
 )
 from echostill.curation.service.http.requests import LookupBody
+from echostill.curation.service.parameters import DirectRoute
 
-router = APIRouter(prefix="/v1", tags=["images"], default_response_class=Response)
+router = APIRouter(
+    prefix="/v1", tags=["images"], default_response_class=Response, route_class=DirectRoute
+)
 
 ImageId = Annotated[str, Path(max_length=200, examples=[IMAGE_ID])]
 Count = Annotated[int, Query(ge=1, le=200)]

@@ -50,13 +50,19 @@ def test_a_folder_and_a_bucket_answer_alike(remote, request, tmp_path):
     assert not storage.exists()
     assert storage.list() == []
     assert storage.size("a") is None
+    assert storage.mark("a") is None
     with pytest.raises(FileNotFoundError):
         storage.read("a")
     storage.delete("a")
     big = np.random.default_rng(0).bytes(12_000_000)  # more than one part of an upload
     for name, data in {"a": b"first", "deep/er/b": big, "deep/c": b""}.items():
         storage.write(name, data)
+    before = storage.mark("a")
     storage.write("a", b"second")
+    assert storage.mark("a") == storage.mark("a") != before
+    assert storage.mark("a")[1] == storage.size("a")
+    assert storage.mark("deep") is None  # a folder
+    assert storage.mark("a/b") is None  # below a file
     assert storage.read("a") == b"second"
     assert storage.read("deep/er/b") == big
     assert storage.list() == ["a"]
