@@ -32,10 +32,10 @@ from echostill.eval.comparisons import (
 from echostill.eval.datasets import LabelledDataset, TaskSettings
 from echostill.eval.finetune import FineTuneSettings, finetune
 from echostill.eval.names import FINE_TUNED, FORMAT, RESULT, TRIVIAL
-from echostill.eval.predictions import PredictedBy, class_rows, mask_rows
+from echostill.eval.predictions import PredictedBy, class_rows, mask_rows, with_ends
 from echostill.eval.probing.candidates import Protocol, model_rows, trivial_rows
 from echostill.eval.splits import Split, dataset_folds
-from echostill.eval.summary import summarise
+from echostill.eval.summary import summarise, unfinished
 from echostill.eval.tasks import Tasks, describe_task, digest_of, first_of, load_tasks, task_infos
 from echostill.platform import stages
 from echostill.platform.cluster.devices import compute_device
@@ -144,7 +144,8 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     parts = [decode_parquet(storage.read(unit.file)) for unit in units]
     parts += [trivial_rows(first_of(datasets, task.name), protocols[task.name])
               for task in config.tasks]  # fmt: skip
-    predictions = pa.concat_tables(parts)
+    # Units that an earlier release finished lack the columns that came later.
+    predictions = pa.concat_tables(parts, promote_options="default")
     write_table(
         store.predictions(config.name),
         predictions,
@@ -170,6 +171,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     for task in described:
         remarks += [f"warning: {task['name']}: {text}" for text in task["warnings"]]
         remarks += [f"{task['name']}: {note}" for note in task["notes"]]
+    remarks += [f"warning: {text}" for text in unfinished(evaluation["fine_tunings"])]
     return _result(config, storage, len(units), ". ".join([sentence, *remarks]))
 
 
@@ -304,15 +306,17 @@ def evaluate_unit(
     rows = model_rows(encoder, origin, dataset, protocol, device, precision)
     if settings is None:
         return rows
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, tuple[np.ndarray, int, bool | None]] = {}
     for number in protocol.folds.tested:
         split = Split(protocol.folds.outside(number), protocol.folds.rows(number))
         tuned = finetune(encoder, dataset, split, settings, unit.seed, device, precision)
-        found |= dict(zip(split.test.tolist(), tuned.predictions, strict=True))
-    predicted = np.stack([found[row] for row in protocol.tested.tolist()])
+        for row, own in zip(split.test.tolist(), tuned.predictions, strict=True):
+            found[row] = own, len(tuned.losses), tuned.converged
+    predicted, steps, ends = zip(*(found[row] for row in protocol.tested.tolist()), strict=True)
     write = class_rows if dataset.labels is not None else mask_rows
-    tuned_rows = write(origin, dataset, FINE_TUNED, protocol.tested, protocol.fold, predicted)
-    return pa.concat_tables([rows, tuned_rows])
+    tuned_rows = write(origin, dataset, FINE_TUNED, protocol.tested, protocol.fold,
+                       np.stack(predicted))  # fmt: skip
+    return pa.concat_tables([rows, with_ends(tuned_rows, steps, ends)])
 
 
 def _plan(config: EvaluateConfig, units: int, nodes: Nodes) -> WorkerPlan:

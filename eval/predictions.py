@@ -34,6 +34,8 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("iou", pa.list_(pa.float64())),
         ("hd95", pa.list_(pa.float64())),
         ("mask", pa.binary()),
+        ("steps", pa.int32()),
+        ("converged", pa.bool_()),
     ]
 )
 
@@ -122,6 +124,15 @@ def mask_rows(
         hd95=[[hausdorff95(own == k, wanted == k) for k in values] for own, wanted in pairs],
         mask=[_png(own) for own in predicted],
     )  # fmt: skip
+
+
+def with_ends(rows: pa.Table, steps: Sequence[int], converged: Sequence[bool | None]) -> pa.Table:
+    """Say of each row after how many steps the fine-tuning that made it ended, and how."""
+    for name, values in (("steps", steps), ("converged", converged)):
+        field = rows.schema.field(name)
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, field, pa.array(values, field.type))
+    return rows
 
 
 def _table(

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from echostill.eval.comparisons import Pair, judge, within
 from echostill.eval.metrics import classification_metrics
-from echostill.eval.names import CONSTANT, LINEAR, TRIVIAL
+from echostill.eval.names import CONSTANT, FINE_TUNED, LINEAR, TRIVIAL
 from echostill.eval.statistics.bootstrap import (
     GroupSums,
     Resampled,
@@ -264,6 +265,60 @@ class Numbers:
         return found is None or found.interval()[0] <= 0
 
 
+def fine_tunings(rows: pa.Table) -> list[dict[str, Any]]:
+    """How the fine-tunings of each candidate on each task ended, one per training and fold.
+
+    ``converged`` ended since the inner side got no better, ``improving`` at the last step while it
+    still did, ``unknown`` had too few groups for an inner side.
+    """
+    if "converged" not in rows.column_names:  # written by an earlier release
+        return []
+    tuned = rows.filter(pc.equal(rows["method"], FINE_TUNED))
+    keys = ["task", "candidate", "training", "fold"]
+    each = tuned.group_by([*keys, "steps", "converged"], use_threads=False).aggregate([])
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in each.sort_by([(key, "ascending") for key in keys]).to_pylist():
+        if row["steps"] is not None:
+            found.setdefault((row["task"], row["candidate"]), []).append(row)
+    return [
+        {
+            "task": task,
+            "candidate": candidate,
+            "trainings": len(own),
+            "converged": sum(row["converged"] is True for row in own),
+            "improving": sum(row["converged"] is False for row in own),
+            "unknown": sum(row["converged"] is None for row in own),
+            "fewest_steps": min(row["steps"] for row in own),
+            "most_steps": max(row["steps"] for row in own),
+        }
+        for (task, candidate), own in found.items()
+    ]
+
+
+def not_converged(ended: dict[str, Any]) -> str:
+    """Say which fine-tunings of a candidate are not known to have converged; empty if all are."""
+    count = ended["trainings"]
+    said = [
+        f"{ended[key]} of {count} fine-tunings {words}"
+        for key, words in (
+            ("improving", "ended while still improving"),
+            ("unknown", "had too few groups to see whether they still improve"),
+        )
+        if ended[key]
+    ]
+    return ", ".join(said)
+
+
+def unfinished(endings: Sequence[dict[str, Any]]) -> list[str]:
+    """Say of each candidate and task what did not converge, and what to do."""
+    return [
+        f"{ended['task']}, {ended['candidate']}: {said}"
+        + ("; set finetune.steps higher" if ended["improving"] else "")
+        for ended in endings
+        if (said := not_converged(ended))
+    ]
+
+
 def summarise(
     rows: pa.Table, tasks: Sequence[TaskInfo], pairs: Sequence[Pair], seed: int
 ) -> dict[str, Any]:
@@ -275,5 +330,6 @@ def summarise(
         "comparisons": summary.comparisons(pairs),
         "not_made": summary.not_made(pairs),
         "flags": summary.flags(),
+        "fine_tunings": fine_tunings(rows),
         "chance": {task.name: summary.chance(task.name) for task in tasks},
     }

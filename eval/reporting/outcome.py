@@ -19,6 +19,7 @@ from echostill.eval.reporting.page import (
     table,
 )
 from echostill.eval.reporting.results import METRICS, Metric, Results
+from echostill.eval.summary import unfinished
 
 LISTED = 12  # odd images that are named
 
@@ -60,6 +61,8 @@ def _task(results: Results, task: dict[str, Any], name: str) -> list[Html]:
     content = [heading(f"{task['name']}: {task['kind']}"), paragraph(summary)]
     content += [note(text, warning=True) for text in task.get("warnings", [])]
     content += [note(without_paths(remark)) for remark in _remarks(task)]
+    own = [ended for ended in results.fine_tunings if ended["task"] == task["name"]]
+    content += [note(text, warning=True) for text in unfinished(own)]
     drawn = _dots(results, task["name"], metrics[0], name, chance)
     content += [grid([drawn])] if drawn is not None else []
     content.append(_result_table(results, task, metrics))
@@ -121,7 +124,8 @@ def _result_table(results: Results, task: dict[str, Any], metrics: tuple[Metric,
                 for cell, metric in zip(cells, shown, strict=True)
             ]
             written[0] += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
-            flag = "trivial" if label in TRIVIAL else results.flag(label, name, method)
+            flags = [results.flag(label, name, method), results.ended(label, name, method)]
+            flag = "trivial" if label in TRIVIAL else "; ".join(filter(None, flags))
             rows.append([label, method, *written, flag])
     headings = ["Candidate", "Method", *(metric.heading for metric in shown), "Flag"]
     chance = results.chance.get(name)
