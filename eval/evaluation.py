@@ -6,6 +6,7 @@ where it stopped. All numbers are computed from the predictions at the end.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from echostill.eval.candidates import (
     Candidate,
+    ComingRun,
     Model,
     Unit,
     candidates_with_costs,
@@ -127,10 +129,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     """
     store = Store(config.store)
     storage = store.report(config.name)
-    units = _units(config, store)
-    pairs = _pairs(config, units)
-    sizes, datasets = load_tasks(config.tasks, units)
-    protocols = _protocols(config, datasets)
+    units, pairs, sizes, datasets, protocols = _prepare(config)
     config = settle(config, storage, partial(_plan, config, len(units)), overwrite=overwrite)
     claim = _claim(config, storage, units, datasets)
     claim.take(overwrite)
@@ -252,12 +251,8 @@ def _claim(
 
 def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     """Describe what :func:`evaluate` would do; opens the manifests and reads every image."""
-    store = Store(config.store)
-    storage = store.report(config.name)
-    units = _units(config, store)
-    pairs = _pairs(config, units)
-    datasets = load_tasks(config.tasks, units)[1]
-    protocols = _protocols(config, datasets)
+    storage = Store(config.store).report(config.name)
+    units, pairs, _, datasets, protocols = _prepare(config)
     make = partial(_plan, config, len(units))
     config = settle(config, storage, make, overwrite=overwrite, connect=False)
     replaces = _claim(config, storage, units, datasets).check(overwrite)
@@ -283,13 +278,28 @@ def _in_words(task: dict[str, Any]) -> str:
     return "; ".join([said, *task["notes"]])
 
 
-def _units(config: EvaluateConfig, store: Store) -> list[Unit]:
+def _prepare(
+    config: EvaluateConfig, coming: Mapping[str, ComingRun] | None = None
+) -> tuple[list[Unit], list[Pair], dict[Model, int], Tasks, dict[str, Protocol]]:
     tasks = [task.name for task in config.tasks]
-    return find_units(config, store, config.candidates, tasks, config.seeds)
+    store = Store(config.store)
+    units = find_units(config, store, config.candidates, tasks, config.seeds, coming)
+    pairs = resolve(config.comparisons, {unit.candidate: unit.role for unit in units})
+    sizes, datasets = load_tasks(config.tasks, units)
+    return units, pairs, sizes, datasets, _protocols(config, datasets)
 
 
-def _pairs(config: EvaluateConfig, units: list[Unit]) -> list[Pair]:
-    return resolve(config.comparisons, {unit.candidate: unit.role for unit in units})
+def check_evaluate(config: EvaluateConfig, coming: Mapping[str, ComingRun]) -> None:
+    """Refuse what :func:`evaluate` would, before the runs that it will test are there.
+
+    Args:
+        config: The evaluation.
+        coming: Runs that earlier stages make.
+
+    Raises:
+        UsageError: Weights, models, candidates, labelled sets or comparisons are wrong.
+    """
+    _prepare(config, coming)
 
 
 def evaluate_unit(
