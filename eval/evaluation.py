@@ -34,10 +34,10 @@ from echostill.eval.comparisons import (
 from echostill.eval.datasets import LabelledDataset, TaskSettings
 from echostill.eval.finetune import FineTuneSettings, finetune
 from echostill.eval.names import FINE_TUNED, FORMAT, RESULT, TRIVIAL
-from echostill.eval.predictions import PredictedBy, class_rows, mask_rows, with_ends
+from echostill.eval.predictions import PredictedBy, class_rows, mask_rows, unfinished, with_ends
 from echostill.eval.probing.candidates import Protocol, model_rows, trivial_rows
 from echostill.eval.splits import Split, dataset_folds
-from echostill.eval.summary import summarise, unfinished
+from echostill.eval.summary import summarise
 from echostill.eval.tasks import Tasks, describe_task, digest_of, first_of, load_tasks, task_infos
 from echostill.platform import stages
 from echostill.platform.cluster.devices import compute_device

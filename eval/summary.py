@@ -1,17 +1,17 @@
 """All numbers of an evaluation, computed from its table of predictions and nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from echostill.eval.comparisons import Pair, judge, within
 from echostill.eval.metrics import classification_metrics
-from echostill.eval.names import CONSTANT, FINE_TUNED, LINEAR, TRIVIAL
+from echostill.eval.names import CONSTANT, FEW_SHOT, LINEAR, TRIVIAL
+from echostill.eval.predictions import fine_tunings
 from echostill.eval.statistics.bootstrap import (
     GroupSums,
     Resampled,
@@ -19,6 +19,12 @@ from echostill.eval.statistics.bootstrap import (
     estimate,
     mean_sums,
     recall_sums,
+)
+from echostill.eval.statistics.draws import (
+    DrawnSums,
+    drawn_difference,
+    drawn_estimate,
+    drawn_recalls,
 )
 
 PRIMARY = {"classification": "balanced_accuracy", "segmentation": "dice"}
@@ -228,6 +234,25 @@ class Numbers:
             )
         return rows
 
+    def few_shot(self, pairs: Sequence[Pair]) -> dict[str, list[dict[str, Any]]]:
+        """Few-shot classifiers: their intervals, and the planned pairs as a family of their own.
+
+        A pair is compared by every number of groups that its task has, whatever method it was
+        planned with.
+        """
+        few = FewShot(self.found, self.seed)
+        twos = dict.fromkeys((first, second) for first, second, _ in pairs)
+        methods = dict.fromkeys((task, shots) for task, _, shots in few.drawn)
+        planned = [
+            (task, first, second, f"{FEW_SHOT} {shots}")
+            for task, shots in methods
+            for first, second in twos
+        ]
+        return {
+            "estimates": few.estimates(),
+            "comparisons": judge(planned, few.difference, few.near_chance, few.several_trainings),
+        }
+
     def difference(self, task: str, first: str, second: str, method: str) -> Resampled | None:
         """Return the paired difference of two candidates; None where one has no predictions."""
         both = self._both(task, first, second, method)
@@ -265,58 +290,73 @@ class Numbers:
         return found is None or found.interval()[0] <= 0
 
 
-def fine_tunings(rows: pa.Table) -> list[dict[str, Any]]:
-    """How the fine-tunings of each candidate on each task ended, one per training and fold.
+class FewShot:
+    """Numbers of the few-shot classifiers: means over the draws of groups."""
 
-    ``converged`` ended since the inner side got no better, ``improving`` at the last step while it
-    still did, ``unknown`` had too few groups for an inner side.
-    """
-    if "converged" not in rows.column_names:  # written by an earlier release
-        return []
-    tuned = rows.filter(pc.equal(rows["method"], FINE_TUNED))
-    keys = ["task", "candidate", "training", "fold"]
-    each = tuned.group_by([*keys, "steps", "converged"], use_threads=False).aggregate([])
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in each.sort_by([(key, "ascending") for key in keys]).to_pylist():
-        if row["steps"] is not None:
-            found.setdefault((row["task"], row["candidate"]), []).append(row)
-    return [
-        {
-            "task": task,
-            "candidate": candidate,
-            "trainings": len(own),
-            "converged": sum(row["converged"] is True for row in own),
-            "improving": sum(row["converged"] is False for row in own),
-            "unknown": sum(row["converged"] is None for row in own),
-            "fewest_steps": min(row["steps"] for row in own),
-            "most_steps": max(row["steps"] for row in own),
-        }
-        for (task, candidate), own in found.items()
-    ]
+    def __init__(self, found: dict[tuple[str, str, str, int, int], Predicted], seed: int) -> None:
+        """Take the predictions of a classification's draws; ``seed`` is that of the bootstrap."""
+        self.seed = seed
+        self.draws: dict[tuple[str, str, int], list[Predicted]] = {}
+        for (task, candidate, _, shots, _), own in sorted(
+            found.items(), key=lambda item: item[0][4]
+        ):
+            if shots:
+                self.draws.setdefault((task, candidate, shots), []).append(own)
+        for task, _, shots in list(self.draws):
+            anyone = next(v for (t, _, s), v in self.draws.items() if (t, s) == (task, shots))
+            same = [replace(own, predicted=np.zeros_like(own.predicted[:1])) for own in anyone]
+            self.draws.setdefault((task, CONSTANT, shots), same)
+        self.drawn = {key: self._sums(own) for key, own in self.draws.items()}
 
+    @staticmethod
+    def _sums(draws: list[Predicted]) -> DrawnSums:
+        parts = [(own.labels, own.predicted, own.groups) for own in draws]
+        return drawn_recalls(parts, len(draws[0].task.classes))
 
-def not_converged(ended: dict[str, Any]) -> str:
-    """Say which fine-tunings of a candidate are not known to have converged; empty if all are."""
-    count = ended["trainings"]
-    said = [
-        f"{ended[key]} of {count} fine-tunings {words}"
-        for key, words in (
-            ("improving", "ended while still improving"),
-            ("unknown", "had too few groups to see whether they still improve"),
-        )
-        if ended[key]
-    ]
-    return ", ".join(said)
+    def estimates(self) -> list[dict[str, Any]]:
+        """The mean over draws of every candidate with its interval."""
+        rows = []
+        for (task, candidate, shots), own in self.drawn.items():
+            if candidate == CONSTANT:
+                continue
+            found = drawn_estimate(own, seed=self.seed, of=task)
+            low, high = within(found.interval(), 0.0)
+            rows.append(
+                {
+                    "task": task,
+                    "candidate": candidate,
+                    "method": f"{FEW_SHOT} {shots}",
+                    "metric": PRIMARY["classification"],
+                    "value": found.value,
+                    "low": low,
+                    "high": high,
+                    "groups": found.groups,
+                    "draws": len(own.sums),
+                    "trainings": own.sums.shape[1],
+                }
+            )
+        return rows
 
+    def difference(self, task: str, first: str, second: str, method: str) -> Resampled | None:
+        """Return the paired difference over draws; None where one has no predictions of them."""
+        shots = int(method.removeprefix(FEW_SHOT))
+        one, two = (task, first, shots), (task, second, shots)
+        if one not in self.draws or two not in self.draws:
+            return None
+        if [own.images for own in self.draws[one]] != [own.images for own in self.draws[two]]:
+            return None
+        return drawn_difference(self.drawn[one], self.drawn[two], seed=self.seed, of=task)
 
-def unfinished(endings: Sequence[dict[str, Any]]) -> list[str]:
-    """Say of each candidate and task what did not converge, and what to do."""
-    return [
-        f"{ended['task']}, {ended['candidate']}: {said}"
-        + ("; set finetune.steps higher" if ended["improving"] else "")
-        for ended in endings
-        if (said := not_converged(ended))
-    ]
+    def several_trainings(self, task: str, first: str, second: str, method: str) -> bool:
+        """Whether both were trained more than once, where they are models."""
+        shots = int(method.removeprefix(FEW_SHOT))
+        models = [name for name in (first, second) if name not in TRIVIAL]
+        return all(self.drawn[task, name, shots].sums.shape[1] > 1 for name in models)
+
+    def near_chance(self, candidate: str, task: str, method: str) -> bool:
+        """Whether a candidate is not ahead of a constant answer, by the interval alone."""
+        found = self.difference(task, candidate, CONSTANT, method)
+        return found is None or found.interval()[0] <= 0
 
 
 def summarise(
@@ -330,6 +370,7 @@ def summarise(
         "comparisons": summary.comparisons(pairs),
         "not_made": summary.not_made(pairs),
         "flags": summary.flags(),
+        "few_shot": summary.few_shot(pairs),
         "fine_tunings": fine_tunings(rows),
         "chance": {task.name: summary.chance(task.name) for task in tasks},
     }

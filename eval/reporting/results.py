@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from echostill.eval.names import DISTILLED, FEW_SHOT, FINE_TUNED, LINEAR, METHODS, ROLES, TRIVIAL
+from echostill.eval.predictions import not_converged
 from echostill.eval.reporting.page import signed
-from echostill.eval.summary import not_converged
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,11 @@ class Results:
         self.roles: dict[str, str] = {cost["label"]: cost["role"] for cost in self.costs}
         self.fine_tunings: list[dict[str, Any]] = evaluation.get("fine_tunings", [])
         self._rows: list[dict[str, Any]] = evaluation["results"]
+        few = evaluation.get("few_shot", {})  # an earlier release had no intervals of these
+        self.few_shot_comparisons: list[dict[str, Any]] = few.get("comparisons", [])
         self._estimates = {
-            (row["candidate"], row["task"], row["method"]): row for row in evaluation["estimates"]
+            (row["candidate"], row["task"], row["method"]): row
+            for row in [*evaluation["estimates"], *few.get("estimates", [])]
         }
         self._flags = {
             (row["candidate"], row["task"], row["method"]): row for row in evaluation["flags"]
@@ -128,7 +131,8 @@ class Results:
 
     def interval(self, candidate: str, task: str, method: str) -> tuple[float, float] | None:
         """The 95% interval of a task's first metric."""
-        row = self._estimates.get((candidate, task, self.method_of(candidate, task, method)))
+        method = method if method.startswith(FEW_SHOT) else self.method_of(candidate, task, method)
+        row = self._estimates.get((candidate, task, method))
         return (row["low"], row["high"]) if row else None
 
     def flag(self, candidate: str, task: str, method: str) -> str:

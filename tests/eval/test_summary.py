@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from echostill.eval.comparisons import DEFAULT, ComparisonSettings, resolve
-from echostill.eval.predictions import PREDICTIONS_SCHEMA
-from echostill.eval.summary import Numbers, TaskInfo, fine_tunings, summarise, unfinished
+from echostill.eval.predictions import PREDICTIONS_SCHEMA, fine_tunings, unfinished
+from echostill.eval.summary import Numbers, TaskInfo, summarise
 from echostill.platform.errors import UsageError
 
 LIVER = TaskInfo("liver", "classification", ("a", "b", "c"))
