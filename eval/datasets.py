@@ -149,9 +149,10 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
     remarks = find_remarks(pixels, files, groups, [_label_of(task, row) for row in rows])
     notes += in_words(remarks, joined=not official)
     if not official:  # which says itself what is on which side
-        groups = joined_groups(groups, remarks)
+        joined = joined_groups(groups, remarks)
         if labels is not None:
-            _require_groups(task, class_names, labels, groups)
+            _require_groups(task, class_names, labels, joined, joined != groups)
+        groups = joined
     return LabelledDataset(
         name=task.name,
         kind=task.kind,
@@ -295,7 +296,11 @@ def _chosen_rows(task: TaskSettings, rows: list[Row]) -> tuple[list[Row], list[s
 
 
 def _require_groups(
-    task: TaskSettings, class_names: tuple[str, ...], labels: np.ndarray, groups: list[str]
+    task: TaskSettings,
+    class_names: tuple[str, ...],
+    labels: np.ndarray,
+    groups: list[str],
+    joined: bool = False,
 ) -> None:
     if len(class_names) < 2:
         raise UsageError(
@@ -304,8 +309,9 @@ def _require_groups(
     for index, name in enumerate(class_names):
         own = {group for group, label in zip(groups, labels, strict=True) if label == index}
         if len(own) < task.min_groups:
+            why = ", counting those that have an identical picture as one" if joined else ""
             raise UsageError(
-                f"task '{task.name}': class '{name}' has {len(own)} group(s); at least "
+                f"task '{task.name}': class '{name}' has {len(own)} group(s){why}; at least "
                 f"{task.min_groups} are needed. Add it to exclude_labels, or add images of it."
             )
 

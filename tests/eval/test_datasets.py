@@ -209,6 +209,34 @@ def test_chains_of_identical_images_are_one_group():
     assert in_words(remarks, joined=False)[-1] == "1 black frame(s): z"
 
 
+def test_black_frames_are_named_and_join_no_groups(tmp_path):
+    """There may be one in every group, which would make one group of them all."""
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    for number, row in enumerate(list(rows)):
+        rows.append({**row, "file": f"images/black{number}.png"})
+        Image.new("L", (30, 20)).save(tmp_path / f"images/black{number}.png")
+    write(tmp_path, rows)
+    data = load_dataset(task, 8)
+    assert data.groups.tolist() == [row["group"] for row in rows]
+    labelled, black = data.notes
+    assert labelled.startswith("identical pictures with different labels: images/black0.png (")
+    assert black.startswith("6 black frame(s): images/black0.png")
+
+
+def test_a_class_that_has_one_group_left_says_that_groups_were_joined(tmp_path):
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    of = {label: [row for row in rows if row["label"] == label] for label in "abc"}
+    first, *others = of["a"]
+    for row in others:
+        (tmp_path / row["file"]).write_bytes((tmp_path / first["file"]).read_bytes())
+    with pytest.raises(
+        UsageError, match=r"class 'a' has 1 group.s., counting those that have an identical picture"
+    ):
+        load_dataset(task, 8)
+
+
 def test_parquet_is_read_as_csv_is(tmp_path):
     task = classification(tmp_path)
     rows = read(tmp_path)
