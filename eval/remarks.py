@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,8 +88,16 @@ def _black(remarks: Sequence[Remark]) -> set[str]:
     return {remark.files[0] for remark in remarks if remark.kind == "black"}
 
 
-def in_words(remarks: Sequence[Remark], joined: bool) -> list[str]:
-    """Say what was found, in a sentence per kind; ``joined`` groups are kept together."""
+def in_words(
+    remarks: Sequence[Remark], joined: bool, sides: Mapping[str, str] | None = None
+) -> list[str]:
+    """Say what was found, in a sentence per kind.
+
+    Args:
+        remarks: What was found.
+        joined: Whether groups with an identical picture are kept together.
+        sides: Of each file in an official split.
+    """
     said = []
     same = [remark for remark in remarks if remark.kind == "identical"]
     dark = _black(remarks)
@@ -99,6 +107,10 @@ def in_words(remarks: Sequence[Remark], joined: bool) -> list[str]:
         count = sum(len(remark.files) for remark in apart)
         kept = "; such groups are kept together" if joined else ""
         said.append(f"{count} images are identical to one of another group{kept}")
+    across = [r.files for r in shown if sides and len({sides[file] for file in r.files}) > 1]
+    if across:
+        listed = "; ".join(", ".join(files) for files in across)
+        said.append(f"identical pictures on both sides of the official split: {listed}")
     wrong = [remark for remark in same if remark.contradicts]
     for remark in wrong:
         pairs = zip(remark.files, remark.labels, strict=True)

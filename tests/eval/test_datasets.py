@@ -237,6 +237,26 @@ def test_a_class_that_has_one_group_left_says_that_groups_were_joined(tmp_path):
         load_dataset(task, 8)
 
 
+def test_one_picture_on_both_sides_of_an_official_split_is_named(tmp_path):
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    for index, row in enumerate(rows):
+        row["split"] = "train" if index % 2 else "test"
+    write(tmp_path, rows)
+    for copy in (2, 3):  # of one side, and of the other
+        data = (tmp_path / "images/0.png").read_bytes()
+        (tmp_path / f"images/{copy}.png").write_bytes(data)
+    data = load_dataset(task, 8)
+    assert data.notes[:2] == (
+        "3 images are identical to one of another group",
+        "identical pictures on both sides of the official split: "
+        "images/0.png, images/2.png, images/3.png",
+    )
+    (tmp_path / "images/3.png").write_bytes((tmp_path / "images/5.png").read_bytes())
+    said = " ".join(load_dataset(task, 8).notes)
+    assert "both sides" not in said
+
+
 def test_parquet_is_read_as_csv_is(tmp_path):
     task = classification(tmp_path)
     rows = read(tmp_path)
@@ -270,6 +290,7 @@ def test_spaces_and_missing_values_make_no_classes_and_groups(tmp_path):
     assert data.groups.tolist()[:2] == ["00", "00"]
     for column, value, message in (
         ("label", "NaN", r"row 4 has the label 'NaN', as programs write for a missing value"),
+        ("label", "n/a", r"row 4 has the label 'n/a', as programs write for a missing value"),
         ("group", "nan", r"row 4 has no 'group'"),
         ("label", "A", r"labels 'A' and 'a' differ only in upper and lower case"),
     ):
