@@ -22,7 +22,6 @@ from echostill.eval.statistics.bootstrap import (
     Resampled,
     difference,
     estimate,
-    recall_sums,
 )
 
 
@@ -58,16 +57,17 @@ def drawn_recalls(
             has rows in all draws or in none.
         classes: Number of classes.
     """
-    parts = [recall_sums(labels, said, groups, classes) for labels, said, groups in draws]
-    names = np.unique(np.concatenate([part.names for part in parts]))
-    trainings, _, used = parts[0].sums.shape
-    sums = np.zeros((len(parts), trainings, len(names), used))
-    counts = np.zeros((len(parts), len(names), used))
-    for number, part in enumerate(parts):
-        place = np.searchsorted(names, part.names)
-        sums[number, :, place] = part.sums.swapaxes(0, 1)
-        counts[number, place] = part.counts
-    return DrawnSums(sums, counts, names)
+    names = np.unique(np.concatenate([groups for _, _, groups in draws]))
+    trainings = len(draws[0][1])
+    sums = np.zeros((len(draws), trainings, len(names), classes))
+    counts = np.zeros((len(draws), len(names), classes))
+    for number, (labels, predictions, groups) in enumerate(draws):
+        place = np.searchsorted(names, groups)
+        np.add.at(counts[number], (place, labels), 1)
+        for training, hits in enumerate(predictions == labels):
+            np.add.at(sums[number, training], (place, labels), hits)
+    used = counts.any((0, 1))
+    return DrawnSums(sums[..., used], counts[..., used], names)
 
 
 def drawn_estimate(own: DrawnSums, *, seed: int = 0, of: str = "") -> Resampled:
