@@ -5,7 +5,7 @@ A model that was trained several times, with a seed each, is one candidate with 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from echostill.platform.names import Name
 from echostill.platform.tables.storage import sha256
 from echostill.platform.tables.store import Store, read_configuration, read_manifest
 
+TEACHER_RUN = "teacher"  # of `echostill pretrain`, which `find_teacher` looks for
 Model = tuple[str, str]  # label of the candidate, name of the run
 
 
@@ -31,6 +32,14 @@ class Candidate(Config):
     runs: tuple[Name, ...] = Field((), description="Runs, one per training seed.")
 
 
+class ComingRun(NamedTuple):
+    """A run that an earlier stage of the same job will make: what is known of it before."""
+
+    model: str
+    image_size: int | None  # None is the model's own
+    role: str
+
+
 @dataclass(frozen=True)
 class Unit:
     """One training of a candidate on one task."""
@@ -39,9 +48,9 @@ class Unit:
     task: str
     seed: int  # of the untrained model's weights, and of what fine-tuning draws
     run: str
-    weights: Weights | None  # None is the untrained model
+    weights: Weights | None  # None is the untrained model, or one whose run is still to come
     model: str
-    image_size: int | None = None  # of the untrained model; None is its own
+    image_size: int | None = None  # of a model without weights; None is its own
     training: int = 0  # number of the training, from 0
     role: str = UNTRAINED
 
@@ -70,12 +79,18 @@ class Unit:
         return create_encoder(self.model, image_size=self.image_size)
 
 
-def default_candidates(store: Store) -> tuple[Candidate, ...]:
-    """Return the teacher, every student that was distilled in the store, the untrained student."""
+def default_candidates(
+    store: Store, coming: Mapping[str, ComingRun] | None = None
+) -> tuple[Candidate, ...]:
+    """Return the teacher, every student that was distilled in the store, the untrained student.
+
+    Students that are still to come count as distilled.
+    """
     students: dict[str, list[str]] = {}
-    for run in store.run_names():
+    expected = {run for run, about in (coming or {}).items() if about.role != TEACHER}
+    for run in sorted({*store.run_names(), *expected}):
         manifest = read_manifest(store.run(run))
-        if manifest is not None and manifest["stage"] == "distill":
+        if run in expected or (manifest is not None and manifest["stage"] == "distill"):
             students.setdefault(run.rpartition("-")[0], []).append(run)
     return (
         Candidate(label="teacher", kind="teacher"),
@@ -90,6 +105,7 @@ def find_units(
     candidates: Sequence[Candidate],
     tasks: Sequence[str],
     seeds: Sequence[int],
+    coming: Mapping[str, ComingRun] | None = None,
 ) -> list[Unit]:
     """List what is evaluated: every training of every candidate on every task.
 
@@ -102,29 +118,37 @@ def find_units(
         candidates: What is evaluated; where there are none, the default ones of the store.
         tasks: Names of the tasks.
         seeds: Of the untrained student's weights and of fine-tuning; runs take turns with them.
+        coming: Runs that are made before the evaluation; a name without weights until then.
 
     Raises:
         UsageError: Weights or a run are missing, or do not fit.
     """
     units = []
-    for candidate in candidates or default_candidates(store):
+    coming = coming or {}
+    for candidate in candidates or default_candidates(store, coming):
         known: dict[str, Weights | None] = {}
+        untrained = ComingRun(config.student, config.student_image_size, UNTRAINED)
         if candidate.kind == "teacher":
-            known[""] = find_teacher(config)
+            pretrained = config.teacher.weights is None and TEACHER_RUN in coming
+            known[""] = None if pretrained else find_teacher(config)
+            untrained = coming.get(TEACHER_RUN, untrained)
         elif candidate.kind == "untrained":
             known[""] = None
         elif not candidate.runs:
             raise UsageError(f"candidate '{candidate.label}' has no runs: list them under runs.")
         for run in candidate.runs:
+            if run in coming:
+                known[run] = None
+                continue
             storage = store.run(run)
             if read_manifest(storage) is None:
-                names = store.run_names()
+                names = [*store.run_names(), *coming]
                 raise UsageError(
                     f"no finished run '{run}' in '{store.root}'.{nearest(run, names)} "
                     "Run `echostill distill` first."
                 )
             known[run] = find_run(storage)
-        role = _role(candidate, store)
+        role = _role(candidate, store, coming)
         trained = list(known.items())
         if candidate.kind == "untrained":
             trained *= len(seeds)
@@ -135,8 +159,8 @@ def find_units(
                 seeds[number % len(seeds)],
                 run,
                 weights,
-                config.student if weights is None else weights.model,
-                config.student_image_size if weights is None else weights.image_size,
+                coming.get(run, untrained).model if weights is None else weights.model,
+                coming.get(run, untrained).image_size if weights is None else weights.image_size,
                 number,
                 role,
             )
@@ -146,12 +170,15 @@ def find_units(
     return units
 
 
-def _role(candidate: Candidate, store: Store) -> str:
+def _role(candidate: Candidate, store: Store, coming: Mapping[str, ComingRun]) -> str:
     """Return what a candidate is for the comparisons."""
     if candidate.kind == "teacher":
         return TEACHER
     if candidate.kind == "untrained":
         return UNTRAINED
+    expected = {coming[run].role for run in candidate.runs if run in coming}
+    if expected:
+        return DISTILLED if DISTILLED in expected else MIM_ONLY
     students = [read_configuration(store.run(run)).get("students") for run in candidate.runs]
     objectives = [student.get("objective", {}) for own in students for student in own or []]
     if objectives:

@@ -29,7 +29,8 @@ from echostill.platform.tables.storage import Storage, file_in
 SPLITS = ("train", "test")
 PARQUET = ".parquet"
 BINARY_THRESHOLD = 127  # grey / 255 > 0.5, as published
-MISSING = ("nan", "<na>", "null")  # what programs write where there is no value
+# What programs write where there is no value.
+MISSING = ("nan", "<na>", "null", "n/a", "#n/a", "nat")
 COLOUR = 48  # levels between channels of a mask beyond what JPEG makes of grey
 
 Row = dict[str, str]
@@ -117,7 +118,7 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
         class_names = task.classes or tuple(sorted({row["label"] for row in rows}))
         position = {name: index for index, name in enumerate(class_names)}
         labels = np.array([position[row["label"]] for row in rows], dtype=np.int64)
-        _require_groups(task, class_names, labels, [row[task.group_column] for row in rows])
+        _require_groups(task, class_names, labels, [row[task.group_column] for row in rows], False)
     else:
         class_names = _mask_names(task)
         masks = np.empty((len(rows), image_size, image_size), dtype=np.uint8)
@@ -147,11 +148,12 @@ def load_dataset(task: TaskSettings, image_size: int) -> LabelledDataset:
     groups = [row[task.group_column] for row in rows]
     files = tuple(row["file"] for row in rows)
     remarks = find_remarks(pixels, files, groups, [_label_of(task, row) for row in rows])
-    notes += in_words(remarks, joined=not official)
+    notes += in_words(remarks, not official, {row["file"]: row.get("split", "") for row in rows})
     if not official:  # which says itself what is on which side
-        groups = joined_groups(groups, remarks)
+        joined = joined_groups(groups, remarks)
         if labels is not None:
-            _require_groups(task, class_names, labels, groups)
+            _require_groups(task, class_names, labels, joined, joined != groups)
+        groups = joined
     return LabelledDataset(
         name=task.name,
         kind=task.kind,
@@ -295,17 +297,18 @@ def _chosen_rows(task: TaskSettings, rows: list[Row]) -> tuple[list[Row], list[s
 
 
 def _require_groups(
-    task: TaskSettings, class_names: tuple[str, ...], labels: np.ndarray, groups: list[str]
+    task: TaskSettings, names: tuple[str, ...], labels: np.ndarray, groups: list[str], joined: bool
 ) -> None:
-    if len(class_names) < 2:
+    if len(names) < 2:
         raise UsageError(
-            f"task '{task.name}' has only the class '{class_names[0]}': at least two are needed."
+            f"task '{task.name}' has only the class '{names[0]}': at least two are needed."
         )
-    for index, name in enumerate(class_names):
+    for index, name in enumerate(names):
         own = {group for group, label in zip(groups, labels, strict=True) if label == index}
         if len(own) < task.min_groups:
+            why = ", counting those that have an identical picture as one" if joined else ""
             raise UsageError(
-                f"task '{task.name}': class '{name}' has {len(own)} group(s); at least "
+                f"task '{task.name}': class '{name}' has {len(own)} group(s){why}; at least "
                 f"{task.min_groups} are needed. Add it to exclude_labels, or add images of it."
             )
 

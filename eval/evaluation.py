@@ -6,6 +6,7 @@ where it stopped. All numbers are computed from the predictions at the end.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from echostill.eval.candidates import (
     Candidate,
+    ComingRun,
     Model,
     Unit,
     candidates_with_costs,
@@ -32,7 +34,7 @@ from echostill.eval.comparisons import (
 from echostill.eval.datasets import LabelledDataset, TaskSettings
 from echostill.eval.finetune import FineTuneSettings, finetune
 from echostill.eval.names import FINE_TUNED, FORMAT, RESULT, TRIVIAL
-from echostill.eval.predictions import PredictedBy, class_rows, mask_rows
+from echostill.eval.predictions import PredictedBy, class_rows, mask_rows, unfinished, with_ends
 from echostill.eval.probing.candidates import Protocol, model_rows, trivial_rows
 from echostill.eval.splits import Split, dataset_folds
 from echostill.eval.summary import summarise
@@ -127,10 +129,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     """
     store = Store(config.store)
     storage = store.report(config.name)
-    units = _units(config, store)
-    pairs = _pairs(config, units)
-    sizes, datasets = load_tasks(config.tasks, units)
-    protocols = _protocols(config, datasets)
+    units, pairs, sizes, datasets, protocols = _prepare(config)
     config = settle(config, storage, partial(_plan, config, len(units)), overwrite=overwrite)
     claim = _claim(config, storage, units, datasets)
     claim.take(overwrite)
@@ -144,7 +143,8 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     parts = [decode_parquet(storage.read(unit.file)) for unit in units]
     parts += [trivial_rows(first_of(datasets, task.name), protocols[task.name])
               for task in config.tasks]  # fmt: skip
-    predictions = pa.concat_tables(parts)
+    # Units that an earlier release finished lack the columns that came later.
+    predictions = pa.concat_tables(parts, promote_options="default")
     write_table(
         store.predictions(config.name),
         predictions,
@@ -170,6 +170,7 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> StageResult:
     for task in described:
         remarks += [f"warning: {task['name']}: {text}" for text in task["warnings"]]
         remarks += [f"{task['name']}: {note}" for note in task["notes"]]
+    remarks += [f"warning: {text}" for text in unfinished(evaluation["fine_tunings"])]
     return _result(config, storage, len(units), ". ".join([sentence, *remarks]))
 
 
@@ -250,12 +251,8 @@ def _claim(
 
 def plan_evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> Plan:
     """Describe what :func:`evaluate` would do; opens the manifests and reads every image."""
-    store = Store(config.store)
-    storage = store.report(config.name)
-    units = _units(config, store)
-    pairs = _pairs(config, units)
-    datasets = load_tasks(config.tasks, units)[1]
-    protocols = _protocols(config, datasets)
+    storage = Store(config.store).report(config.name)
+    units, pairs, _, datasets, protocols = _prepare(config)
     make = partial(_plan, config, len(units))
     config = settle(config, storage, make, overwrite=overwrite, connect=False)
     replaces = _claim(config, storage, units, datasets).check(overwrite)
@@ -281,13 +278,28 @@ def _in_words(task: dict[str, Any]) -> str:
     return "; ".join([said, *task["notes"]])
 
 
-def _units(config: EvaluateConfig, store: Store) -> list[Unit]:
+def _prepare(
+    config: EvaluateConfig, coming: Mapping[str, ComingRun] | None = None
+) -> tuple[list[Unit], list[Pair], dict[Model, int], Tasks, dict[str, Protocol]]:
     tasks = [task.name for task in config.tasks]
-    return find_units(config, store, config.candidates, tasks, config.seeds)
+    store = Store(config.store)
+    units = find_units(config, store, config.candidates, tasks, config.seeds, coming)
+    pairs = resolve(config.comparisons, {unit.candidate: unit.role for unit in units})
+    sizes, datasets = load_tasks(config.tasks, units)
+    return units, pairs, sizes, datasets, _protocols(config, datasets)
 
 
-def _pairs(config: EvaluateConfig, units: list[Unit]) -> list[Pair]:
-    return resolve(config.comparisons, {unit.candidate: unit.role for unit in units})
+def check_evaluate(config: EvaluateConfig, coming: Mapping[str, ComingRun]) -> None:
+    """Refuse what :func:`evaluate` would, before the runs that it will test are there.
+
+    Args:
+        config: The evaluation.
+        coming: Runs that earlier stages make.
+
+    Raises:
+        UsageError: Weights, models, candidates, labelled sets or comparisons are wrong.
+    """
+    _prepare(config, coming)
 
 
 def evaluate_unit(
@@ -304,15 +316,17 @@ def evaluate_unit(
     rows = model_rows(encoder, origin, dataset, protocol, device, precision)
     if settings is None:
         return rows
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, tuple[np.ndarray, int, bool | None]] = {}
     for number in protocol.folds.tested:
         split = Split(protocol.folds.outside(number), protocol.folds.rows(number))
         tuned = finetune(encoder, dataset, split, settings, unit.seed, device, precision)
-        found |= dict(zip(split.test.tolist(), tuned.predictions, strict=True))
-    predicted = np.stack([found[row] for row in protocol.tested.tolist()])
+        for row, own in zip(split.test.tolist(), tuned.predictions, strict=True):
+            found[row] = own, len(tuned.losses), tuned.converged
+    predicted, steps, ends = zip(*(found[row] for row in protocol.tested.tolist()), strict=True)
     write = class_rows if dataset.labels is not None else mask_rows
-    tuned_rows = write(origin, dataset, FINE_TUNED, protocol.tested, protocol.fold, predicted)
-    return pa.concat_tables([rows, tuned_rows])
+    tuned_rows = write(origin, dataset, FINE_TUNED, protocol.tested, protocol.fold,
+                       np.stack(predicted))  # fmt: skip
+    return pa.concat_tables([rows, with_ends(tuned_rows, steps, ends)])
 
 
 def _plan(config: EvaluateConfig, units: int, nodes: Nodes) -> WorkerPlan:

@@ -99,6 +99,7 @@ class FineTuned:
     metrics: dict[str, float]  # on the test side
     predictions: np.ndarray  # classification: probabilities (M, C); segmentation: masks (M, S, S)
     losses: np.ndarray  # (steps,) float64
+    converged: bool | None  # False: the steps ended while a rate still improved; None: not known
 
 
 def finetune(
@@ -114,7 +115,7 @@ def finetune(
 
     A quarter of the training side's groups is the inner side: the weights with its best metric are
     kept, of all rates and looks, and of a segmentation the threshold. Where a class has too few
-    groups for that, the first rate is used for all steps.
+    groups for that, the first rate is used for all steps, and whether it converged is not known.
 
     Raises:
         UsageError: The images do not have the encoder's size.
@@ -126,6 +127,7 @@ def finetune(
     train, inner = _sides(dataset, split, seed)
     kind = torch.device(device).type
     best: tuple[float, ClassificationTask | SegmentationTask, np.ndarray, float] | None = None
+    converged = None if inner is None else True
     for factor in settings.rates if inner is not None else settings.rates[:1]:
         # Drop path and initialisation use torch's generator: seed it here, restore it afterwards.
         with torch.random.fork_rng(enabled=True, devices=None if kind == "cuda" else []):
@@ -150,6 +152,7 @@ def finetune(
             _set_statistics(task, dataset.pixels[train], precision)
             best = (0.0, task, losses, HALF)
             break
+        converged = converged and look.converged
         if best is None or look.best > best[0]:
             best = (look.best, look.restored(), losses, look.threshold)
     assert best is not None
@@ -161,7 +164,7 @@ def finetune(
         predictions = cut(predictions, threshold)
         metrics = segmentation_metrics(targets[split.test], predictions, dataset.class_names)
         metrics["threshold"] = threshold
-    return FineTuned(metrics, predictions, losses)
+    return FineTuned(metrics, predictions, losses, converged)
 
 
 def _sides(
@@ -235,7 +238,12 @@ class _Look:
             self.best, self.threshold, self.fruitless = reached, threshold, 0
             state = self.task.state_dict()
             self._kept = {name: value.detach().clone() for name, value in state.items()}
-        return self.fruitless >= self.patience
+        return self.converged
+
+    @property
+    def converged(self) -> bool:
+        """Whether there is nothing to gain by going on: no better for long, or without a fault."""
+        return self.fruitless >= self.patience or self.best >= 1
 
     def restored(self) -> ClassificationTask | SegmentationTask:
         """Return the task with the weights that were kept."""
@@ -286,7 +294,8 @@ def train_head(
     optimiser = torch.optim.AdamW(groups, lr=1.0, weight_decay=settings.weight_decay)
     trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     scaler = gradient_scaler(precision, device)
-    losses = np.empty(settings.steps)
+    losses = np.empty(0)
+    unread: list[Tensor] = []
     for step in range(settings.steps):
         picked = draw(seed, len(pixels), step * settings.batch_size, settings.batch_size)
         uniforms = uniforms_per_image(
@@ -299,24 +308,33 @@ def train_head(
             group["lr"] = group["peak"] * factor * settings.rate_share(step)
         with computing(precision, device):
             loss = task.training_step(images, wanted)
-        losses[step] = loss.item()
-        if not np.isfinite(losses[step]):
-            raise EchostillError(
-                f"fine-tuning: the loss became {losses[step]} at step {step + 1}. Lower "
-                "head_learning_rate and encoder_learning_rate."
-            )
+        unread.append(loss.detach())
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(scaler.scale(loss))
         scaler.unscale_(optimiser)
         clip_gradients(trained, settings.gradient_clip)
         scaler.step(optimiser)
         scaler.update()
-        due = (step + 1) % settings.check_every == 0 or step + 1 == settings.steps
-        if look is not None and due:
+        if (step + 1) % settings.check_every and step + 1 < settings.steps:
+            continue
+        # Reading a loss waits for the device, so those of many steps are read together.
+        losses = np.append(losses, torch.stack(unread).double().cpu().numpy())
+        unread.clear()
+        _require_finite(losses)
+        if look is not None:
             if look():
-                return losses[: step + 1]
+                break
             _training_mode(task, settings)
     return losses
+
+
+def _require_finite(losses: np.ndarray) -> None:
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if len(wrong):
+        raise EchostillError(
+            f"fine-tuning: the loss became {losses[wrong[0]]} at step {wrong[0] + 1}. Lower "
+            "head_learning_rate and encoder_learning_rate."
+        )
 
 
 def _training_mode(task: ClassificationTask | SegmentationTask, settings: FineTuneSettings) -> None:

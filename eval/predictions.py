@@ -6,14 +6,16 @@ can compute them again, and others too.
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from echostill.eval.datasets import LabelledDataset
 from echostill.eval.metrics import dice, hausdorff95, intersection_over_union
+from echostill.eval.names import FINE_TUNED
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -34,6 +36,8 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("iou", pa.list_(pa.float64())),
         ("hd95", pa.list_(pa.float64())),
         ("mask", pa.binary()),
+        ("steps", pa.int32()),
+        ("converged", pa.bool_()),
     ]
 )
 
@@ -124,6 +128,15 @@ def mask_rows(
     )  # fmt: skip
 
 
+def with_ends(rows: pa.Table, steps: Sequence[int], converged: Sequence[bool | None]) -> pa.Table:
+    """Say of each row after how many steps the fine-tuning that made it ended, and how."""
+    for name, values in (("steps", steps), ("converged", converged)):
+        field = rows.schema.field(name)
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, field, pa.array(values, field.type))
+    return rows
+
+
 def _table(
     origin: PredictedBy,
     dataset: LabelledDataset,
@@ -158,3 +171,57 @@ def _png(mask: np.ndarray) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(mask).save(sink, format="PNG")
     return sink.getvalue()
+
+
+def fine_tunings(rows: pa.Table) -> list[dict[str, Any]]:
+    """How the fine-tunings of each candidate on each task ended, one per training and fold.
+
+    ``converged`` ended since the inner side got no better, ``improving`` at the last step while it
+    still did, ``unknown`` had too few groups for an inner side.
+    """
+    if "converged" not in rows.column_names:  # written by an earlier release
+        return []
+    tuned = rows.filter(pc.equal(rows["method"], FINE_TUNED))
+    keys = ["task", "candidate", "training", "fold"]
+    each = tuned.group_by([*keys, "steps", "converged"], use_threads=False).aggregate([])
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in each.sort_by([(key, "ascending") for key in keys]).to_pylist():
+        if row["steps"] is not None:
+            found.setdefault((row["task"], row["candidate"]), []).append(row)
+    return [
+        {
+            "task": task,
+            "candidate": candidate,
+            "trainings": len(own),
+            "converged": sum(row["converged"] is True for row in own),
+            "improving": sum(row["converged"] is False for row in own),
+            "unknown": sum(row["converged"] is None for row in own),
+            "fewest_steps": min(row["steps"] for row in own),
+            "most_steps": max(row["steps"] for row in own),
+        }
+        for (task, candidate), own in found.items()
+    ]
+
+
+def not_converged(ended: dict[str, Any]) -> str:
+    """Say which fine-tunings of a candidate are not known to have converged; empty if all are."""
+    count = ended["trainings"]
+    said = [
+        f"{ended[key]} of {count} fine-tunings {words}"
+        for key, words in (
+            ("improving", "ended while still improving"),
+            ("unknown", "had too few groups to see whether they still improve"),
+        )
+        if ended[key]
+    ]
+    return ", ".join(said)
+
+
+def unfinished(endings: Sequence[dict[str, Any]]) -> list[str]:
+    """Say of each candidate and task what did not converge, and what to do."""
+    return [
+        f"{ended['task']}, {ended['candidate']}: {said}"
+        + ("; set finetune.steps higher" if ended["improving"] else "")
+        for ended in endings
+        if (said := not_converged(ended))
+    ]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +65,11 @@ def find_remarks(
 
 
 def joined_groups(groups: Sequence[str], remarks: Sequence[Remark]) -> list[str]:
-    """Return groups in which those with an identical picture are one, named after the first."""
+    """Return groups in which those with an identical picture are one, named after the first.
+
+    A black frame says nothing of the patient, and joins none: there may be one in every group.
+    """
+    black = _black(remarks)
     name = {group: group for group in groups}
 
     def root(group: str) -> str:
@@ -74,21 +78,39 @@ def joined_groups(groups: Sequence[str], remarks: Sequence[Remark]) -> list[str]
         return group
 
     for remark in remarks:
-        if remark.kind == "identical":
+        if remark.kind == "identical" and remark.files[0] not in black:
             first, *others = sorted({root(group) for group in remark.groups})
             name.update(dict.fromkeys(others, first))
     return [root(group) for group in groups]
 
 
-def in_words(remarks: Sequence[Remark], joined: bool) -> list[str]:
-    """Say what was found, in a sentence per kind; ``joined`` groups are kept together."""
+def _black(remarks: Sequence[Remark]) -> set[str]:
+    return {remark.files[0] for remark in remarks if remark.kind == "black"}
+
+
+def in_words(
+    remarks: Sequence[Remark], joined: bool, sides: Mapping[str, str] | None = None
+) -> list[str]:
+    """Say what was found, in a sentence per kind.
+
+    Args:
+        remarks: What was found.
+        joined: Whether groups with an identical picture are kept together.
+        sides: Of each file in an official split.
+    """
     said = []
     same = [remark for remark in remarks if remark.kind == "identical"]
-    apart = [remark for remark in same if len(set(remark.groups)) > 1]
+    dark = _black(remarks)
+    shown = [remark for remark in same if remark.files[0] not in dark]
+    apart = [remark for remark in shown if len(set(remark.groups)) > 1]
     if apart:
         count = sum(len(remark.files) for remark in apart)
         kept = "; such groups are kept together" if joined else ""
         said.append(f"{count} images are identical to one of another group{kept}")
+    across = [r.files for r in shown if sides and len({sides[file] for file in r.files}) > 1]
+    if across:
+        listed = "; ".join(", ".join(files) for files in across)
+        said.append(f"identical pictures on both sides of the official split: {listed}")
     wrong = [remark for remark in same if remark.contradicts]
     for remark in wrong:
         pairs = zip(remark.files, remark.labels, strict=True)

@@ -1,7 +1,7 @@
 """All numbers of an evaluation, computed from its table of predictions and nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from echostill.eval.comparisons import Pair, judge, within
 from echostill.eval.metrics import classification_metrics
-from echostill.eval.names import CONSTANT, LINEAR, TRIVIAL
+from echostill.eval.names import CONSTANT, FEW_SHOT, LINEAR, TRIVIAL
+from echostill.eval.predictions import fine_tunings
 from echostill.eval.statistics.bootstrap import (
     GroupSums,
     Resampled,
@@ -18,6 +19,12 @@ from echostill.eval.statistics.bootstrap import (
     estimate,
     mean_sums,
     recall_sums,
+)
+from echostill.eval.statistics.draws import (
+    DrawnSums,
+    drawn_difference,
+    drawn_estimate,
+    drawn_recalls,
 )
 
 PRIMARY = {"classification": "balanced_accuracy", "segmentation": "dice"}
@@ -227,6 +234,25 @@ class Numbers:
             )
         return rows
 
+    def few_shot(self, pairs: Sequence[Pair]) -> dict[str, list[dict[str, Any]]]:
+        """Few-shot classifiers: their intervals, and the planned pairs as a family of their own.
+
+        A pair is compared by every number of groups that its task has, whatever method it was
+        planned with.
+        """
+        few = FewShot(self.found, self.seed)
+        twos = dict.fromkeys((first, second) for first, second, _ in pairs)
+        methods = dict.fromkeys((task, shots) for task, _, shots in few.drawn)
+        planned = [
+            (task, first, second, f"{FEW_SHOT} {shots}")
+            for task, shots in methods
+            for first, second in twos
+        ]
+        return {
+            "estimates": few.estimates(),
+            "comparisons": judge(planned, few.difference, few.near_chance, few.several_trainings),
+        }
+
     def difference(self, task: str, first: str, second: str, method: str) -> Resampled | None:
         """Return the paired difference of two candidates; None where one has no predictions."""
         both = self._both(task, first, second, method)
@@ -264,6 +290,75 @@ class Numbers:
         return found is None or found.interval()[0] <= 0
 
 
+class FewShot:
+    """Numbers of the few-shot classifiers: means over the draws of groups."""
+
+    def __init__(self, found: dict[tuple[str, str, str, int, int], Predicted], seed: int) -> None:
+        """Take the predictions of a classification's draws; ``seed`` is that of the bootstrap."""
+        self.seed = seed
+        self.draws: dict[tuple[str, str, int], list[Predicted]] = {}
+        for (task, candidate, _, shots, _), own in sorted(
+            found.items(), key=lambda item: item[0][4]
+        ):
+            if shots:
+                self.draws.setdefault((task, candidate, shots), []).append(own)
+        for task, _, shots in list(self.draws):
+            anyone = next(v for (t, _, s), v in self.draws.items() if (t, s) == (task, shots))
+            same = [replace(own, predicted=np.zeros_like(own.predicted[:1])) for own in anyone]
+            self.draws.setdefault((task, CONSTANT, shots), same)
+        self.drawn = {key: self._sums(own) for key, own in self.draws.items()}
+
+    @staticmethod
+    def _sums(draws: list[Predicted]) -> DrawnSums:
+        parts = [(own.labels, own.predicted, own.groups) for own in draws]
+        return drawn_recalls(parts, len(draws[0].task.classes))
+
+    def estimates(self) -> list[dict[str, Any]]:
+        """The mean over draws of every candidate with its interval."""
+        rows = []
+        for (task, candidate, shots), own in self.drawn.items():
+            if candidate == CONSTANT:
+                continue
+            found = drawn_estimate(own, seed=self.seed, of=task)
+            low, high = within(found.interval(), 0.0)
+            rows.append(
+                {
+                    "task": task,
+                    "candidate": candidate,
+                    "method": f"{FEW_SHOT} {shots}",
+                    "metric": PRIMARY["classification"],
+                    "value": found.value,
+                    "low": low,
+                    "high": high,
+                    "groups": found.groups,
+                    "draws": len(own.sums),
+                    "trainings": own.sums.shape[1],
+                }
+            )
+        return rows
+
+    def difference(self, task: str, first: str, second: str, method: str) -> Resampled | None:
+        """Return the paired difference over draws; None where one has no predictions of them."""
+        shots = int(method.removeprefix(FEW_SHOT))
+        one, two = (task, first, shots), (task, second, shots)
+        if one not in self.draws or two not in self.draws:
+            return None
+        if [own.images for own in self.draws[one]] != [own.images for own in self.draws[two]]:
+            return None
+        return drawn_difference(self.drawn[one], self.drawn[two], seed=self.seed, of=task)
+
+    def several_trainings(self, task: str, first: str, second: str, method: str) -> bool:
+        """Whether both were trained more than once, where they are models."""
+        shots = int(method.removeprefix(FEW_SHOT))
+        models = [name for name in (first, second) if name not in TRIVIAL]
+        return all(self.drawn[task, name, shots].sums.shape[1] > 1 for name in models)
+
+    def near_chance(self, candidate: str, task: str, method: str) -> bool:
+        """Whether a candidate is not ahead of a constant answer, by the interval alone."""
+        found = self.difference(task, candidate, CONSTANT, method)
+        return found is None or found.interval()[0] <= 0
+
+
 def summarise(
     rows: pa.Table, tasks: Sequence[TaskInfo], pairs: Sequence[Pair], seed: int
 ) -> dict[str, Any]:
@@ -275,5 +370,7 @@ def summarise(
         "comparisons": summary.comparisons(pairs),
         "not_made": summary.not_made(pairs),
         "flags": summary.flags(),
+        "few_shot": summary.few_shot(pairs),
+        "fine_tunings": fine_tunings(rows),
         "chance": {task.name: summary.chance(task.name) for task in tasks},
     }

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from echostill.distill.distillation import check_students
+from echostill.distill.pretraining import PretrainConfig
 from echostill.distill.settings import DistillConfig
-from echostill.eval.datasets import read_manifest
-from echostill.eval.evaluation import EvaluateConfig
+from echostill.eval.candidates import ComingRun
+from echostill.eval.evaluation import EvaluateConfig, check_evaluate
+from echostill.eval.names import DISTILLED, MIM_ONLY, TEACHER
 from echostill.jobs.stages import find_stage
 from echostill.platform.config import (
     ModelsConfig,
@@ -27,6 +29,7 @@ from echostill.platform.progress import console
 from echostill.platform.stages import IN_RUN, STAGES
 from echostill.platform.tables.lease import hold
 from echostill.platform.tables.store import Store
+from echostill.platform.training.run import is_finished
 
 
 def resolve_stages(
@@ -49,8 +52,10 @@ def resolve_stages(
     return {name: resolve(find_stage(name).config, name, document) for name in names}
 
 
-def _preflight(configs: dict[str, StageConfig], from_scratch: bool) -> None:
-    """Find out now what would only fail after minutes of work: weights and manifests."""
+def _preflight(
+    configs: dict[str, StageConfig], from_scratch: bool, *, overwrite: bool = False
+) -> None:
+    """Find out now what would only fail after minutes of work: weights, models, labelled sets."""
     score, distillation, evaluation = configs["score"], configs["distill"], configs["evaluate"]
     assert isinstance(score, ModelsConfig)
     assert isinstance(distillation, DistillConfig)
@@ -66,8 +71,22 @@ def _preflight(configs: dict[str, StageConfig], from_scratch: bool) -> None:
             )
         )
         check_students(distillation, teacher)
-    for task in evaluation.tasks:
-        read_manifest(task)
+    coming = {
+        run.name: ComingRun(
+            run.model, run.image_size, DISTILLED if run.objective.distil else MIM_ONLY
+        )
+        for run in distillation.runs()
+    }
+    if from_scratch:
+        pretraining = configs["pretrain"]
+        assert isinstance(pretraining, PretrainConfig)
+        evaluated = evaluation.teacher
+        coming[pretraining.name] = ComingRun(evaluated.model, evaluated.image_size, TEACHER)
+    store = Store(evaluation.store)
+    if overwrite or not all(is_finished(store.run(name)) for name in coming):
+        check_evaluate(evaluation, coming)
+    else:  # an evaluation of them may be there too, of another configuration
+        find_stage("evaluate").plan(evaluation, overwrite=False)
 
 
 def run_pipeline(
@@ -84,7 +103,7 @@ def run_pipeline(
         check_stage(STAGES[name], config)
         if not dry_run:
             check_writable(Store(config.store), STAGES[name].writes)
-    _preflight(configs, from_scratch)
+    _preflight(configs, from_scratch, overwrite=overwrite)
     if dry_run:
         for name, config in configs.items():
             try:

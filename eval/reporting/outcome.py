@@ -3,6 +3,7 @@
 from typing import Any
 
 from echostill.eval.names import FEW_SHOT, TRIVIAL
+from echostill.eval.predictions import unfinished
 from echostill.eval.reporting import figures as draw
 from echostill.eval.reporting.data import Material, without_paths
 from echostill.eval.reporting.page import (
@@ -60,6 +61,8 @@ def _task(results: Results, task: dict[str, Any], name: str) -> list[Html]:
     content = [heading(f"{task['name']}: {task['kind']}"), paragraph(summary)]
     content += [note(text, warning=True) for text in task.get("warnings", [])]
     content += [note(without_paths(remark)) for remark in _remarks(task)]
+    own = [ended for ended in results.fine_tunings if ended["task"] == task["name"]]
+    content += [note(text, warning=True) for text in unfinished(own)]
     drawn = _dots(results, task["name"], metrics[0], name, chance)
     content += [grid([drawn])] if drawn is not None else []
     content.append(_result_table(results, task, metrics))
@@ -121,7 +124,8 @@ def _result_table(results: Results, task: dict[str, Any], metrics: tuple[Metric,
                 for cell, metric in zip(cells, shown, strict=True)
             ]
             written[0] += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
-            flag = "trivial" if label in TRIVIAL else results.flag(label, name, method)
+            flags = [results.flag(label, name, method), results.ended(label, name, method)]
+            flag = "trivial" if label in TRIVIAL else "; ".join(filter(None, flags))
             rows.append([label, method, *written, flag])
     headings = ["Candidate", "Method", *(metric.heading for metric in shown), "Flag"]
     chance = results.chance.get(name)
@@ -138,20 +142,31 @@ def _few_shot_table(results: Results, task: dict[str, Any], metric: Metric) -> H
     name, shots = task["name"], results.shots(task["name"])
     rows: list[list[Content]] = []
     for label in results.candidates:
-        cells = [results.cell(label, name, f"{FEW_SHOT} {count}", metric.key) for count in shots]
+        cells = [_few_shot_cell(results, label, name, count, metric) for count in shots]
         if any(cells):
-            rows.append(
-                [label, *(f"{c.mean:.3f} ± {c.spread or 0:.3f}" if c else "–" for c in cells)]
-            )
+            rows.append([label, *(cell or "–" for cell in cells)])
     headings = ["Candidate", *(f"{count} groups per class" for count in shots)]
     chance = results.chance.get(name)
     level = f" Chance level: {chance:.3f}." if chance is not None else ""
     caption = (
         f"{name}, few-shot: {metric.in_text} of a linear probe trained on so many groups of each "
         "class and tested on all others, mean ± standard deviation over draws (and trainings), the "
-        f"same draws for every candidate.{level}"
+        "same draws for every candidate; in brackets the 95% interval of the mean, over groups, "
+        f"draws and trainings.{level}"
     )
     return table(headings, rows, caption)
+
+
+def _few_shot_cell(
+    results: Results, label: str, task: str, shots: int, metric: Metric
+) -> str | None:
+    method = f"{FEW_SHOT} {shots}"
+    cell = results.cell(label, task, method, metric.key)
+    if cell is None:
+        return None
+    interval = results.interval(label, task, method)
+    ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return f"{cell.mean:.3f} ± {cell.spread or 0:.3f}{ends}"
 
 
 def _comparisons(results: Results) -> list[Html]:
@@ -173,24 +188,6 @@ def _comparisons(results: Results) -> list[Html]:
             draw.DotRow(label, (row["value"],), told, interval)
         )
     drawn = draw.dots(list(groups.items()), "Paired differences", "first minus second", 0.0)
-    rows = [
-        (
-            row["task"],
-            f"{row['first']} − {row['second']}",
-            row["method"],
-            signed(row["value"], 3),
-            f"[{signed(row['low'], 3)}, {signed(row['high'], 3)}]",
-            f"[{signed(row['corrected_low'], 3)}, {signed(row['corrected_high'], 3)}]",
-            f"{row['adjusted']:.3f}",
-            _level(results, row["task"]).removeprefix("chance level "),
-            row["word"] + (", near chance" if row["near_chance"] else ""),
-        )
-        for row in compared
-    ]
-    headings = [
-        "Task", "Pair", "Method", "Difference", "95% interval", "Corrected interval",
-        "Holm's p", "Chance level", "The first is",
-    ]  # fmt: skip
     caption = (
         f"All {len(compared)} comparisons that the configuration names, by each task's first "
         "metric. On a task where the better of a pair is not ahead of a constant "
@@ -209,9 +206,43 @@ def _comparisons(results: Results) -> list[Html]:
             "Paired differences with their corrected intervals; the dashed line is no difference. "
             "Accent: ahead or behind.",
         ),
-        table(headings, rows, caption, words=frozenset({0, 1, 2, 8})),
+        _compared_table(results, compared, caption),
         *not_made,
+        *_few_shot_comparisons(results),
     ]
+
+
+def _few_shot_comparisons(results: Results) -> list[Html]:
+    compared = results.few_shot_comparisons
+    if not compared:
+        return []
+    caption = (
+        f"The same pairs with few labels: {len(compared)} comparisons of few-shot classifiers on "
+        "the same draws, means over them. They are a second family, with 5% of its own."
+    )
+    return [_compared_table(results, compared, caption)]
+
+
+def _compared_table(results: Results, compared: list[dict[str, Any]], caption: str) -> Html:
+    rows = [
+        (
+            row["task"],
+            f"{row['first']} − {row['second']}",
+            row["method"],
+            signed(row["value"], 3),
+            f"[{signed(row['low'], 3)}, {signed(row['high'], 3)}]",
+            f"[{signed(row['corrected_low'], 3)}, {signed(row['corrected_high'], 3)}]",
+            f"{row['adjusted']:.3f}",
+            _level(results, row["task"]).removeprefix("chance level "),
+            row["word"] + (", near chance" if row["near_chance"] else ""),
+        )
+        for row in compared
+    ]
+    headings = [
+        "Task", "Pair", "Method", "Difference", "95% interval", "Corrected interval",
+        "Holm's p", "Chance level", "The first is",
+    ]  # fmt: skip
+    return table(headings, rows, caption, words=frozenset({0, 1, 2, 8}))
 
 
 def _level(results: Results, task: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from echostill.eval.names import DISTILLED, FEW_SHOT, FINE_TUNED, LINEAR, METHODS, ROLES, TRIVIAL
+from echostill.eval.predictions import not_converged
 from echostill.eval.reporting.page import signed
 
 
@@ -82,9 +83,13 @@ class Results:
             evaluation["candidates"], key=lambda cost: ROLES.index(cost["role"])
         )
         self.roles: dict[str, str] = {cost["label"]: cost["role"] for cost in self.costs}
+        self.fine_tunings: list[dict[str, Any]] = evaluation.get("fine_tunings", [])
         self._rows: list[dict[str, Any]] = evaluation["results"]
+        few = evaluation.get("few_shot", {})  # an earlier release had no intervals of these
+        self.few_shot_comparisons: list[dict[str, Any]] = few.get("comparisons", [])
         self._estimates = {
-            (row["candidate"], row["task"], row["method"]): row for row in evaluation["estimates"]
+            (row["candidate"], row["task"], row["method"]): row
+            for row in [*evaluation["estimates"], *few.get("estimates", [])]
         }
         self._flags = {
             (row["candidate"], row["task"], row["method"]): row for row in evaluation["flags"]
@@ -126,13 +131,21 @@ class Results:
 
     def interval(self, candidate: str, task: str, method: str) -> tuple[float, float] | None:
         """The 95% interval of a task's first metric."""
-        row = self._estimates.get((candidate, task, self.method_of(candidate, task, method)))
+        method = method if method.startswith(FEW_SHOT) else self.method_of(candidate, task, method)
+        row = self._estimates.get((candidate, task, method))
         return (row["low"], row["high"]) if row else None
 
     def flag(self, candidate: str, task: str, method: str) -> str:
         """What a candidate is not ahead of, in words; empty where it is ahead of both."""
         row = self._flags.get((candidate, task, method))
         return f"not ahead of the {row['against']}" if row and not row["ahead"] else ""
+
+    def ended(self, candidate: str, task: str, method: str) -> str:
+        """Which of a candidate's fine-tunings did not converge, in words; empty where all did."""
+        if method != FINE_TUNED:
+            return ""
+        own = [e for e in self.fine_tunings if (e["candidate"], e["task"]) == (candidate, task)]
+        return "; ".join(filter(None, map(not_converged, own)))
 
     def headline(self) -> str:
         """Say what a reader may conclude: of each planned comparison, and what limits it."""
@@ -166,6 +179,11 @@ class Results:
             )
         if self.not_made:
             sentences.append(f"{len(self.not_made)} more that were planned could not be made.")
+        if any(entry["improving"] for entry in self.fine_tunings):
+            sentences.append(
+                "Some fine-tunings ended while they were still improving: what is said of them is "
+                "of half-trained models."
+            )
         near = list(dict.fromkeys(row["task"] for row in compared if row["near_chance"]))
         if near:
             sentences.append(

@@ -209,6 +209,54 @@ def test_chains_of_identical_images_are_one_group():
     assert in_words(remarks, joined=False)[-1] == "1 black frame(s): z"
 
 
+def test_black_frames_are_named_and_join_no_groups(tmp_path):
+    """There may be one in every group, which would make one group of them all."""
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    for number, row in enumerate(list(rows)):
+        rows.append({**row, "file": f"images/black{number}.png"})
+        Image.new("L", (30, 20)).save(tmp_path / f"images/black{number}.png")
+    write(tmp_path, rows)
+    data = load_dataset(task, 8)
+    assert data.groups.tolist() == [row["group"] for row in rows]
+    labelled, black = data.notes
+    assert labelled.startswith("identical pictures with different labels: images/black0.png (")
+    assert black.startswith("6 black frame(s): images/black0.png")
+
+
+def test_a_class_that_has_one_group_left_says_that_groups_were_joined(tmp_path):
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    of = {label: [row for row in rows if row["label"] == label] for label in "abc"}
+    first, *others = of["a"]
+    for row in others:
+        (tmp_path / row["file"]).write_bytes((tmp_path / first["file"]).read_bytes())
+    with pytest.raises(
+        UsageError, match=r"class 'a' has 1 group.s., counting those that have an identical picture"
+    ):
+        load_dataset(task, 8)
+
+
+def test_one_picture_on_both_sides_of_an_official_split_is_named(tmp_path):
+    task = classification(tmp_path)
+    rows = read(tmp_path)
+    for index, row in enumerate(rows):
+        row["split"] = "train" if index % 2 else "test"
+    write(tmp_path, rows)
+    for copy in (2, 3):  # of one side, and of the other
+        data = (tmp_path / "images/0.png").read_bytes()
+        (tmp_path / f"images/{copy}.png").write_bytes(data)
+    data = load_dataset(task, 8)
+    assert data.notes[:2] == (
+        "3 images are identical to one of another group",
+        "identical pictures on both sides of the official split: "
+        "images/0.png, images/2.png, images/3.png",
+    )
+    (tmp_path / "images/3.png").write_bytes((tmp_path / "images/5.png").read_bytes())
+    said = " ".join(load_dataset(task, 8).notes)
+    assert "both sides" not in said
+
+
 def test_parquet_is_read_as_csv_is(tmp_path):
     task = classification(tmp_path)
     rows = read(tmp_path)
@@ -242,6 +290,7 @@ def test_spaces_and_missing_values_make_no_classes_and_groups(tmp_path):
     assert data.groups.tolist()[:2] == ["00", "00"]
     for column, value, message in (
         ("label", "NaN", r"row 4 has the label 'NaN', as programs write for a missing value"),
+        ("label", "n/a", r"row 4 has the label 'n/a', as programs write for a missing value"),
         ("group", "nan", r"row 4 has no 'group'"),
         ("label", "A", r"labels 'A' and 'a' differ only in upper and lower case"),
     ):

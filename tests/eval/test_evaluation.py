@@ -6,7 +6,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from echostill.eval.evaluation import EvaluateConfig, plan_evaluate
+from echostill.eval.candidates import Unit
+from echostill.eval.datasets import LabelledDataset
+from echostill.eval.evaluation import EvaluateConfig, evaluate_unit, plan_evaluate
+from echostill.eval.finetune import FineTuneSettings
+from echostill.eval.probing.candidates import Protocol
+from echostill.eval.splits import dataset_folds
 from echostill.platform.config import load
 from echostill.platform.errors import UsageError
 from echostill.platform.tables.fingerprint import Fingerprint
@@ -122,3 +127,22 @@ def test_comparisons_that_cannot_be_made_are_told(tmp_path):
         wrong = {"comparisons": [{**pair, "method": method}]}
         with pytest.raises(ValidationError, match=message):
             planned(tmp_path, classified("ab" * 6), config=wrong)
+
+
+def test_rows_of_a_fine_tuning_say_how_it_ended():
+    """Two steps, so a single look: it may still improve."""
+    groups = np.array([f"g{k:02d}" for k in range(16)])
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 3, 32, 32), dtype=np.uint8)
+    data = LabelledDataset(
+        "toy", "classification", tuple(groups), groups, pixels, np.arange(16) % 2, None,
+        ("a", "b"), None, (),
+    )  # fmt: skip
+    unit = Unit("raw", "toy", 0, "", None, "tinyusfm-micro", image_size=32)
+    protocol = Protocol(data, dataset_folds(data, 2, 0))
+    tuned = FineTuneSettings(steps=2, batch_size=4, frozen=True, rates=(1.0,))
+    rows = evaluate_unit(unit, data, protocol, tuned).to_pandas()
+    own = rows[rows["method"] == "fine-tuned"]
+    assert sorted(own["image"]) == list(groups)
+    assert own["steps"].tolist() == [2] * 16
+    assert own["converged"].tolist() == [False] * 16
+    assert rows[rows["method"] != "fine-tuned"][["steps", "converged"]].isna().all(axis=None)

@@ -130,6 +130,65 @@ def test_training_ends_when_the_inner_side_gets_no_better(encoder):
     assert len(result.losses) < 400  # the inner side is right after a few steps
     assert len(result.losses) % 2 == 0
     assert result.metrics["balanced_accuracy"] == 1
+    assert result.converged is True
+
+
+@pytest.mark.parametrize(
+    ("reached", "wanted"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], False),  # better at every look, the last one too
+        ([0.1, 0.4, 0.4, 0.3], True),  # twice no better, which is its patience
+        ([0.1, 0.2, 0.4, 0.3], False),  # once no better
+        ([0.1, 1.0], True),  # nothing is better than that
+    ],
+)
+def test_a_training_that_ends_while_it_improves_says_so(encoder, monkeypatch, reached, wanted):
+    looks = iter(reached)
+    monkeypatch.setattr("echostill.eval.finetune.balanced_accuracy", lambda *_: next(looks))
+    settings = FineTuneSettings(
+        steps=4, batch_size=4, check_every=1, patience=2, frozen=True, rates=(1.0,)
+    )
+    result = finetune(encoder, bright_or_dark(), SPLIT, settings, 0)
+    assert result.converged is wanted
+    assert len(result.losses) == len(reached)
+
+
+def test_a_slow_rate_that_still_improves_is_not_converged(encoder, monkeypatch):
+    looks = iter([0.5, 0.4, 0.1, 0.2])  # the first rate is done, the second on its way
+    monkeypatch.setattr("echostill.eval.finetune.balanced_accuracy", lambda *_: next(looks))
+    settings = FineTuneSettings(
+        steps=2, batch_size=4, check_every=1, patience=1, frozen=True, rates=(1.0, 0.1)
+    )
+    assert finetune(encoder, bright_or_dark(), SPLIT, settings, 0).converged is False
+
+
+class Watched(torch.Tensor):
+    """A loss that counts how often its value is asked for, which would wait for a GPU."""
+
+    asked = 0
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("item", "cpu", "numpy", "tolist", "__float__"):
+            Watched.asked += 1
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_losses_are_read_together(encoder, monkeypatch):
+    plain = ClassificationTask.training_step
+
+    def step(task, *batch):
+        return plain(task, *batch).as_subclass(Watched)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", step)
+    monkeypatch.setattr(Watched, "asked", 0)
+    monkeypatch.setattr("echostill.eval.finetune.balanced_accuracy", lambda *_: 0.5)
+    settings = FineTuneSettings(
+        steps=11, batch_size=4, check_every=5, frozen=True, rates=(1.0,), patience=9
+    )
+    result = finetune(encoder, bright_or_dark(), SPLIT, settings, 0)
+    assert len(result.losses) == 11
+    assert Watched.asked <= 2 * 3  # at steps 5, 10 and 11, not at each
 
 
 def test_too_few_groups_for_an_inner_side(encoder):
@@ -137,7 +196,9 @@ def test_too_few_groups_for_an_inner_side(encoder):
         bright_or_dark(), groups=np.array([f"g{k % 2}{k >= 16}" for k in range(24)])
     )
     settings = FineTuneSettings(steps=3, batch_size=4, frozen=True)
-    assert len(finetune(encoder, data, SPLIT, settings, 0).losses) == 3
+    result = finetune(encoder, data, SPLIT, settings, 0)
+    assert len(result.losses) == 3
+    assert result.converged is None
 
 
 def test_frozen_trains_the_head_only(encoder, monkeypatch):
@@ -214,5 +275,5 @@ def test_a_wrong_size_and_a_diverged_loss_are_told(encoder):
     broken = copy.deepcopy(encoder)
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
-    with pytest.raises(EchostillError, match="at step 1"):
-        finetune(broken, bright_or_dark(), SPLIT, FineTuneSettings(steps=1), 0)
+    with pytest.raises(EchostillError, match=r"nan at step 1\."):
+        finetune(broken, bright_or_dark(), SPLIT, FineTuneSettings(steps=3), 0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from echostill.eval.comparisons import DEFAULT, ComparisonSettings, resolve
-from echostill.eval.predictions import PREDICTIONS_SCHEMA
+from echostill.eval.predictions import PREDICTIONS_SCHEMA, fine_tunings, unfinished
 from echostill.eval.summary import Numbers, TaskInfo, summarise
 from echostill.platform.errors import UsageError
 
@@ -158,6 +158,34 @@ def test_one_group_and_few_groups_have_intervals_inside_the_metric():
         assert row["word"] == "not distinguished"
         assert row["corrected_low"] <= 0 < row["value"] <= row["corrected_high"] <= 1
         assert not found["flags"][0]["ahead"]
+
+
+def test_how_fine_tunings_ended():
+    random = np.random.default_rng(0)
+    ended = {0: (250, True), 1: (400, False), 2: (90, None)}
+    rows = [
+        row | {"fold": place % 3, "steps": ended[place % 3][0], "converged": ended[place % 3][1]}
+        for place, row in enumerate(classified("ours", "fine-tuned", random))
+    ]
+    done = [row | {"steps": 50, "converged": True}
+            for row in classified("raw", "fine-tuned", random)]  # fmt: skip
+    plain = classified("ours", "linear probe", random)
+    written = table(plain, rows, done)
+    found = fine_tunings(written)
+    assert found == summarise(written, [LIVER], [], 0)["fine_tunings"]
+    assert found == [
+        {"task": "liver", "candidate": "ours", "trainings": 3, "converged": 1, "improving": 1,
+         "unknown": 1, "fewest_steps": 90, "most_steps": 400},
+        {"task": "liver", "candidate": "raw", "trainings": 1, "converged": 1, "improving": 0,
+         "unknown": 0, "fewest_steps": 50, "most_steps": 50},
+    ]  # fmt: skip
+    (said,) = unfinished(found)
+    assert said == (
+        "liver, ours: 1 of 3 fine-tunings ended while still improving, 1 of 3 fine-tunings had too "
+        "few groups to see whether they still improve; set finetune.steps higher"
+    )
+    assert fine_tunings(table(plain)) == []
+    assert fine_tunings(written.drop_columns(["steps", "converged"])) == []  # an earlier release's
 
 
 @settings(max_examples=15, deadline=None)

@@ -187,6 +187,7 @@ def check(frame, evaluation):
         assert row["value"] == pytest.approx(value, abs=1e-9)
         close(row, value - half, value + half)
         assert row["ahead"] == (row["low"] > 0)
+    check_few_shot(cells, evaluation)
     found = [
         difference_of(*(of(row["task"], row[side], row["method"]) for side in ("first", "second")))
         for row in evaluation["comparisons"]
@@ -206,6 +207,87 @@ def check(frame, evaluation):
         assert row["near_chance"] == near
         word = "ahead" if value > 0 else "behind"
         assert row["word"] == (word if own <= 0.05 and not near else "not distinguished")
+
+
+def few_shot_parts(draws, other=None):
+    """Value and parts of a mean over draws, or of a difference of two: lists of frames."""
+    names = sorted(set().union(*(own["group_id"] for own in draws)))
+    by_draw = [by_training(own) for own in draws]
+    values = [np.mean(own, axis=0) for _, own in by_draw]
+    if other is not None:
+        values = [
+            v - np.mean(by_training(o)[1], axis=0) for v, o in zip(values, other, strict=True)
+        ]
+    each = [first_metric(own) for own in values]
+    several = [[first_metric(own[1][r]) for own in by_draw] for r in range(len(by_draw[0][1]))]
+    # Groups: each draw's metric anew from drawn groups, with the same ones in all draws.
+    random, many = np.random.default_rng(0), len(names)
+    drawn = random.multinomial(many, np.full(many, 1 / many), DRAWS)
+    again, left_of, noise_of, tested = [], [], [], np.zeros((len(draws), many, values[0].shape[1]))
+    totals = [sums_at(names, own[0], value) for own, value in zip(by_draw, values, strict=True)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        usual = sum(t[0] for t in totals) / sum(t[1] for t in totals)
+        for number, (sums, counts) in enumerate(totals):
+            again.append(np.nanmean((drawn @ sums) / (drawn @ counts), axis=1))
+            tested[number] = counts > 0
+            apart = np.nan_to_num(sums - counts * usual)
+            by_class = apart.sum(0) / counts.sum(0)
+            left_of.append(by_class.mean())
+            own = ((apart - counts * by_class) / counts.sum(0)).mean(1)
+            noise_of.append((own**2).sum())
+    shared = max(1 - tested.sum(1).mean(0) / tested.any(0).sum(0))
+    training = np.var(left_of, ddof=1) - np.mean(noise_of)
+    training /= 1 - 1 / (len(draws) * (1 - shared))
+    variance = np.var(each, ddof=1) / len(each) + max(training, 0) * shared / (1 - shared)
+    fewest = min(tested.any(0).sum(0))
+    groups = np.var(np.mean(again, axis=0)) * fewest / (fewest - 1)
+    parts = [(groups, fewest - 1), (variance, len(each) - 1)]
+    return np.mean(each), parts, np.mean(several, axis=1)
+
+
+def sums_at(names, groups, values):
+    own = groups == np.array(names)[:, None]
+    return own @ np.nan_to_num(values), own @ (~np.isnan(values)).astype(float)
+
+
+def trainings_part(values):
+    return [(np.var(values, ddof=1) / len(values), len(values) - 1)] if len(values) > 1 else []
+
+
+def check_few_shot(cells, evaluation):
+    """The means over draws, their intervals, and those of the paired differences."""
+
+    def draws(task, candidate, method):
+        shots = int(method.removeprefix("few-shot"))
+        key = (task, candidate, "few-shot", shots)
+        return [own for name, own in sorted(cells.items()) if name[:4] == key]
+
+    few = evaluation["few_shot"]
+    assert {row["candidate"] for row in few["estimates"]} == {"ours", "raw", "thumbnail"}
+    for row in few["estimates"]:
+        own = draws(row["task"], row["candidate"], row["method"])
+        value, parts, several = few_shot_parts(own)
+        assert row["value"] == pytest.approx(value, abs=1e-9)
+        half = reach([parts[0], *trainings_part(several), parts[1]])
+        close(row, max(value - half, 0.0), min(value + half, 1.0))
+        assert (row["draws"], row["trainings"]) == (len(own), len(several))
+    assert len(few["comparisons"]) == 2  # ours against raw and the thumbnail
+    for row in few["comparisons"]:
+        first, second = (draws(row["task"], row[side], row["method"])
+                         for side in ("first", "second"))  # fmt: skip
+        value, parts, several = few_shot_parts(first, second)
+        others = few_shot_parts(second)[2]
+        paired = len(several) == len(others)
+        several = [several - others] if paired else [several, others]
+        between = [part for own in several for part in trainings_part(own)]
+        half = reach([parts[0], *between, parts[1]])
+        assert row["value"] == pytest.approx(value, abs=1e-9)
+        assert row["high"] - row["value"] >= half * 0.96  # or as far as 0, by the signs of groups
+        assert row["high"] - row["value"] <= max(half * 1.04, abs(value) + 1e-9)
+        assert row["word"] in ("ahead", "behind", "not distinguished")
+        assert (
+            row["word"] == "not distinguished" or row["corrected_low"] * row["corrected_high"] > 0
+        )
 
 
 def close(row, low, high):
@@ -273,7 +355,7 @@ def made(tmp_path_factory):
     store = Store(str(tmp_path_factory.mktemp("store")))
     parts, tasks = [], []
     for task in (liver(), lesion()):
-        protocol = Protocol(task, dataset_folds(task, 3, 0), shots=(2,), draws=3)
+        protocol = Protocol(task, dataset_folds(task, 3, 0), shots=(2,), draws=6)
         parts += [*predictions(task, protocol), trivial_rows(task, protocol)]
         about = {"images": len(task), "groups": len(set(task.groups)), "tested": len(task)}
         about |= {"name": task.name, "kind": task.kind, "classes": list(task.class_names)}
@@ -359,15 +441,17 @@ def test_numbers_on_the_page_are_those_of_the_evaluation(made):
                     [estimate["low"], estimate["high"]], abs=5.1e-4
                 )
                 shown += 1
-        for row in rows if "few-shot" in caption else []:
+        for row in rows if "few-shot:" in caption else []:
             drawn = [r["metrics"]["balanced_accuracy"] for r in results
                      if r["candidate"] == row[0] and r["method"] == "few-shot 2"]  # fmt: skip
+            few = next(e for e in evaluation["few_shot"]["estimates"] if e["candidate"] == row[0])
             assert numbers_in(row[1]) == pytest.approx(
-                [np.mean(drawn), np.std(drawn, ddof=1)], abs=5.1e-4
+                [np.mean(drawn), np.std(drawn, ddof=1), few["low"], few["high"]], abs=5.1e-4
             )
             shown += 1
-    compared = next(table for caption, table in by_task.items() if "comparisons" in caption)
-    for row, wanted in zip(compared[1:], evaluation["comparisons"], strict=True):
+    planned, few = (table for caption, table in by_task.items() if "comparisons" in caption)
+    wanted_rows = [*evaluation["comparisons"], *evaluation["few_shot"]["comparisons"]]
+    for row, wanted in zip([*planned[1:], *few[1:]], wanted_rows, strict=True):
         assert numbers_in(" ".join(row[3:7])) == pytest.approx(
             [wanted[key] for key in
              ("value", "low", "high", "corrected_low", "corrected_high", "adjusted")], abs=5.1e-4

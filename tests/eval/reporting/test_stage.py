@@ -460,6 +460,24 @@ def test_headline_names_what_limits_it(material):
     assert "head: teacher − thumbnail, k-NN." in page
 
 
+def test_half_trained_models_are_named(material):
+    evaluation = json.loads(json.dumps(material.evaluation))
+    own = {"method": "fine-tuned", "candidate": "teacher", "task": evaluation["tasks"][0]["name"]}
+    for key in ("results", "estimates", "flags"):
+        probed = [r for r in evaluation[key] if r["method"] == "linear probe"]
+        evaluation[key] += [{**row, "method": "fine-tuned"} for row in probed]
+    ending = {"trainings": 5, "converged": 3, "improving": 2, "unknown": 0}
+    ending |= {"fewest_steps": 400, "most_steps": 2000}
+    for improving, times in ((2, 1), (0, 0)):
+        evaluation["fine_tunings"] = [{**own, **ending, "improving": improving}]
+        results = Results(evaluation)
+        assert results.headline().count("of half-trained models") == times
+        page = outcome(dataclasses.replace(material, evaluation=evaluation), results).content.markup
+        said = "2 of 5 fine-tunings ended while still improving"
+        assert page.count(said) == 2 * times  # the row of the table, and a warning
+        assert page.count("set finetune.steps higher") == times
+
+
 def test_first_paragraph_is_the_headline(material, page):
     shown = re.search(r"<p[^>]*>(.*?)</p>", page.split("</h1>")[1], re.DOTALL)
     assert html.unescape(shown.group(1)) == Results(material.evaluation).headline()

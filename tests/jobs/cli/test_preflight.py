@@ -3,8 +3,10 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from echostill.jobs.cli.main import main
 from echostill.jobs.stages import find_stage
@@ -108,6 +110,70 @@ def test_a_store_that_cannot_be_written(capsys, configured, tmp_path):
         assert (
             f"the store '{store}' cannot be written: '{tmp_path / 'file'}' is not a folder" in line
         )
+
+
+TASK = "evaluate.tasks=[{name: toy, kind: classification, manifest: FOLDER/toy.csv}]"
+BY_PATIENT = TASK.replace("}", ", group_column: patient}")
+
+
+@pytest.fixture
+def evaluated(configured, tmp_path):
+    """A whole run that can be made, with a labelled set of its own."""
+    rows = ["file,label,group"]
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{'ab'[number % 2]},g{number}")
+    (tmp_path / "toy.csv").write_text("\n".join(rows))
+    weights = SAMPLE / "teacher" / "usfm-micro.safetensors"
+
+    def arguments(*more):
+        given = [f"teacher.weights={weights}", TASK, *more]
+        return configured("run", *(words.replace("FOLDER", str(tmp_path)) for words in given))
+
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "lines", "said"),
+    [
+        ("evaluate.teacher.weights=gone.pth", "", "'gone.pth'"),
+        ("evaluate.student=tinyusfm-mikro", "", "Did you mean 'tinyusfm-micro'"),
+        ("evaluate.candidates=[{label: a, runs: [distiled-0]}]", "", "Did you mean 'distilled-0'"),
+        ("evaluate.comparisons=[{first: distiled, second: teacher}]", "", "'distilled'"),
+        ("evaluate.folds=2", "gone.png,a,g9", "'gone.png' of"),
+        ("evaluate.folds=2", "0.png,b,g9", "row 10 names '0.png' again"),
+        ("evaluate.folds=2", "again.png,A,g9", "the labels 'A' and 'a' differ only"),
+        ("evaluate.folds=2", "broken.png,a,g9", "'broken.png' is not a readable image"),
+        (BY_PATIENT, "", "has no column 'patient'"),
+    ],
+)
+def test_a_run_refuses_what_its_evaluation_would_refuse(
+    capsys, evaluated, tmp_path, given, lines, said
+):
+    """Hours before the evaluation's turn: its students are not there yet."""
+    (tmp_path / "again.png").write_bytes((tmp_path / "0.png").read_bytes())
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    with (tmp_path / "toy.csv").open("a") as file:
+        file.write(f"\n{lines}")
+    assert said in refused(capsys, *evaluated(given))
+
+
+def test_students_and_a_teacher_that_are_still_to_come_are_no_reason_to_refuse(capsys, evaluated):
+    students = [
+        "distill.students=[{name: ours}, {name: other, model: tinyusfm, image_size: 64, "
+        "objective: {preset: mim-only}}]",
+        "distill.seeds=[0, 1]",
+        "evaluate.candidates=[{label: a, runs: [ours-0, ours-1]}, {label: b, runs: [other-1]}, "
+        "{label: t, kind: teacher}]",
+        "evaluate.comparisons=[{first: distilled, second: MIM-only}, {first: a, second: teacher}]",
+    ]
+    for scratch in ([], ["--from-scratch", "pretrain.model=usfm-micro"]):
+        for chosen in ([], students):
+            with pytest.raises(SystemExit) as ended:
+                main(evaluated(*chosen, *scratch, "--dry-run"))
+            assert ended.value.code == 0
+            assert "waits for an earlier stage" in capsys.readouterr().out
 
 
 def test_a_dead_dashboard_and_a_dead_cluster_of_a_service(capsys, tmp_path, closed_port):
