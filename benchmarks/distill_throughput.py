@@ -58,7 +58,7 @@ class Setting:
         teacher = self.load_teacher()
         torch.manual_seed(SEED)
         student = MaskedImageModel(create_encoder(self.student), DecoderSettings())
-        objective = DistillationObjective(student, teacher, ObjectiveSettings())
+        objective = DistillationObjective(student, teacher, ObjectiveSettings(preset="tinyusfm"))
         masks = MaskSettings().scaled_to(teacher.image_size, teacher.patch_size)
         return DistillationTask({"student": objective}, masks, SEED)
 

@@ -48,7 +48,7 @@ def distillation(scale: Scale) -> DistillationTask:
     teacher = create_encoder(scale.teacher).eval().requires_grad_(False)
     student = MaskedImageModel(create_encoder(scale.student), DecoderSettings())
     masks = MaskSettings().scaled_to(student.encoder.image_size, student.encoder.patch_size)
-    objective = DistillationObjective(student, teacher, ObjectiveSettings())
+    objective = DistillationObjective(student, teacher, ObjectiveSettings(preset="tinyusfm"))
     return DistillationTask({"student": objective}, masks, SEED)
 
 

@@ -32,7 +32,9 @@ class ConsistencySettings(RunningMeanSettings):
         "What is subtracted: one running mean of both views (joint, the default), or that of each "
         "view from its own features (view)."
     )
-    weighting: Weighting = Field("linear", description="From consistency to weight.")
+    weighting: Weighting = Field(
+        "linear", description="From consistency to weight; 'fixed' in presets that weigh nothing."
+    )
     temperature: float = Field(0.1, gt=0, description="Of the softmax weighting.")
     fixed_weight: float = Field(1.0, ge=0, description="The weight when it is fixed.")
 

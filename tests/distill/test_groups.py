@@ -45,7 +45,7 @@ def filled(folder):
 def test_students_trained_together_end_as_runs_of_their_own(ray_cluster, tmp_path, capfd):
     store = filled(tmp_path)
     students = (
-        StudentSettings(),
+        StudentSettings(objective=ObjectiveSettings(preset="tinyusfm")),
         StudentSettings(name="plain", objective=ObjectiveSettings(centring=False)),
     )
 

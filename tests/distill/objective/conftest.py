@@ -39,7 +39,7 @@ def objective_of():
         with torch.no_grad():  # an untrained teacher sees little difference between images
             for parameter in teacher.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        chosen = chosen or ObjectiveSettings(**settings)
+        chosen = chosen or ObjectiveSettings(**{"preset": "tinyusfm", **settings})
         return DistillationObjective(student, teacher, chosen).double()
 
     return make

@@ -253,7 +253,8 @@ def reference(objective, batch, constant=None):
 
 
 VARIANTS = [
-    {},
+    {"preset": "tinyusfm"},
+    {"preset": "fixed-weight"},
     {"target": "layer-norm"},
     {"preset": "fixed-weight", "beta": 0.5},
     {"preset": "mae-lite"},

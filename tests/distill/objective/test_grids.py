@@ -58,7 +58,9 @@ def objective_of(student, teacher, **settings):
         create_encoder(student[0], image_size=student[1]), DecoderSettings(dim=24)
     )
     other = create_encoder(teacher[0], image_size=teacher[1], pooling="timm")
-    return DistillationObjective(own, other, ObjectiveSettings(**settings)).double()
+    return DistillationObjective(
+        own, other, ObjectiveSettings(**{"preset": "tinyusfm", **settings})
+    ).double()
 
 
 def batch_for(objective, size=2):

@@ -7,6 +7,30 @@ from echostill.platform.config import validate
 from echostill.platform.errors import UsageError
 
 
+def test_without_a_preset_images_weigh_alike_unless_something_of_the_weight_is_asked_for():
+    assert ObjectiveSettings() == ObjectiveSettings(preset="fixed-weight")
+    assert ObjectiveSettings(beta=2.0).weighting == "fixed"
+    for values in (
+        {"weighting": "linear"},
+        {"centring": False},
+        {"centre": "view"},
+        {"level": "token"},
+        {"consistency": "each"},
+        {"combination": "balance"},
+    ):
+        asked = ObjectiveSettings(**values)
+        assert asked == ObjectiveSettings(preset="tinyusfm", **values)
+        assert asked.weighting == "linear"
+
+
+@pytest.mark.parametrize("values", [{"centre": "view"}, {"level": "token"}, {"centring": False}])
+@pytest.mark.parametrize("fixed", [{"preset": "fixed-weight"}, {"weighting": "fixed"}])
+def test_settings_of_a_weight_that_is_fixed_are_refused(fixed, values):
+    (key,) = values
+    with pytest.raises(ValidationError, match=rf"{key} .* the weight of .* is fixed: use preset"):
+        ObjectiveSettings(**fixed, **values)
+
+
 def test_presets_fill_in_what_is_not_given():
     assert ObjectiveSettings(preset="fixed-weight").weighting == "fixed"
     assert ObjectiveSettings(preset="fixed-weight", weighting="relu").weighting == "relu"
@@ -25,8 +49,8 @@ def test_presets_fill_in_what_is_not_given():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"views": "joint"}, "no consistency"),
-        ({"teacher_sees": "image"}, "always agree"),
+        ({"preset": "tinyusfm", "views": "joint"}, "no consistency"),
+        ({"preset": "tinyusfm", "teacher_sees": "image"}, "always agree"),
         ({"token_weight": 0.0}, "nothing of the teacher"),
         (
             {"token_weight": 0.0, "attention_weight": 1.0, "consistency": "each"},
