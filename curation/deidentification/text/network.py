@@ -47,7 +47,7 @@ class _Layer:
     @property
     def reach(self) -> int:
         """How far from the middle of its kernel it sees, in pixels or cells."""
-        return self.dilation * (self.weight.shape[2] // 2)
+        return self.dilation * int(self.weight.shape[2] // 2)
 
     @property
     def around(self) -> int:
@@ -234,7 +234,7 @@ def _reached(changed: np.ndarray, layer: _Layer) -> np.ndarray:
 
 def _tiles(changed: np.ndarray) -> list[Tile]:
     """Return rectangles that cover what may differ: top, bottom, left, right, half-open."""
-    rows = changed.any(axis=1).nonzero()[0].tolist()
+    rows = np.flatnonzero(changed.any(axis=1)).tolist()
     if not rows:
         return []
     first, end = rows[0], rows[-1] + 1
@@ -242,7 +242,7 @@ def _tiles(changed: np.ndarray) -> list[Tile]:
     edges = [first + (end - first) * band // bands for band in range(bands + 1)]
     tiles = []
     for top, bottom in itertools.pairwise(edges):
-        columns = changed[top:bottom].any(axis=0).nonzero()[0]
+        columns = np.flatnonzero(changed[top:bottom].any(axis=0))
         if len(columns):
             gaps = (columns[1:] - columns[:-1] > _GAP).nonzero()[0]
             begins, ends = columns[[0, *(gaps + 1)]], columns[[*gaps, -1]] + 1

@@ -78,7 +78,8 @@ class Words(Sequence[T]):
         """Return the value of a row, or the column of some rows."""
         if isinstance(row, slice | np.ndarray):
             return Words(self.numbers[row], self.distinct)
-        return self.distinct[self.numbers[row]]
+        value: T = self.distinct[self.numbers[row]]
+        return value
 
     def __iter__(self) -> Iterator[T]:
         """Yield the values row by row."""
@@ -90,7 +91,8 @@ class Words(Sequence[T]):
 
     def where(self, function: Callable[[T], object]) -> np.ndarray:
         """Return in which rows a function of the value is true, (N,) bool."""
-        return np.array([bool(function(value)) for value in self.distinct], bool)[self.numbers]
+        found = np.array([bool(function(value)) for value in self.distinct], bool)
+        return np.take(found, self.numbers)
 
     def or_else(self, other: "Words[T]") -> "Words[T]":
         """Return this column with the other's values where its own are empty."""
