@@ -120,6 +120,8 @@ BLOCKS: dict[Path, dict[str, Callable[[], list[str]]]] = {
         "distillation arms": lambda: arms_lines("distillation"),
         "distillation": lambda: primary_lines("distillation"),
         "whole image": lambda: primary_lines("distillation", "whole image"),
+        "twice as long": lambda: primary_lines("distillation", "twice as long"),
+        "whole image, usfm": lambda: primary_lines("distillation", "whole image, usfm"),
         "coreset arms": lambda: arms_lines("coreset"),
         "coreset": lambda: primary_lines("coreset"),
         "coreset with junk arms": lambda: arms_lines("coreset with junk"),

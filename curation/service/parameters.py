@@ -24,14 +24,14 @@ class DirectRoute(APIRoute):
     """A route that answers valid requests itself and leaves all others to FastAPI.
 
     So the errors, and the OpenAPI document, are FastAPI's own. Routes that read a body or headers,
-    or are coroutines, are FastAPI's as a whole.
+    have dependencies besides the context, or are coroutines, are FastAPI's as a whole.
     """
 
     def get_route_handler(self) -> Handler:
         """Return what answers a request."""
         checked = super().get_route_handler()
         known = _Parameters.of(self.endpoint, set(self.param_convertors))
-        if known is None:
+        if known is None or self.dependencies:  # what must be checked first, FastAPI checks
             return checked
         endpoint: Callable[..., Response] = self.endpoint
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from urllib.parse import quote
 
 import pytest
-from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Path, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from hypothesis import example, given, settings
@@ -51,8 +51,8 @@ def with_alias(q: Annotated[str, Query(alias="p")]) -> Response: ...
 def with_values(q: str) -> dict[str, str]: ...
 
 
-def application(kind):
-    router = APIRouter(route_class=kind)
+def application(kind, **options):
+    router = APIRouter(route_class=kind, **options)
     router.get("/{image}/{number}", response_class=Response)(shown)
     app = FastAPI()
     app.state.context = "the context"
@@ -118,6 +118,14 @@ def test_a_direct_route_gives_what_was_declared():
         "query",
         "limit",
     ]
+
+
+def test_dependencies_come_before_a_direct_answer():
+    def refuse():
+        raise HTTPException(403)
+
+    guarded = application(DirectRoute, dependencies=[Depends(refuse)])
+    assert answer(guarded, "/a/1", "q=a")[0] == 403
 
 
 @pytest.mark.parametrize(
