@@ -14,9 +14,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, create_model
 
-from echostill.curation.service.http.context import Context
-
 SIMPLE = {str, int, float, bool, type(None)}
+FromRequest = Callable[[Request], Any]
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -30,7 +29,7 @@ class DirectRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         """Return what answers a request."""
         checked = super().get_route_handler()
-        known = _Parameters.of(self.endpoint, set(self.param_convertors))
+        known = _Parameters.declared(self.endpoint, set(self.param_convertors))
         if known is None or self.dependencies:  # what must be checked first, FastAPI checks
             return checked
         endpoint: Callable[..., Response] = self.endpoint
@@ -40,19 +39,22 @@ class DirectRoute(APIRoute):
                 values = known.values(request)
             except ValidationError:
                 return await checked(request)
+            values |= await known.of(request)
             return await run_in_threadpool(endpoint, **values)
 
         return answer
 
 
 class _Parameters:
-    """The parameters of a function that answers: of the path, of the query, and the context."""
+    """The parameters of a function that answers: of the path, of the query, of the request."""
 
-    def __init__(self, model: type[BaseModel], lists: set[str], given: dict[str, str]) -> None:
+    def __init__(
+        self, model: type[BaseModel], lists: set[str], given: dict[str, FromRequest]
+    ) -> None:
         self._model, self._lists, self._given = model, lists, given
 
     @classmethod
-    def of(cls, endpoint: Callable[..., Any], in_path: set[str]) -> "_Parameters | None":
+    def declared(cls, endpoint: Callable[..., Any], in_path: set[str]) -> "_Parameters | None":
         """Read a function's declarations; None where there is one of another kind."""
         hints = get_type_hints(endpoint, include_extras=True)
         kind = hints.pop("return", None)
@@ -61,11 +63,12 @@ class _Parameters:
             return None
         fields: dict[str, Any] = {}
         lists: set[str] = set()
-        given: dict[str, str] = {}
+        given: dict[str, FromRequest] = {}
         for name, parameter in inspect.signature(endpoint).parameters.items():
             hint, needed = hints[name], parameter.default is parameter.empty
-            if hint == Context or hint is Request:
-                given[name] = "request" if hint is Request else "context"
+            from_request = _from_request(hint)
+            if from_request is not None:
+                given[name] = from_request
                 continue
             if not _is_simple(hint):
                 return None
@@ -75,7 +78,7 @@ class _Parameters:
         return cls(create_model(endpoint.__name__, **fields), lists, given)
 
     def values(self, request: Request) -> dict[str, Any]:
-        """Return the arguments that a request gives the function.
+        """Return the arguments that path and query give the function.
 
         Raises:
             ValidationError: One is missing or invalid.
@@ -87,15 +90,30 @@ class _Parameters:
             else:
                 found[name] = value  # of a repeated one, the last
         found.update(request.path_params)
-        values = dict(self._model.model_validate(found).__dict__)
-        for name, kind in self._given.items():
-            values[name] = request if kind == "request" else request.app.state.context
-        return values
+        return dict(self._model.model_validate(found).__dict__)
+
+    async def of(self, request: Request) -> dict[str, Any]:
+        """Return the arguments that are made of the request itself."""
+        made = {name: make(request) for name, make in self._given.items()}
+        return {name: await one if inspect.isawaitable(one) else one for name, one in made.items()}
 
 
 def _bare(hint: Any) -> Any:
     """A type without what ``Annotated`` says of it."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _from_request(hint: Any) -> FromRequest | None:
+    """What makes a parameter of the request alone: itself, or a dependency on nothing else."""
+    if hint is Request:
+        return lambda request: request
+    for one in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+        make = one.dependency if isinstance(one, params.Depends) else None
+        if make is None or inspect.isgeneratorfunction(make) or inspect.isasyncgenfunction(make):
+            continue
+        if [each.annotation for each in inspect.signature(make).parameters.values()] == [Request]:
+            return make
+    return None
 
 
 def _is_simple(hint: Any) -> bool:

@@ -45,11 +45,11 @@ def phantom():
     return SimpleNamespace(fan=_fan, speckle=_speckle, picture=_picture, write=_write)
 
 
-def one_by_one(stage, todo, make_worker, plan, decode, retry):
+def one_by_one(stage, payloads, todo, make_worker, plan, decode, retry):
     """Run shards as the actors do, one after the other and in this process."""
     worker = make_worker()
     for index in todo:
-        payload = json.loads(json.dumps(todo[index]))
+        payload = json.loads(json.dumps(payloads[index]))
         earlier = stage.record(index)
         if earlier is None:
             with stage.attempt(index):

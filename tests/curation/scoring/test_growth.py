@@ -69,11 +69,11 @@ def scored(tmp_path, monkeypatch):
     """The configuration of a store with a pool of six images, which are scored; what ran."""
     ran, trained = [], []
 
-    def one_by_one(stage, todo, make_worker, plan, decode, retry):
+    def one_by_one(stage, payloads, todo, make_worker, plan, decode, retry):
         worker = make_worker()
         for index in todo:
             ran.append(index)
-            record = stage.write(index, worker.process(json.loads(json.dumps(todo[index]))))
+            record = stage.write(index, worker.process(json.loads(json.dumps(payloads[index]))))
             yield {"record": record, "worker": "here", "seconds": {}, "ended": 0.0}
 
     def untrained(job, claim, config, export, overwrite):

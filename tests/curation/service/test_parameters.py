@@ -132,5 +132,5 @@ def test_dependencies_come_before_a_direct_answer():
     "endpoint", [coroutine, with_body, with_header, with_model, with_alias, with_values]
 )
 def test_other_kinds_are_left_to_fastapi(endpoint):
-    assert _Parameters.of(endpoint, set()) is None
-    assert _Parameters.of(shown, {"image", "number"}) is not None
+    assert _Parameters.declared(endpoint, set()) is None
+    assert _Parameters.declared(shown, {"image", "number"}) is not None

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from echostill.curation import IngestConfig, SelectConfig, select
-from echostill.curation.ingestion.stage import _prepare
+from echostill.curation.ingestion.stage import prepare_ingest
 from echostill.platform.errors import UsageError
 from echostill.platform.imaging.images import encode_png
 from echostill.platform.shards.events import read_events
@@ -216,7 +216,7 @@ def test_a_bucket_is_ingested_into_a_bucket_through_a_kill(bucket, tmp_path):
         files_per_shard=PER_SHARD,
         deidentify={"pixels": "off"},
     )
-    ready = _prepare(config, overwrite=False)
+    ready = prepare_ingest(config, overwrite=False)
     parts = store.open_pool().manifest["parts"]
     for part, shard in zip(parts, ready.shards, strict=True):
         rows = ready.make_worker(config)().process(shard).rows
