@@ -102,6 +102,16 @@ def test_a_run_cut_at_a_checkpoint_ends_as_the_whole_one(images, change):
         assert torch.equal(value, again.average[name])
 
 
+@pytest.mark.parametrize("loaders", [1, 3])
+def test_threads_that_make_batches_ahead_change_nothing(images, loaders):
+    alone, state = run(images)
+    ahead, again = run(images, SETTINGS.model_copy(update={"loaders": loaders}))
+    assert ahead.seen == alone.seen
+    assert again.history == state.history
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, ahead.state_dict()[name])
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_parts_of_a_batch_add_up_to_it(images, micro_batch):
     whole, state = run(images)
