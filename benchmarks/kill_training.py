@@ -89,7 +89,9 @@ def make_job(folder, steps):
             teacher = create_encoder("usfm-micro", image_size=SIDE)
             student = create_encoder("tinyusfm-micro", image_size=SIDE)
             objective = DistillationObjective(
-                MaskedImageModel(student, DecoderSettings()), teacher, ObjectiveSettings()
+                MaskedImageModel(student, DecoderSettings()),
+                teacher,
+                ObjectiveSettings(preset="tinyusfm"),  # it has the most state to lose
             )
             masks = MaskSettings().scaled_to(SIDE, 16)
             return Recorded({"student": objective}, masks, self.seed)

@@ -54,7 +54,7 @@ class TrainingTask(nn.Module):
     image_size: int
 
     def draw(self, batch: TrainingBatch) -> Draws | None:
-        """Draw what the task needs for a batch besides crops, in a thread that makes batches.
+        """Draw what the task needs for a batch besides crops, where the batch is made.
 
         Returns:
             What was drawn for each image, or None where nothing is.
