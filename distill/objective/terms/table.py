@@ -1,7 +1,8 @@
 """The table of loss terms, which the objective sums; CONTRIBUTING.md tells how to add one."""
 
-from echostill.distill.objective.terms import attention, reconstruction, relation, tokens
+from echostill.distill.objective.terms import attention, pooled, reconstruction, relation, tokens
 from echostill.distill.objective.terms.attention import AttentionSettings
+from echostill.distill.objective.terms.pooled import PooledSettings
 from echostill.distill.objective.terms.reconstruction import ReconstructionKeys
 from echostill.distill.objective.terms.relation import RelationSettings
 from echostill.distill.objective.terms.term import Term
@@ -13,11 +14,13 @@ TERMS: tuple[Term, ...] = (
     tokens.TERM,
     attention.TERM,
     relation.TERM,
+    pooled.TERM,
 )
 
 
 # A class lists the keys of its last base first.
 class TermSettings(
+    PooledSettings,
     RelationSettings,
     AttentionSettings,
     TokenSettings,

@@ -94,7 +94,7 @@ class Term:
 
     def weight(self, settings: Config) -> float:
         """Return its weight in an objective."""
-        return 1.0 if self.weight_key is None else float(getattr(settings, self.weight_key))
+        return 1.0 if self.weight_key is None else float(getattr(settings, self.weight_key) or 0.0)
 
 
 BlockChoice = tuple[Encoder, tuple[int, ...] | None, tuple[int, ...]]

@@ -123,7 +123,7 @@ class TokenMatching(TermLoss):
         for index, block in enumerate(self.teacher_blocks):
             normalised = [normalise_tokens(part.blocks[block]) for part in outputs]
             if self.moments:
-                moments = self.moments[index].take(_moments(tokens) for tokens in normalised)
+                moments = self.moments[index].take(moments_of(tokens) for tokens in normalised)
                 normalised = [standardise(tokens, moments) for tokens in normalised]
             for part, tokens in zip(targets, normalised, strict=True):
                 part.append(tokens)
@@ -141,7 +141,8 @@ class TokenMatching(TermLoss):
         )
 
 
-def _moments(tokens: Tensor) -> tuple[Tensor, int]:
+def moments_of(tokens: Tensor) -> tuple[Tensor, int]:
+    """Return the sums of (..., D) and of its squares by channel, (2 D,), and the number of rows."""
     rows = tokens.flatten(0, -2)
     return torch.cat([rows.sum(dim=0), rows.square().sum(dim=0)]), len(rows)
 
