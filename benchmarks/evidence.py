@@ -11,10 +11,12 @@ nothing that is there. Students of one teacher and seed share its pass.
 DATA is a folder of the sets, as examples/quickstart/make_sample.py reads them. The first lines say
 how many hours the missing rows take; --dry-run ends there. A teacher without weights is left out
 (examples/teachers converts two), but usfm, which is then the quickstart's own: it has seen images
-of two of the tasks, which a conclusion must say. evidence.json and figures are written at the end.
+of two of the tasks, which a conclusion must say. evidence.json, figures and the predictions of all
+rows are written at the end.
 """
 
 import argparse
+import json
 import sys
 from functools import cached_property, partial
 from pathlib import Path
@@ -112,8 +114,8 @@ class Evidence:
 
     def training(self, steps=None, **changes):
         """Settings of a training."""
-        values = {**self.plan["training"], **changes}
-        return TrainingSettings(**({**values, "steps": steps} if steps else values))
+        values = {**self.plan["training"], **changes, **({"steps": steps} if steps else {})}
+        return TrainingSettings.model_validate_json(json.dumps(values))
 
     def test(self, encoder, **facts):
         """Predict all tasks out of fold from a frozen encoder."""
@@ -165,6 +167,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing")
     parser.add_argument("--report", action="store_true", help="only report the rows there are")
+    parser.add_argument("--held", type=Path, help="evidence.json of rows that are gone")
     options = parser.parse_args()
     plan = yaml.safe_load(PLAN.read_text())
     evidence = Evidence(shortened(plan) if options.quick else plan, options)
@@ -183,7 +186,7 @@ def main():
     for own in units.values():
         if not options.report:
             complete(evidence.rows, asked(own, options), say=partial(print, flush=True))
-    write_report(evidence, units)
+    write_report(evidence, units, options.held)
 
 
 if __name__ == "__main__":

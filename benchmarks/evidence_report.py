@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence_held import beside, write_predictions
 from evidence_rows import Row
 from machine import describe_machine
 
@@ -78,13 +79,21 @@ def primary(
     ] + missing
 
 
-def write_report(evidence: Any, units: dict[str, Any]) -> None:
-    """Write evidence.json and a figure for each experiment, and print the comparisons."""
+def write_report(evidence: Any, units: dict[str, Any], held: Path | None = None) -> None:
+    """Write predictions, evidence.json and a figure for each experiment; print the comparisons.
+
+    Args:
+        evidence: The measurement.
+        units: Units by experiment.
+        held: An evidence.json of rows that are gone, for what this one lacks.
+    """
     tasks = evidence.tasks
     plan, out = evidence.plan, evidence.out
-    result: dict[str, Any] = {"machine": describe_machine(), "plan": plan, "experiments": {}}
-    for name, own in units.items():
-        rows = evidence.rows.of(own)
+    before = json.loads(held.read_text())["experiments"] if held else {}
+    result: dict[str, Any] = {"machine": describe_machine(), "plan": plan, "experiments": before}
+    done = {name: evidence.rows.of(own) for name, own in units.items()}
+    write_predictions(done, tasks, out)
+    for name, rows in done.items():
         if not rows:
             continue
         section = plan["distillation" if name == "distillation" else "coreset"]
@@ -98,6 +107,8 @@ def write_report(evidence: Any, units: dict[str, Any]) -> None:
                 for name, named in section.get("added", {}).items()
             },
         }
+        if name in before:
+            found = beside(found, before[name])
         result["experiments"][name] = found
         print(name)
         for entry in every(found):

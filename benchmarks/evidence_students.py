@@ -42,9 +42,9 @@ class Distillation:
             run = partial(self._untrained, seed)
             found.append(self._unit({"untrained": common}, seed, "untrained", 0, run))
             for arm, settings in self.plan["alone"].items():
-                steps = self._steps(settings)
-                depends = {arm: {**common, "steps": steps}}
-                train = partial(self._alone, arm, seed)
+                steps, own = self._steps(settings), settings.get("training", {})
+                depends = {arm: {**common, "steps": steps, **({"own": own} if own else {})}}
+                train = partial(self._alone, arm, own, seed)
                 unit = self._unit(
                     depends, seed, "MIM", steps, partial(train, steps), partial(train, probe=False)
                 )
@@ -96,7 +96,7 @@ class Distillation:
         path = self.evidence.out / "equal_time.json"
         if not path.is_file():  # measured once, so that a restart has the same plan
             pair = {
-                "MIM": partial(self._alone, "MIM", 0, probe=False),
+                "MIM": partial(self._alone, "MIM", {}, 0, probe=False),
                 "fixed": self.single,
             }
             for train in pair.values():
@@ -130,8 +130,8 @@ class Distillation:
         torch.manual_seed(seed)
         return {"untrained": self.evidence.test(create_encoder(self.evidence.student))}
 
-    def _alone(self, arm, seed, steps, *, probe=True):
-        training = self.evidence.training(steps)
+    def _alone(self, arm, own, seed, steps, *, probe=True):
+        training = self.evidence.training(steps, **own)
         student = self.evidence.student
         trained = train_group({arm: ALONE}, student, None, self.images, training, seed)
         return self.evidence.tested(trained) if probe else None

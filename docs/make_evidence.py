@@ -146,8 +146,8 @@ def take(quickstart: Path | None, trainings: Path | None) -> None:
         QUICKSTART.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
     if trainings is not None:
         shutil.copyfile(trainings / "evidence.json", TRAININGS)
-        for figure in sorted(trainings.glob("*.png")):
-            shutil.copyfile(figure, HELD / figure.name)
+        for path in sorted([*trainings.glob("*.png"), *trainings.glob("*.parquet")]):
+            shutil.copyfile(path, HELD / path.name)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The bookkeeping of the long measurement, without any training."""
 
 import importlib
+import itertools
 import sys
 from pathlib import Path
 
@@ -130,6 +131,30 @@ def test_a_comparison_is_the_mean_difference_over_tasks_of_the_seeds_both_have(l
     assert judged[1]["of"] == "liver"
 
 
+def test_results_of_rows_that_are_gone_stay_where_these_have_fewer(load):
+    def results(arms, family):
+        return {
+            "chance": {},
+            "arms": {arm: {"seeds": seeds, "from": name} for arm, seeds in arms.items()},
+            "primary": [{"value": 1}],
+            "added": {"longer": family},
+        }
+
+    name = "held"
+    held = results({"a": 5, "b": 3, "c": 2}, [{"value": 1}, {"missing": ["c"]}])
+    name = "new"
+    found = results({"b": 3, "c": 1, "d": 4}, [{"missing": ["a"]}, {"missing": ["c"]}])
+    both = load("evidence_held").beside(found, held)
+    assert {arm: values["from"] for arm, values in both["arms"].items()} == {
+        "a": "held",
+        "b": "new",
+        "c": "held",
+        "d": "new",
+    }
+    assert both["added"] == {"longer": held["added"]["longer"]}
+    assert both["primary"] is found["primary"]  # as many of it could be judged
+
+
 def test_the_plan_names_arms_and_tasks_that_there_are():
     import yaml
 
@@ -137,7 +162,7 @@ def test_the_plan_names_arms_and_tasks_that_there_are():
     own = plan["distillation"]
     students = {f"{teacher}/{name}" for teacher in own["teachers"] for name in own["students"]}
     models = students | set(own["teachers"]) | set(own["alone"]) | {"untrained", "thumbnail"}
-    for first, second, *tasks in [*own["primary"], *own["added"]["whole image"]]:
+    for first, second, *tasks in itertools.chain(own["primary"], *own["added"].values()):
         assert {first, second} <= models
         assert set(tasks) <= set(plan["tasks"])
     for first, second in plan["coreset"]["primary"]:
