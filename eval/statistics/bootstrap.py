@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize, sparse, special
 
 from echostill.platform.errors import UsageError
 from echostill.platform.seeding import stream
@@ -100,9 +100,10 @@ def mean_sums(values: np.ndarray, groups: np.ndarray) -> GroupSums:
 
 def _sums(values: np.ndarray, counts: np.ndarray, groups: np.ndarray) -> GroupSums:
     names, group_of = np.unique(groups, return_inverse=True)
-    member = np.zeros((len(names), len(groups)))
-    member[group_of, np.arange(len(groups))] = 1.0
-    return GroupSums(np.matmul(member, values), member @ counts, names)
+    rows = np.arange(len(groups))
+    shape = (len(names), len(groups))
+    member = sparse.csr_array((np.ones(len(groups)), (group_of, rows)), shape=shape)
+    return GroupSums(np.stack([member @ each for each in values]), member @ counts, names)
 
 
 @lru_cache(maxsize=4)

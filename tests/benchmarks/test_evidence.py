@@ -2,10 +2,12 @@
 
 import importlib
 import itertools
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from echostill.eval.datasets import LabelledDataset
@@ -153,6 +155,40 @@ def test_results_of_rows_that_are_gone_stay_where_these_have_fewer(load):
     }
     assert both["added"] == {"longer": held["added"]["longer"]}
     assert both["primary"] is found["primary"]  # as many of it could be judged
+
+
+def test_the_predictions_that_are_kept_give_the_numbers_of_the_page():
+    """With other code than the report's. Of older rows there are results and no predictions."""
+    folder = FOLDER.parent / "docs" / "evidence"
+    result = json.loads((folder / "trainings.json").read_text())["experiments"]["distillation"]
+    truth = {row["task"]: row for row in pq.read_table(folder / "tasks.parquet").to_pylist()}
+    accuracy = {}
+    for row in pq.read_table(folder / "predictions.parquet").to_pylist():
+        assert row["experiment"] == "distillation"
+        labels = np.array(truth[row["task"]]["label"])
+        right = np.array(row["predicted"]) == labels
+        recalls = [right[labels == value].mean() for value in np.unique(labels)]
+        accuracy.setdefault(row["arm"], {}).setdefault(row["task"], {})[row["seed"]] = recalls
+    for arm, by_task in accuracy.items():
+        held = result["arms"][arm]
+        trainings = {task: len(seeds) for task, seeds in by_task.items()}
+        if trainings == dict.fromkeys(truth, held["seeds"]):
+            for task, seeds in by_task.items():
+                assert held[task]["value"] == pytest.approx(np.mean(list(seeds.values())))
+    checked = 0
+    for entry in result["added"]["light masks"] + result["added"]["pooled"]:
+        first, second = (accuracy[entry[side]] for side in ("first", "second"))
+        differences = []
+        for task in truth if entry["of"] == "mean of tasks" else [entry["of"]]:
+            one, other = first[task], second[task]
+            if min(len(one), len(other)) > 1:  # trainings of one seed are a pair
+                common = set(one) & set(other)
+                one, other = ({seed: each[seed] for seed in common} for each in (one, other))
+            means = [np.mean(list(each.values())) for each in (one, other)]
+            differences.append(means[0] - means[1])
+        assert entry["value"] == pytest.approx(np.mean(differences))
+        checked += 1
+    assert checked == 17
 
 
 def test_the_plan_names_arms_and_tasks_that_there_are():
