@@ -122,6 +122,8 @@ BLOCKS: dict[Path, dict[str, Callable[[], list[str]]]] = {
         "whole image": lambda: primary_lines("distillation", "whole image"),
         "twice as long": lambda: primary_lines("distillation", "twice as long"),
         "whole image, usfm": lambda: primary_lines("distillation", "whole image, usfm"),
+        "pooled": lambda: primary_lines("distillation", "pooled"),
+        "light masks": lambda: primary_lines("distillation", "light masks"),
         "coreset arms": lambda: arms_lines("coreset"),
         "coreset": lambda: primary_lines("coreset"),
         "coreset with junk arms": lambda: arms_lines("coreset with junk"),
