@@ -31,6 +31,12 @@ TEXT_FLATNESS = 0.06  # largest spread of what is behind writing, as a share of 
 SHARPNESS_SCALE = 0.05  # Laplacian energy over brightness variance; 0.01 to 0.3 is usual
 ROUNDING_ENERGY = 20 / 12  # of the Laplacian of what rounding to whole levels adds
 FULL_SIDE = 256  # pixels of the shorter side from which a picture is no longer small
+ECHO_BLOCK = 8  # pixels; echoes are looked for in blocks of this side, in every second row of them
+NEIGHBOURS = 112  # pairs of pixels next to each other in a block
+ECHO_ENERGY = 0.5  # mean square by which neighbours differ where there are echoes, at least
+ECHO_CHANGES = 0.2  # share of neighbours that differ at all, at least: fewer at a drawn edge
+NO_ECHOES, ENOUGH_ECHOES = 0.1, 0.15  # share of the sector's blocks; real images have 0.4 to 1
+NOISE = 0.95  # share of the variance that neighbours do not share; real images have 0 to 0.4
 SMALL_REGION = 0.1  # of the largest lit region's area; what is smaller is no part of the sector
 SECTOR_GRID = 32  # cells along each side in which the sector is looked for
 
@@ -44,7 +50,9 @@ def _threshold(default: float, description: str) -> Any:
 class QualitySettings(Config):
     """Score below which a picture is flagged, for each issue."""
 
-    blank: float = _threshold(0.02, "Share of pixels that differ from the background.")
+    blank: float = _threshold(
+        0.02, "Share of pixels that differ from the background; 0 where no echoes are in sight."
+    )
     dark: float = _threshold(0.2, "99th percentile of the brightness.")
     saturated: float = _threshold(0.9, "1 - share of the sector's pixels that are white.")
     blurred: float = _threshold(0.15, "Fine detail against contrast, inside the sector.")
@@ -98,7 +106,7 @@ def quality_scores(
     inside = brightness.inside(_box_of(sector, brightness.levels.shape))
     shorter, longer = sorted((original_width, original_height))
     return {
-        "blank": _visible_share(histogram),
+        "blank": _visible_share(histogram) * _of_echoes(echo_share(inside)),
         "dark": _percentile(histogram, 0.99) / 255,
         "saturated": 1 - float(inside.histogram[WHITE_LEVEL:].sum()) / inside.levels.size,
         "blurred": _sharpness(inside),
@@ -183,6 +191,44 @@ def text_share(grey: np.ndarray) -> float:
     behind = background.reshape(shape)[row, :, column]
     even = behind.std(axis=(1, 2), dtype=np.float32) <= 255 * TEXT_FLATNESS
     return float(np.count_nonzero(even) / count.size)
+
+
+def echo_share(brightness: Brightness) -> float:
+    """Estimate the share of a picture that shows echoes, sharp or not.
+
+    Speckle and tissue change from pixel to pixel. What a program has drawn (bars, writing, an empty
+    screen) is even but for its edges. Noise changes too, but in a picture of nothing else a pixel
+    tells nothing of its neighbours: half the mean square of their differences is the variance.
+
+    Args:
+        brightness: Of the sector.
+
+    Returns:
+        Share of the blocks of 8 x 8 pixels that look like echoes, 0..1; 0 if all is noise, and 1 if
+        there is no whole block.
+    """
+    rows, columns = (side // ECHO_BLOCK for side in brightness.levels.shape)
+    if rows == 0 or columns == 0:
+        return 1.0
+    whole = brightness.levels[: rows * ECHO_BLOCK, : columns * ECHO_BLOCK]
+    blocks = whole.reshape(rows, ECHO_BLOCK, columns, ECHO_BLOCK)[::2]
+    # Pixels first, blocks last: then all sums run over long rows. Whole numbers add up exactly.
+    pixels = np.ascontiguousarray(blocks.transpose(1, 3, 0, 2), dtype=np.int16)
+    energy, changes = (np.zeros(pixels.shape[2:], dtype=np.int32) for _ in range(2))
+    for along in (pixels, pixels.swapaxes(0, 1)):
+        step = along[1:] - along[:-1]
+        energy += np.square(step, dtype=np.int32).sum(axis=(0, 1), dtype=np.int32)
+        changes += np.count_nonzero(step, axis=(0, 1)).astype(np.int32)
+    mean_energy = int(energy.sum(dtype=np.int64)) / (energy.size * NEIGHBOURS)
+    if mean_energy / 2 > NOISE * brightness.variance:
+        return 0.0
+    varied = (energy >= ECHO_ENERGY * NEIGHBOURS) & (changes >= ECHO_CHANGES * NEIGHBOURS)
+    return float(varied.mean())
+
+
+def _of_echoes(share: float) -> float:
+    """Return 0 where a picture shows no echoes, 1 where it shows enough."""
+    return min(1.0, max(0.0, (share - NO_ECHOES) / (ENOUGH_ECHOES - NO_ECHOES)))
 
 
 def _between(lit: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ class SelectionSettings(ClusteringSettings):
         "last; corrupt images are among them.",
     )
     flags_last: tuple[str, ...] = Field(
-        ("blank", "dark", "blurred", "low_information"),
+        ("blank", "dark", "saturated", "blurred", "low_information"),
         description="coverage: quality flags of ingest whose images are chosen last and need not "
         "be covered; empty for none.",
     )

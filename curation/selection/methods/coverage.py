@@ -51,13 +51,17 @@ def coverage(block: Block, count: int, settings: HasAlpha) -> np.ndarray:
     """Order by the value that an image adds, the choices of all cells merged; flagged rows last.
 
     A blank or blurred image covers none and needs none to cover it. If other images do not suffice,
-    the best dual ranks among the flagged follow.
+    the flagged follow by the value that they have among themselves; else their dual ranks do.
     """
-    last = block.flagged & ~block.pinned
-    priority = 4.0 * LATER * (1.0 + block.dual_rank)
-    rows = np.flatnonzero(~last)
-    if len(rows):
-        priority[rows] = _by_value(Block(block.pool, block.rows[rows]), count, settings)
+    flagged = block.flagged & ~block.pinned
+    first, last = np.flatnonzero(~flagged), np.flatnonzero(flagged)
+    after = block.dual_rank
+    if len(last) and count > len(first):
+        value = _by_value(Block(block.pool, block.rows[last]), count - len(first), settings)
+        after[last[np.argsort(value, kind="stable")]] = np.arange(len(last)) / len(last)
+    priority = 4.0 * LATER * (1.0 + after)
+    if len(first):
+        priority[first] = _by_value(Block(block.pool, block.rows[first]), count, settings)
     return priority
 
 

@@ -66,6 +66,61 @@ def test_each_ruin_is_flagged(picture):
     assert "coloured" not in flagged(np.repeat(picture[..., None], 3, axis=2))
 
 
+def noise(rng, deviation, level=110.0):
+    return np.clip(rng.normal(level, deviation, (256, 256)), 0, 255).astype(np.uint8)
+
+
+def test_noise_and_what_a_program_has_drawn_is_blank():
+    rng = np.random.default_rng(0)
+    for deviation in (6, 25, 80):
+        assert "blank" in flagged(noise(rng, deviation))
+    y, x = np.mgrid[:256, :256]
+    bars = rng.integers(0, 256, (8, 3)).astype(np.uint8)
+    assert "blank" in flagged(bars[x // 32])
+    assert "blank" in flagged(((x // 16 + y // 16) % 2 * 180 + 20).astype(np.uint8))
+
+
+def test_a_picture_with_echoes_is_not_blank_however_it_was_stored(picture):
+    score = quality_scores(picture, 320, 240)["blank"]
+    assert score == quality._visible_share(Brightness(picture).histogram)
+    image = Image.fromarray(picture)
+    half = image.resize((image.width // 2, image.height // 2))
+    blurred = image.filter(ImageFilter.GaussianBlur(2))
+    for spoilt in (picture // 16 * 16, half.resize(image.size, 0), blurred, picture // 3):
+        assert "blank" not in flagged(np.asarray(spoilt))
+    # Structure under noise in which neighbours have nothing in common, as simulations have it.
+    y, x = np.mgrid[:256, :256]
+    level = 80 + 40 * (np.hypot(y - 100, x - 120) < 40) - 50 * (np.hypot(y - 170, x - 60) < 25)
+    speckle = np.random.default_rng(0).rayleigh(0.8, level.shape)
+    assert "blank" not in flagged(np.clip(level * speckle, 0, 255).astype(np.uint8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.tuples(st.integers(1, 45), st.integers(1, 45)),
+    st.sampled_from([0.0, 0.4, 3.0, 40.0]),
+)
+def test_echo_share_is_that_of_a_plain_count(seed, shape, deviation):
+    rng = np.random.default_rng(seed)
+    steps = rng.integers(0, 200, (-(-shape[0] // 8), -(-shape[1] // 8)))
+    smooth = np.kron(steps, np.ones((8, 8)))[: shape[0], : shape[1]]
+    grey = np.clip(smooth + rng.normal(0, deviation, shape), 0, 255).astype(np.uint8)
+    exact = grey.astype(int)
+    found = []
+    for row in range(0, shape[0] // 8, 2):
+        for column in range(shape[1] // 8):
+            block = exact[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+            found.append(np.concatenate([np.diff(block, axis=axis).ravel() for axis in (0, 1)]))
+    expected = 1.0
+    if found:
+        found = np.array(found)
+        varied = ((found**2).mean(axis=1) >= 0.5) & ((found != 0).mean(axis=1) >= 0.2)
+        all_noise = (found**2).mean() / 2 > 0.95 * Brightness(grey).variance
+        expected = 0.0 if all_noise else varied.mean()
+    assert quality.echo_share(Brightness(grey)) == pytest.approx(expected)
+
+
 def test_writing_lowers_its_score(picture):
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)

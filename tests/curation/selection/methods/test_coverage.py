@@ -1,6 +1,7 @@
 """Coverage against a brute force in fractions, its grid, its cells, and what it does with clips."""
 
 import importlib
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -224,3 +225,27 @@ def test_flagged_images_are_last_and_need_no_cover():
     assert chosen_flags.count(False) == 12
     without = select_rows(features, scores, groups, 6, clusters=3)
     assert select_rows(features, scores, flagged, 6, clusters=3, flags_last=()).equals(without)
+
+
+def test_where_all_are_flagged_the_choice_is_as_if_none_were():
+    features, scores, groups = clips()
+    flag = pa.array([True] * len(features))
+    without = select_rows(features, scores, groups, 8, clusters=3)
+    table = select_rows(features, scores, groups.append_column("saturated", flag), 8, clusters=3)
+    assert table["selected"].equals(without["selected"])
+
+
+def test_the_flagged_that_are_needed_cover_each_other():
+    pool = pool_of(clusters=3)
+    flagged = np.arange(40) % 4 != 0
+    last = np.flatnonzero(flagged)
+    marked = replace(pool, flagged=flagged)
+    grid = on_grid(pool.features.array[last], pool.features.mean)
+    good = 1 - (pool.gradient_rank[last] - 1) / pool.size[last]
+    quality = np.maximum(np.rint((0.5 + 0.5 * good) * 1024), 1)
+    expected, _ = by_hand(cosines(grid), quality, 12)
+    found = chosen(marked, 22)
+    assert set(found[:10]) == set(np.flatnonzero(~flagged).tolist())
+    assert found[10:] == last[expected].tolist()
+    # The first are the same ones, however many follow.
+    assert chosen(marked, 10) == found[:10]
