@@ -23,6 +23,7 @@ from echostill.eval.statistics.family import conclude
 
 Seeds = dict[int, Row]
 MEAN = "mean of tasks"
+WIDEST = 30  # points to either side that the figure shows
 
 
 def sums(rows: Seeds, seeds: list[int], task: LabelledDataset) -> GroupSums:
@@ -172,6 +173,8 @@ def draw(name: str, found: dict[str, Any], tasks: list[str], path: Path) -> None
     axis.invert_yaxis()
     axis.set_title("comparisons", fontsize=10)
     axis.set_xlabel("points, interval of the family")
+    low, high = axis.get_xlim()  # two or three trainings have intervals that would hide the others
+    axis.set_xlim(max(low, -WIDEST), min(high, WIDEST))
     figure.suptitle(name, fontsize=11)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -124,6 +124,7 @@ BLOCKS: dict[Path, dict[str, Callable[[], list[str]]]] = {
         "whole image, usfm": lambda: primary_lines("distillation", "whole image, usfm"),
         "pooled": lambda: primary_lines("distillation", "pooled"),
         "light masks": lambda: primary_lines("distillation", "light masks"),
+        "light masks, views": lambda: primary_lines("distillation", "light masks, views"),
         "coreset arms": lambda: arms_lines("coreset"),
         "coreset": lambda: primary_lines("coreset"),
         "coreset with junk arms": lambda: arms_lines("coreset with junk"),
