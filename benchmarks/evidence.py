@@ -10,9 +10,8 @@ nothing that is there. Students of one teacher and seed share its pass.
 
 DATA is a folder of the sets, as examples/quickstart/make_sample.py reads them. The first lines say
 how many hours the missing rows take; --dry-run ends there. A teacher without weights is left out
-(examples/teachers converts two), but usfm, which is then the quickstart's own: it has seen images
-of two of the tasks, which a conclusion must say. evidence.json, figures and the predictions of all
-rows are written at the end.
+(examples/teachers converts two), but usfm, which is then the quickstart's own. evidence.json,
+figures and the predictions of all rows are written at the end.
 """
 
 import argparse

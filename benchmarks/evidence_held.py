@@ -11,6 +11,7 @@ from evidence_rows import Row
 from echostill.eval.datasets import LabelledDataset
 
 Arms = dict[str, dict[int, Row]]
+Family = list[dict[str, Any]]
 
 
 def write_predictions(
@@ -57,23 +58,24 @@ def beside(found: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
     whole, from where more of it could be judged; in a tie from the new results.
     """
 
-    def fuller(name: str) -> list[dict[str, Any]]:
-        families = [each["added"].get(name, []) for each in (held, found)]
-        return families[judged(families[1]) >= judged(families[0])]
+    def fuller(one: Family, other: Family) -> Family:
+        return max(one, other, key=judged)  # the first, in a tie
 
     arms = {}
     for arm in [*held["arms"], *found["arms"]]:
-        both = [each["arms"][arm] for each in (held, found) if arm in each["arms"]]
-        arms[arm] = max(reversed(both), key=lambda values: values["seeds"])
-    primary = [held["primary"], found["primary"]]
+        both = [each["arms"][arm] for each in (found, held) if arm in each["arms"]]
+        arms[arm] = max(both, key=lambda values: values["seeds"])
     return {
         **found,
         "arms": arms,
-        "primary": primary[judged(primary[1]) >= judged(primary[0])],
-        "added": {name: fuller(name) for name in found["added"]},
+        "primary": fuller(found["primary"], held["primary"]),
+        "added": {
+            name: fuller(family, held["added"].get(name, []))
+            for name, family in found["added"].items()
+        },
     }
 
 
-def judged(family: list[dict[str, Any]]) -> int:
+def judged(family: Family) -> int:
     """Count the comparisons of a family that had rows."""
     return sum("missing" not in entry for entry in family)
